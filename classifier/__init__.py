@@ -1,0 +1,1 @@
+"""The joint classifier: one network, one group of outputs per published label system. Knows nothing of slides."""

@@ -1,0 +1,104 @@
+"""What both trainings need: checkpoints, a moving average of the weights, and lines of progress."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from nucpipe.common.errors import DataError
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights and buffers; the average is what is released."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after ``step``; early on the average forgets faster."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)
+
+
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate: a linear rise over ``warmup`` steps, then half a cosine down to 0."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, or None where there is none.
+
+    Raises:
+        DataError: it was made with other settings, or is broken.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: the checkpoint cannot be read ({error}); delete it to start again.") from error
+    changed = [k for k, v in settings.items() if state["settings"].get(k) != v]
+    if changed:
+        raise DataError(
+            f"{path}: this checkpoint was made with another {', '.join(changed)}; "
+            "give the same settings to go on, or delete it to start again."
+        )
+    return state
+
+
+class Progress(Protocol):
+    """Told of every step."""
+
+    def __call__(self, step: int, text: str) -> None:
+        """``step`` of the training is done; ``text`` has its figures."""
+
+
+@contextmanager
+def show_progress(title: str, steps: int, start: int = 0) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere a plain line now and then."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=steps, completed=start, text="")
+            yield lambda step, text: bar.update(task, completed=step, text=text)
+        return
+    began = last = time.monotonic()
+
+    def line(step: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 30 or step == steps:
+            last = now
+            left = (now - began) / max(1, step - start) * (steps - step)
+            print(f"{title}: step {step}/{steps}, {left / 60:.0f} min left, {text}", file=sys.stderr, flush=True)
+
+    yield line

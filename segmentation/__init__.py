@@ -1,0 +1,1 @@
+"""HoVer-Net: finding and outlining nuclei. Knows nothing of slides or of the classifier."""

@@ -1,0 +1,55 @@
+"""HoVer-Net's losses (Graham et al. 2019, equations 1 to 6)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def _sobel(size_px: int, device: torch.device) -> torch.Tensor:
+    """Horizontal derivative kernel of the paper's reference: x / (x^2 + y^2)."""
+    r = torch.arange(size_px, dtype=torch.float32, device=device) - size_px // 2
+    y, x = torch.meshgrid(r, r, indexing="ij")
+    return x / (x * x + y * y + 1e-15)
+
+
+def hv_gradients(hv: torch.Tensor, size_px: int = 5) -> torch.Tensor:
+    """dH/dx and dV/dy.
+
+    Args:
+        hv: (N, 2, H, W), horizontal and vertical maps.
+        size_px: side of the Sobel kernel, odd.
+
+    Returns:
+        (N, 2, H, W).
+    """
+    kernel = _sobel(size_px, hv.device)
+    kernels = torch.stack([kernel, kernel.T])[:, None]
+    return F.conv2d(hv, kernels, padding=size_px // 2, groups=2)
+
+
+def hovernet_loss(maps: torch.Tensor, nuclear: torch.Tensor, hv: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The four terms; their weighted sum is trained.
+
+    Args:
+        maps: (N, 3, H, W) float32, the network's output.
+        nuclear: (N, H, W) float32, 1 inside a nucleus.
+        hv: (N, 2, H, W) float32, the true distances.
+
+    Returns:
+        ``cross_entropy`` and ``dice`` of the nuclear-pixel branch, ``mse`` and ``gradient_mse`` of the
+        horizontal-vertical branch, and their sum as ``total``; each a scalar.
+    """
+    logit, predicted = maps[:, 0], maps[:, 1:]
+    p = torch.sigmoid(logit)
+    dice = 1 - (2 * (p * nuclear).sum() + 1) / (p.sum() + nuclear.sum() + 1)
+    inside = nuclear[:, None]
+    difference = hv_gradients(predicted) - hv_gradients(hv)
+    terms = {
+        "cross_entropy": F.binary_cross_entropy_with_logits(logit, nuclear),
+        "dice": dice,
+        "mse": F.mse_loss(predicted, hv),
+        "gradient_mse": (difference.square() * inside).sum() / (2 * inside.sum() + 1e-6),
+    }
+    terms["total"] = terms["cross_entropy"] + terms["dice"] + 2 * terms["mse"] + terms["gradient_mse"]
+    return terms

@@ -1,0 +1,114 @@
+"""A compact HoVer-Net: light ImageNet encoder, U-Net-shaped decoder, nuclear-pixel and horizontal-vertical branches.
+
+Method: Graham et al. 2019, "HoVer-Net", Medical Image Analysis 58. Two changes make it cheap: the pixels are taken at
+0.5 um while the maps come out at 0.25 um (sub-pixel convolution, Shi et al. 2016), and both branches share the deeper
+part of one decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+INPUT_MPP = 0.5
+"""Pixel size of the network's input, micrometres. The maps have half of it."""
+
+ALIGN_PX = 16
+"""Input sides are multiples of this; so are the corners of windows, in the slide-wide grid of input pixels."""
+
+
+def _conv(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)
+    )
+
+
+class UpBlock(nn.Module):
+    """Enlarge twofold, join the encoder's features of that size, two convolutions."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(_conv(inputs + skip, outputs), _conv(outputs, outputs))
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        """(N, inputs, H, W) and (N, skip, 2H, 2W) to (N, outputs, 2H, 2W)."""
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.convs(torch.cat([x, skip], dim=1))  # type: ignore[no-any-return]
+
+
+class Branch(nn.Module):
+    """From features at a quarter of the maps' resolution to maps, by two sub-pixel convolutions."""
+
+    def __init__(self, inputs: int, hidden: int, maps: int) -> None:
+        super().__init__()
+        self.own = _conv(inputs, inputs)
+        self.widen = nn.Conv2d(inputs, hidden * 4, 3, padding=1)
+        self.maps = nn.Conv2d(hidden + 3, maps * 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """(N, inputs, H, W) and the normalised image (N, 3, 2H, 2W) to (N, maps, 4H, 4W)."""
+        x = F.relu(F.pixel_shuffle(self.widen(self.own(x)), 2))
+        return F.pixel_shuffle(self.maps(torch.cat([x, image], dim=1)), 2)
+
+
+class HoVerNet(nn.Module):
+    """The network. It carries its own normalisation and is fully convolutional.
+
+    Args:
+        encoder: a timm backbone with features at strides 2, 4, 8 and 16.
+        widths: channels of the decoder at strides 8, 4 and 2.
+        hidden: channels of a branch at stride 1.
+        mean, std: normalisation of RGB in 0-1.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        encoder: str = "tf_efficientnet_lite0",
+        widths: tuple[int, int, int] = (80, 48, 32),
+        hidden: int = 12,
+        mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+        std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        import timm
+
+        super().__init__()
+        self.encoder = timm.create_model(encoder, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
+        c2, c4, c8, c16 = self.encoder.feature_info.channels()
+        # timm keeps the blocks behind the last feature that is asked for and computes them in vain.
+        last_block = self.encoder.feature_info.module_name()[-1].removeprefix("blocks.")
+        if last_block.isdigit():
+            del self.encoder.blocks[int(last_block) + 1 :]
+        self.up8 = UpBlock(c16, c8, widths[0])
+        self.up4 = UpBlock(widths[0], c4, widths[1])
+        self.up2 = UpBlock(widths[1], c2, widths[2])
+        self.np_branch = Branch(widths[2], hidden, 1)
+        self.hv_branch = Branch(widths[2], hidden, 2)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The maps of a batch.
+
+        Args:
+            pixels: (N, 3, H, W) RGB 0-255 at 0.5 um, uint8 or float; H and W multiples of 16.
+
+        Returns:
+            (N, 3, 2H, 2W) at 0.25 um: the logit of the nuclear-pixel map, then the horizontal and the vertical map
+            (-1 at a nucleus' left / upper end, +1 at its right / lower end).
+        """
+        image = (pixels.to(self.mean.dtype) - self.mean) / self.std
+        f2, f4, f8, f16 = self.encoder(image)
+        x = self.up2(self.up4(self.up8(f16, f8), f4), f2)
+        return torch.cat([self.np_branch(x, image), self.hv_branch(x, image)], dim=1)
+
+
+def build(architecture: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]) -> HoVerNet:
+    """The network that a model file's header describes, without weights."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items() if k != "type"}
+    return HoVerNet(**fields, mean=tuple(mean), std=tuple(std))

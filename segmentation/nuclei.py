@@ -1,0 +1,90 @@
+"""The nuclei that a detector found: arrays in one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Nuclei:
+    """N nuclei with their outlines, in one frame of pixels (the owner of the object says which).
+
+    Coordinates are (x, y); pixel (i, j) covers the square [i, i+1) x [j, j+1), so outlines run through pixel corners
+    and a square of 10x10 pixels has area 100.
+
+    Attributes:
+        centroids: (N, 2) float64, x and y of each outline's centre of mass.
+        contour_offsets: (N+1,) int64; the outline of nucleus i is ``contour_points[offsets[i]:offsets[i+1]]``.
+        contour_points: (M, 2) float64, x and y; rings are simple, run clockwise as seen on screen (y down) and are
+            NOT closed (the first point is not repeated).
+        detection_p: (N,) float32, mean nuclear probability inside the outline, 0-1.
+        area_um2: (N,) float32, area inside the outline in square micrometres.
+    """
+
+    centroids: FloatArray
+    contour_offsets: IntArray
+    contour_points: FloatArray
+    detection_p: npt.NDArray[np.float32]
+    area_um2: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.centroids)
+
+    @classmethod
+    def empty(cls) -> Nuclei:
+        """No nuclei."""
+        return cls(
+            np.zeros((0, 2)),
+            np.zeros(1, np.int64),
+            np.zeros((0, 2)),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.float32),
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Nuclei]) -> Nuclei:
+        """All nuclei of ``parts``, in order."""
+        if not parts:
+            return cls.empty()
+        lengths = np.concatenate([np.diff(p.contour_offsets) for p in parts])
+        return cls(
+            np.concatenate([p.centroids for p in parts]),
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            np.concatenate([p.contour_points for p in parts]),
+            np.concatenate([p.detection_p for p in parts]),
+            np.concatenate([p.area_um2 for p in parts]),
+        )
+
+    def contour(self, i: int) -> FloatArray:
+        """The outline of nucleus ``i``: (K, 2) float64."""
+        return self.contour_points[self.contour_offsets[i] : self.contour_offsets[i + 1]]
+
+    def select(self, which: npt.NDArray[np.bool_] | IntArray) -> Nuclei:
+        """The nuclei that ``which`` names (a boolean mask (N,) or indices), in its order."""
+        index = np.flatnonzero(which) if which.dtype == np.bool_ else which
+        starts = self.contour_offsets[:-1][index]
+        lengths = np.diff(self.contour_offsets)[index]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        # Row numbers of the chosen points: each outline's start, plus 0, 1, 2, ... within the outline.
+        rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Nuclei(
+            self.centroids[index], offsets, self.contour_points[rows], self.detection_p[index], self.area_um2[index]
+        )
+
+    def moved(self, scale: float, origin: tuple[float, float]) -> Nuclei:
+        """The same nuclei in another frame: every point times ``scale``, then plus ``origin`` (x, y)."""
+        shift = np.asarray(origin, float)
+        return Nuclei(
+            self.centroids * scale + shift,
+            self.contour_offsets,
+            self.contour_points * scale + shift,
+            self.detection_p,
+            self.area_um2,
+        )

