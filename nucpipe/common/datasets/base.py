@@ -77,8 +77,8 @@ def open_dataset(path: Path) -> list[AnnotatedImage]:
 
     if not path.is_dir():
         raise DataError(f"{path}: expected the folder of a data set; it does not exist.")
-    for reader in (consep, brecahad, monusac, pannuke):
-        images = reader.read(path)
+    for read in (consep.read, brecahad.read, monusac.read, pannuke.read):
+        images = read(path)
         if images:
             return images
     raise DataError(
@@ -93,7 +93,7 @@ def split_groups(
 ) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
     """Split images into training and validation by group, never by nucleus.
 
-    ``hold_out`` names groups or images (wildcards allowed). Where none of the names is found in this set,
+    ``hold_out`` names groups, or images whose groups are meant (wildcards allowed). Where none of the names is found in this set,
     about ``fraction`` of its images are held out, whole groups in the order of a hash of their names, so that the
     same set is always split the same way.
 
@@ -101,7 +101,8 @@ def split_groups(
         UsageError: everything would be held out.
     """
     patterns = list(hold_out)
-    held = {i.name for i in images if any(fnmatch.fnmatchcase(n, p) for n in (i.name, i.group) for p in patterns)}
+    groups = {i.group for i in images if any(fnmatch.fnmatchcase(n, p) for n in (i.name, i.group) for p in patterns)}
+    held = {i.name for i in images if i.group in groups}
     if not held and len({i.group for i in images}) > 1:
         order = sorted({i.group for i in images}, key=lambda g: hashlib.sha256(g.encode()).digest())
         for group in order[:-1]:

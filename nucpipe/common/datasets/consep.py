@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class ConsepImage(AnnotatedImage):
         try:
             mat = scipy.io.loadmat(str(self.label_path))
             instances = mat["inst_map"].astype(np.int32)
-        except (OSError, KeyError, ValueError, NotImplementedError, TypeError) as error:
+        except (OSError, KeyError, ValueError, NotImplementedError, TypeError, IndexError, zlib.error) as error:
             raise DataError(f"{self.label_path}: expected a MATLAB file with inst_map ({error}).") from error
         ids = np.unique(instances)
         ids = ids[ids > 0]

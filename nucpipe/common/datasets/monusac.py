@@ -1,4 +1,4 @@
-"""MoNuSAC's layout: ``<patient>/<patient>_<n>.tif`` or ``.svs`` with Aperio's ``.xml`` beside it (Verma et al. 2021)."""
+"""MoNuSAC's layout: ``<patient>/<patient>_<n>.{tif,svs}`` with Aperio's ``.xml`` beside (Verma et al. 2021)."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _parse(path: Path) -> ElementTree.Element:
         parser.feed(text)
         return parser.close()
     except (ElementTree.ParseError, xml.parsers.expat.ExpatError, OSError) as error:
-        raise DataError(f"{path}: expected Aperio's annotations; it cannot be read ({error}). Fetch it again.") from error
+        raise DataError(f"{path}: expected Aperio's annotations ({error}); fetch the file again.") from error
 
 
 def _nuclei(root: ElementTree.Element, path: Path) -> tuple[list[str], list[_Polygon]]:

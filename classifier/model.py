@@ -1,0 +1,143 @@
+"""The joint classifier: a timm backbone with one group of outputs per library, and its way from pixels to labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from classifier.labels import Labels
+from classifier.libraries import Outputs
+from nucpipe.common.errors import ModelError
+from nucpipe.common.modelfile import ModelHeader, load_model
+
+BACKBONE = "tf_efficientnet_lite0"
+MPP = 0.25
+"""Micrometres per pixel of a window before it is enlarged."""
+WINDOW_PX = 64
+"""Side of the window round a nucleus: 16 micrometres."""
+SIZE_PX = 224
+"""Side of the window after it is enlarged, the network's input."""
+MEAN = (0.5, 0.5, 0.5)
+STD = (0.5, 0.5, 0.5)
+"""Normalisation of RGB in 0-1 that the ImageNet weights of EfficientNet-Lite expect."""
+
+
+class JointClassifier(nn.Module):
+    """Logits of every label of every library from an RGB window; carries its own normalisation.
+
+    Attributes:
+        size_px: the side of the input that the network was last trained on.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        columns: int,
+        backbone: str = BACKBONE,
+        size_px: int = SIZE_PX,
+        mean: tuple[float, float, float] = MEAN,
+        std: tuple[float, float, float] = STD,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.size_px = size_px
+        self.backbone = timm.create_model(backbone, pretrained=False, num_classes=columns, drop_rate=dropout)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Logits (N, columns) of RGB windows (N, 3, H, W), uint8 or float in 0-255."""
+        logits: Tensor = self.backbone((windows.float() - self.mean) / self.std)
+        return logits
+
+
+def enlarge(crops: Tensor, size_px: int = SIZE_PX) -> Tensor:
+    """RGB crops (N, 3, h, w), uint8 or float in 0-255, as float32 (N, 3, size_px, size_px), bilinearly."""
+    return F.interpolate(crops.float(), (size_px, size_px), mode="bilinear", align_corners=False)
+
+
+def probabilities(logits: Tensor, outputs: Outputs) -> Tensor:
+    """A softmax inside each library over its trained columns.
+
+    Args:
+        logits: (N, columns) of any float type.
+        outputs: the columns.
+
+    Returns:
+        (N, columns) float32; untrained columns are exactly 0, and each library that has a trained column sums to 1.
+    """
+    result = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
+    for columns in outputs.slices.values():
+        trained = [c for c in range(columns.start, columns.stop) if outputs.trained[c]]
+        if trained:
+            result[:, trained] = logits[:, trained].float().softmax(1)
+    return result
+
+
+@torch.inference_mode()
+def classify(
+    model: JointClassifier,
+    outputs: Outputs,
+    crops: npt.NDArray[np.uint8],
+    device: torch.device,
+    precision: torch.dtype | None = None,
+) -> Labels:
+    """The labels of one batch of windows.
+
+    Args:
+        model: in evaluation mode, on ``device``.
+        outputs: the model's columns.
+        crops: (N, 64, 64, 3) RGB uint8 windows at 0.25 micrometres per pixel, each centred on its nucleus.
+        device: where the model lies; the windows are enlarged there.
+        precision: ``torch.bfloat16`` or ``torch.float16`` for mixed precision, None for float32.
+    """
+    if not len(crops):
+        return Labels(np.zeros((0, len(outputs)), np.float32))
+    pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    windows = enlarge(pixels, model.size_px).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+        logits = model(windows)
+    return Labels(probabilities(logits, outputs).cpu().numpy())
+
+
+def build(header: ModelHeader) -> JointClassifier:
+    """The network that a model file's header describes, in evaluation mode, its weights not yet set.
+
+    Raises:
+        ModelError: the header is not a classifier's, or names a backbone that timm does not know.
+    """
+    if header.kind != "classifier":
+        raise ModelError(f"model '{header.name}' is a {header.kind}, expected a classifier.")
+    try:
+        backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
+        columns = len(Outputs.from_dict(header.outputs))
+        model = JointClassifier(columns, backbone, size_px, header.mean, header.std)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"model '{header.name}' cannot be built ({error}); it may need a newer timm.") from error
+    return model.eval()
+
+
+def load_classifier(path: Path) -> tuple[JointClassifier, ModelHeader, Outputs]:
+    """A classifier from its model file, on the CPU, in evaluation mode.
+
+    Raises:
+        ModelError: no such file, not a classifier, or weights that do not fit its header.
+    """
+    header, tensors = load_model(path)
+    model = build(header)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
+    # Convolutions of few channels run fastest with the channels last.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, header, Outputs.from_dict(header.outputs)

@@ -1,0 +1,5 @@
+"""``python -m nucpipe``."""
+
+from pipeline.cli import main
+
+main(prog_name="nucpipe")

