@@ -58,7 +58,8 @@ class HoVerNetDetector:
         precision: torch.dtype | None = None,
         settings: PostProcessing | None = None,
     ) -> None:
-        self.model = model.eval().to(memory_format=torch.channels_last)
+        self.model = model.eval()
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.header = header
         self.input_mpp = header.mpp
         self.precision = precision
@@ -85,7 +86,9 @@ class HoVerNetDetector:
         return find_nuclei(prediction, mpp / 2, self.settings, frame_scale=0.5)
 
 
-def load_detector(path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None) -> HoVerNetDetector:
+def load_detector(
+    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None
+) -> HoVerNetDetector:
     """The detector in a model file.
 
     Raises:
@@ -93,11 +96,13 @@ def load_detector(path: Path, device: str | torch.device = "cpu", precision: tor
     """
     header, tensors = load_model(path)
     if header.kind != "segmentor" or header.architecture.get("type") != "hovernet":
-        raise ModelError(f"{path}: expected a HoVer-Net segmentor, found {header.kind} {header.architecture.get('type')}.")
+        raise ModelError(
+            f"{path}: expected a HoVer-Net segmentor, found {header.kind} {header.architecture.get('type')}."
+        )
     try:
         model = build(header.architecture, header.mean, header.std)
         model.load_state_dict(tensors)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
     return HoVerNetDetector(model.to(device), header, precision)

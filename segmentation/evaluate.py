@@ -31,8 +31,8 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
     align = detector.align_px
     padded = np.pad(small, ((0, -height % align), (0, -width % align), (0, 0)), mode="reflect")
     found = detector.nuclei(detector.predict(np.ascontiguousarray(padded)), detector.input_mpp).moved(scale, (0, 0))
-    inside = (found.centroids < np.array(pixels.shape[1::-1])).all(1)
-    return found.select(inside)
+    width_px, height_px = pixels.shape[1], pixels.shape[0]
+    return found.select((found.centroids[:, 0] < width_px) & (found.centroids[:, 1] < height_px))
 
 
 def draw_instances(nuclei: Nuclei, shape: tuple[int, int]) -> npt.NDArray[np.int32]:

@@ -79,11 +79,12 @@ class HoVerNet(nn.Module):
 
         super().__init__()
         self.encoder = timm.create_model(encoder, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
-        c2, c4, c8, c16 = self.encoder.feature_info.channels()
+        features: Any = self.encoder.feature_info
+        c2, c4, c8, c16 = features.channels()
         # timm keeps the blocks behind the last feature that is asked for and computes them in vain.
-        last_block = self.encoder.feature_info.module_name()[-1].removeprefix("blocks.")
-        if last_block.isdigit():
-            del self.encoder.blocks[int(last_block) + 1 :]
+        last_block = features.module_name()[-1].removeprefix("blocks.")
+        if last_block.isdigit() and isinstance(blocks := self.encoder.blocks, nn.Sequential):
+            del blocks[int(last_block) + 1 :]
         self.up8 = UpBlock(c16, c8, widths[0])
         self.up4 = UpBlock(widths[0], c4, widths[1])
         self.up2 = UpBlock(widths[1], c2, widths[2])
@@ -108,7 +109,7 @@ class HoVerNet(nn.Module):
         return torch.cat([self.np_branch(x, image), self.hv_branch(x, image)], dim=1)
 
 
-def build(architecture: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]) -> HoVerNet:
+def build(architecture: dict[str, Any], mean: tuple[float, float, float], std: tuple[float, float, float]) -> HoVerNet:
     """The network that a model file's header describes, without weights."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in architecture.items() if k != "type"}
-    return HoVerNet(**fields, mean=tuple(mean), std=tuple(std))
+    eight, four, two = architecture["widths"]
+    return HoVerNet(architecture["encoder"], (eight, four, two), architecture["hidden"], mean, std)

@@ -49,4 +49,5 @@ def largest_ring(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
     corners = corners[turn != 0]
     # cv2 goes counter-clockwise on screen.
-    return corners[::-1]
+    clockwise: npt.NDArray[np.int64] = corners[::-1]
+    return clockwise

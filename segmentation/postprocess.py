@@ -52,7 +52,7 @@ def border_strength(hv: FloatMap) -> FloatMap:
         -cv2.Sobel(hv[0], cv2.CV_32F, 1, 0, ksize=5, scale=unit),
         -cv2.Sobel(hv[1], cv2.CV_32F, 0, 1, ksize=5, scale=unit),
     )
-    return np.maximum(falls, 0)
+    return np.asarray(np.maximum(falls, 0), np.float32)
 
 
 def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.NDArray[np.int32]:
@@ -71,8 +71,8 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
     fall = border_strength(hv)
     inner = ((fall < settings.border) & (nuclear > 0)).astype(np.uint8)
     # An opening parts markers that hang together by a thread.
-    inner = cv2.morphologyEx(inner, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
-    _, markers, marker_stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
+    opened = cv2.morphologyEx(inner, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
+    _, markers, marker_stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
     keep = marker_stats[:, cv2.CC_STAT_AREA] >= settings.min_marker_px
     keep[0] = False
     markers = np.where(keep[markers], markers, 0)
@@ -85,23 +85,21 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
     large = stats[:, cv2.CC_STAT_AREA] >= settings.min_area_px
     large[0] = False
     single = np.where(large & ~several, np.arange(n), 0)
-    instances = single[components].astype(np.int32)
+    instances: npt.NDArray[np.int32] = single[components].astype(np.int32)
     landscape = cv2.GaussianBlur(fall, (5, 5), 0)
     next_id = n
     for k in np.flatnonzero(large & several):
         x, y, w, h = stats[k, :4]
         box = np.s_[y : y + h, x : x + w]
         mask = components[box] == k
-        parts = watershed(landscape[box], np.where(mask, markers[box], 0), mask=mask)
+        parts = watershed(landscape[box], np.where(mask, markers[box], 0), mask=mask)  # type: ignore[no-untyped-call]
         ids, inverse = np.unique(parts[mask], return_inverse=True)
         instances[box][mask] = next_id + inverse
         next_id += len(ids)
     return instances
 
 
-def find_nuclei(
-    maps: FloatMap, mpp: float, settings: PostProcessing | None = None, frame_scale: float = 1.0
-) -> Nuclei:
+def find_nuclei(maps: FloatMap, mpp: float, settings: PostProcessing | None = None, frame_scale: float = 1.0) -> Nuclei:
     """The nuclei of one window.
 
     Args:

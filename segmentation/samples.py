@@ -88,6 +88,6 @@ class TileSource:
         warped = cv2.warpAffine(pixels, matrix, (size, size), flags=flags | cv2.INTER_LINEAR, borderMode=border)
         mapped = cv2.warpAffine(instances, matrix, (size, size), flags=flags | cv2.INTER_NEAREST, borderMode=border)
         # A nucleus and its mirror image beyond the border bear one id; apart they are two.
-        mapped = connected_components(mapped, connectivity=1)
+        mapped = connected_components(mapped, connectivity=1)  # type: ignore[no-untyped-call]
         small = cv2.resize(warped, (size // 2, size // 2), interpolation=cv2.INTER_AREA)
-        return small, (mapped > 0).astype(np.uint8), hv_maps(mapped).astype(np.float16)
+        return small.astype(np.uint8), (mapped > 0).astype(np.uint8), hv_maps(mapped).astype(np.float16)

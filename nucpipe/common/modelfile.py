@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,7 +60,7 @@ def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]
     }
     partial = path.with_name(path.name + ".partial")
     save_file(half, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def read_header(path: Path) -> ModelHeader:

@@ -93,9 +93,9 @@ def split_groups(
 ) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
     """Split images into training and validation by group, never by nucleus.
 
-    ``hold_out`` names groups, or images whose groups are meant (wildcards allowed). Where none of the names is found in this set,
-    about ``fraction`` of its images are held out, whole groups in the order of a hash of their names, so that the
-    same set is always split the same way.
+    ``hold_out`` names groups, or images whose groups are meant (wildcards allowed). Where none of the names is found
+    in this set, about ``fraction`` of its images are held out, whole groups in the order of a hash of their names, so
+    that the same set is always split the same way.
 
     Raises:
         UsageError: everything would be held out.

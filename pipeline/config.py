@@ -1,0 +1,53 @@
+"""What the command line (or a Python caller) asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nucpipe.common.errors import UsageError
+
+REGION_ALIGN_W = 32
+"""Cores and windows of regions start and end on multiples of this many working pixels: the network's largest stride
+at 0.5 um, so that a place on the slide meets the network's grid in the same way in every region."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of a run; see ``nucpipe run --help``.
+
+    Attributes:
+        mpp: pixel size of level 0 in micrometres, where the slide's own statement is missing or wrong.
+        device: auto, cpu, cuda or cuda:N.
+        precision: auto, fp32, bf16 or fp16.
+        segmentor, classifier: a bundled model's name, or the path of a model file.
+        primary: the library whose labels colour the nuclei.
+        tissue: auto, none, or the path of a mask image or of a GeoJSON with regions of interest.
+        region_size: side of a region's core in working pixels (0.25 um), a multiple of 32.
+        batch_size: nuclei that the classifier sees at a time.
+        workers: threads that read and post-process; None: as many as processors may be used.
+        overwrite: replace finished results, and start unfinished ones again.
+        geojson: write ``nuclei.geojson``.
+    """
+
+    mpp: float | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    segmentor: str = "hovernet-compact"
+    classifier: str = "joint-lite0"
+    primary: str = "PanNuke"
+    tissue: str = "auto"
+    region_size: int = 2048
+    batch_size: int = 64
+    workers: int | None = None
+    overwrite: bool = False
+    geojson: bool = True
+
+    def __post_init__(self) -> None:
+        if self.region_size < REGION_ALIGN_W or self.region_size % REGION_ALIGN_W:
+            raise UsageError(
+                f"--region-size {self.region_size}: expected a multiple of {REGION_ALIGN_W}, such as 2048."
+            )
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: expected at least 1.")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: expected at least 1.")

@@ -1,0 +1,167 @@
+"""The way of every region: read, find nuclei, cut crops, classify. Stages of different regions overlap."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from classifier.labels import Labels
+from pipeline.crops import cut_crops
+from pipeline.grid import WorkingGrid
+from pipeline.models import Models
+from pipeline.regions import Region
+from pipeline.slide import Slide
+from pipeline.tissue import TissueMask
+from segmentation.nuclei import Nuclei
+
+A = TypeVar("A")
+B = TypeVar("B")
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A region's pixels: as read, and at the detector's pixel size."""
+
+    region: Region
+    pixels: Pixels
+    shrunk: Pixels
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nuclei that a region owns, in level-0 pixels, and the classifier's crops of them."""
+
+    region: Region
+    nuclei_l0: Nuclei
+    crops: Pixels
+
+
+@dataclass(frozen=True)
+class Named:
+    """A finished region: its nuclei in level-0 pixels, and their labels."""
+
+    region: Region
+    nuclei_l0: Nuclei
+    labels: Labels
+
+
+def process_regions(
+    slide: Slide,
+    grid: WorkingGrid,
+    tissue: TissueMask,
+    regions: Iterable[Region],
+    models: Models,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Named]:
+    """Nuclei and labels of each region, in the order of ``regions``.
+
+    Reading and post-processing run in ``workers`` threads, at most a few regions ahead; the networks run in the
+    caller's thread.
+
+    Raises:
+        SlideError: the slide cannot be read at some place.
+    """
+
+    def read(region: Region) -> Window:
+        pixels = slide.read(grid, region.window_w)
+        return Window(region, pixels, shrink(pixels, 2 // grid.stride))
+
+    def predict(window: Window) -> tuple[Window, npt.NDArray[np.float32]]:
+        return window, models.detector.predict(window.shrunk)
+
+    def find(predicted: tuple[Window, npt.NDArray[np.float32]]) -> Found:
+        window, prediction = predicted
+        nuclei = models.detector.nuclei(prediction, grid.mpp_w * 2)
+        return own(window, nuclei, grid, tissue)
+
+    with ThreadPoolExecutor(workers, "nucpipe") as pool:
+        windows = ahead(pool, read, regions, depth=2)
+        found = ahead(pool, find, map(predict, windows), depth=workers)
+        yield from classify_found(found, models, batch_size)
+
+
+def shrink(pixels: Pixels, factor: int) -> Pixels:
+    """Mean over squares of ``factor`` x ``factor`` pixels; the sides are multiples of it."""
+    if factor == 1:
+        return pixels
+    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+
+
+def own(window: Window, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask) -> Found:
+    """Keep the nuclei that the region owns and that lie on tissue, and cut their crops.
+
+    Args:
+        window: of the region.
+        nuclei: in pixels of ``window.shrunk``, two working pixels each.
+        grid: the slide's.
+        tissue: the slide's.
+    """
+    origin_w = window.region.window_w[:2]
+    nuclei_w = nuclei.moved(2.0, origin_w)
+    nuclei_w = nuclei_w.select(window.region.owns(nuclei_w.centroids))
+    nuclei_w = nuclei_w.select(tissue.contains(grid.to_l0(nuclei_w.centroids)))
+    crops = cut_crops(window.pixels, (nuclei_w.centroids - origin_w) / grid.stride, grid.stride)
+    return Found(window.region, nuclei_w.moved(grid.l0_per_w, (0, 0)), crops)
+
+
+def classify_found(found: Iterable[Found], models: Models, batch_size: int) -> Iterator[Named]:
+    """Label the nuclei in batches that fill across regions; a region is given out once all its nuclei have labels."""
+    from classifier.model import classify
+
+    waiting: deque[Found] = deque()
+    crops: deque[Pixels] = deque()  # not yet classified, in the order of ``waiting``
+    done: list[npt.NDArray[np.float32]] = []  # rows of the regions in ``waiting``, from the first on
+
+    def run(size: int) -> None:
+        batch = np.concatenate(crops) if len(crops) > 1 else crops[0]
+        crops.clear()
+        if len(batch) > size:
+            crops.append(batch[size:])
+        done.append(
+            classify(models.classifier, models.outputs, batch[:size], models.device, models.precision).probabilities
+        )
+
+    def give() -> Iterator[Named]:
+        rows = np.concatenate([*done, np.zeros((0, len(models.outputs)), np.float32)])
+        while waiting and len(waiting[0].nuclei_l0) <= len(rows):
+            item = waiting.popleft()
+            n = len(item.nuclei_l0)
+            yield Named(item.region, item.nuclei_l0, Labels(rows[:n]))
+            rows = rows[n:]
+        done[:] = [rows]
+
+    for item in found:
+        waiting.append(item)
+        if len(item.crops):
+            crops.append(item.crops)
+        while sum(map(len, crops)) >= batch_size:
+            run(batch_size)
+        yield from give()
+    while crops:
+        run(batch_size)
+    yield from give()
+
+
+def ahead(pool: Executor, work: Callable[[A], B], items: Iterable[A], depth: int) -> Iterator[B]:
+    """Like ``map(work, items)`` in order, with up to ``depth`` items under way in ``pool`` while the caller goes on."""
+    under_way: deque[Future[B]] = deque()
+    try:
+        for item in items:
+            under_way.append(pool.submit(work, item))
+            if len(under_way) > depth:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:
+            future.cancel()

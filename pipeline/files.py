@@ -1,0 +1,36 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nucpipe.common.errors import OutputError
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """What to tell a user whose disk is full or whose folder is closed to writing."""
+    return OutputError(
+        f"{path}: cannot be written ({error.strerror or error}); make room or give a folder that can be written."
+    )
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write a file to; when the block ends well it becomes ``path``, else it is removed.
+
+    Raises:
+        OutputError: the file cannot be written (a full disk, no permission).
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut after the rename could leave an empty file
+        partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,57 @@
+"""Cutting a slide into regions: each owns the nuclei whose centroid lies in its core, and looks at a halo round it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import REGION_ALIGN_W
+from pipeline.grid import WorkingGrid
+from pipeline.tissue import TissueMask
+
+BoxW = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A square of the slide, the unit of work.
+
+    Attributes:
+        index: its number in the slide-wide grid of regions, row by row; the same whatever tissue is there.
+        core_w: x0, y0, x1, y1 in working pixels; what it owns. Cores tile the slide without gap or overlap.
+        window_w: x0, y0, x1, y1; the core and its halo, aligned to the network's grid. It may reach beyond the slide.
+    """
+
+    index: int
+    core_w: BoxW
+    window_w: BoxW
+
+    def owns(self, points_w: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Which of (N, 2) points lie in the core, whose left and upper edges belong to it and the others not."""
+        x0, y0, x1, y1 = self.core_w
+        x, y = points_w[:, 0], points_w[:, 1]
+        return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
+
+
+def cut_regions(grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int) -> list[Region]:
+    """The regions that have tissue in their core, row by row.
+
+    Args:
+        grid: the slide's working grid.
+        tissue: where to look.
+        size_w: side of a core, a multiple of 32.
+        halo_w: how far a window reaches beyond its core, a multiple of 32.
+    """
+    width, height = grid.size_w
+    columns, rows = -(-width // size_w), -(-height // size_w)
+    regions = []
+    for index in range(columns * rows):
+        x0, y0 = index % columns * size_w, index // columns * size_w
+        core = (x0, y0, min(x0 + size_w, width), min(y0 + size_w, height))
+        if not tissue.covers((grid.to_l0(core[0]), grid.to_l0(core[1]), grid.to_l0(core[2]), grid.to_l0(core[3]))):
+            continue
+        right, bottom = (-(-end // REGION_ALIGN_W) * REGION_ALIGN_W + halo_w for end in core[2:])
+        regions.append(Region(index, core, (x0 - halo_w, y0 - halo_w, right, bottom)))
+    return regions

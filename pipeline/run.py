@@ -1,0 +1,291 @@
+"""The main job: from a slide file to five labels for every nucleus."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import nucpipe
+from nucpipe.common.errors import OutputError
+from pipeline.config import RunConfig
+from pipeline.files import cannot_write, written_whole
+
+if TYPE_CHECKING:
+    from pipeline.engine import Named
+    from pipeline.grid import WorkingGrid
+    from pipeline.models import Models
+    from pipeline.regions import Region
+    from pipeline.slide import Slide
+    from pipeline.store import Store, StoreInfo
+    from pipeline.tissue import TissueMask
+
+OVERVIEW_PX = 2400
+HALO_LEAST_W = 64
+"""A crop needs half of its 64 working pixels beyond the core; the rest is for the outline and rounding."""
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What became of one slide.
+
+    Attributes:
+        slide: the file.
+        folder: where its results lie.
+        status: ``done``, ``finished before`` (its results stood there already) or ``failed``.
+        nuclei: how many were found.
+        tissue_mm2: area that was looked at, square millimetres.
+        seconds: wall time of this run.
+        cause: of the failure; "" otherwise.
+    """
+
+    slide: Path
+    folder: Path
+    status: str
+    nuclei: int = 0
+    tissue_mm2: float = 0.0
+    seconds: float = 0.0
+    cause: str = ""
+
+
+class Reporter(Protocol):
+    """Is told how the run goes on."""
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:
+        """A slide of ``mm2`` square millimetres in ``regions`` regions is begun."""
+
+    def advance(self, nuclei: int, mm2: float) -> None:
+        """A region is finished."""
+
+    def end(self, result: SlideResult) -> None:
+        """A slide is finished, or has failed."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:  # noqa: D102
+        pass
+
+    def advance(self, nuclei: int, mm2: float) -> None:  # noqa: D102
+        pass
+
+    def end(self, result: SlideResult) -> None:  # noqa: D102
+        pass
+
+
+def run(
+    slides: str | Path | Sequence[str | Path],
+    out: str | Path,
+    config: RunConfig | None = None,
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> list[SlideResult]:
+    """Find, outline and name every nucleus of slides; what ``nucpipe run`` does.
+
+    Args:
+        slides: a slide, a folder of slides, or several of both.
+        out: results of a slide lie in ``out/<slide's name>/``; ``out/summary.csv`` lists all slides.
+        config: the settings; or give them by name, as in ``run("a.svs", "results", mpp=0.25)``.
+        reporter: is told of the progress; nobody by default.
+        **settings: fields of :class:`~pipeline.config.RunConfig`.
+
+    Returns:
+        One result a slide. A slide that fails does not stop the others: its ``status`` is ``failed``.
+
+    Raises:
+        UsageError: a setting, a model's or a device's name is wrong, or no slide is found.
+        OutputError: ``out`` cannot be written.
+    """
+    from pipeline.batch import run_batch
+
+    paths = [slides] if isinstance(slides, str | Path) else list(slides)
+    chosen = replace(config or RunConfig(), **settings)
+    return run_batch([Path(p) for p in paths], Path(out), chosen, reporter or Silent())
+
+
+def run_slide(path: Path, folder: Path, models: Models, config: RunConfig, reporter: Reporter) -> SlideResult:
+    """One slide: slide -> tissue -> regions -> [read -> segment -> crop -> classify -> store] -> finish -> exports.
+
+    Args:
+        path: the slide.
+        folder: its results go there.
+        models: loaded.
+        config: the settings.
+        reporter: is told of the progress.
+
+    Raises:
+        NucpipeError: the slide cannot be processed; what was done stays in the journal.
+    """
+    from pipeline.grid import WorkingGrid
+    from pipeline.journal import Journal
+    from pipeline.regions import cut_regions
+    from pipeline.slide import open_slide
+    from pipeline.store import finish, open_store
+    from pipeline.tissue import tissue_from
+
+    clock = Clock()
+    with open_slide(path, config.mpp) as slide:
+        info = store_info(slide, models, config)
+        store_path = prepare(folder, info, config.overwrite)
+        if store_path.exists():
+            nuclei = len(open_store(store_path))
+            return SlideResult(path, folder, "finished before", nuclei, seconds=clock.total())
+        grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+        tissue = tissue_from(config.tissue, slide)
+        regions = cut_regions(grid, tissue, config.region_size, halo_w(models))
+        journal = Journal.open(folder / "journal", {**info.to_dict(), "region_size": config.region_size})
+        mm2 = {region.index: region_mm2(region, grid, tissue) for region in regions}
+        finished = journal.done
+        todo = [region for region in regions if region.index not in finished]
+        reporter.begin(slide.name, sum(mm2[region.index] for region in todo), len(todo))
+        clock.lap("prepare")
+        for done in process(slide, grid, tissue, todo, models, config):
+            journal.write(done.region.index, done.nuclei_l0, done.labels)
+            reporter.advance(len(done.nuclei_l0), mm2[done.region.index])
+        clock.lap("nuclei")
+        finish(journal, [region.index for region in regions], store_path, info)
+        clock.lap("store")
+        store = open_store(store_path)
+        export(store, slide, folder, config)
+        clock.lap("exports")
+        area = tissue.area_mm2
+        write_run_json(folder, info, config, clock, store, area)
+        journal.remove()
+    return SlideResult(path, folder, "done", len(store), area, clock.total())
+
+
+def process(
+    slide: Slide, grid: WorkingGrid, tissue: TissueMask, regions: list[Region], models: Models, config: RunConfig
+) -> Iterator[Named]:
+    """The engine with this run's settings."""
+    from pipeline.engine import process_regions
+
+    workers = config.workers or available_processors()
+    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers)
+
+
+def export(store: Store, slide: Slide, folder: Path, config: RunConfig) -> None:
+    """What people open: the GeoJSON and the overview."""
+    from pipeline.export.geojson import write_geojson
+    from pipeline.export.overview import draw_overview
+
+    if config.geojson:
+        write_geojson(store, folder / "nuclei.geojson", config.primary)
+    draw_overview(store, slide.thumbnail(OVERVIEW_PX), folder / "overview.png", config.primary)
+
+
+def halo_w(models: Models) -> int:
+    """How far a region's window reaches beyond its core, in working pixels."""
+    return max(2 * models.detector.context_px, HALO_LEAST_W)
+
+
+def region_mm2(region: Region, grid: WorkingGrid, tissue: TissueMask) -> float:
+    """Area of tissue in a region's core, square millimetres."""
+    x0, y0, x1, y1 = (grid.to_l0(float(edge)) for edge in region.core_w)
+    return tissue.area_in_mm2((x0, y0, x1, y1))
+
+
+def available_processors() -> int:
+    """Processors that this process may use: its affinity, not the machine's count."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
+    """What the store says of itself, and what a result depends on."""
+    from pipeline.store import StoreInfo
+
+    precision = str(models.precision or "fp32").removeprefix("torch.")
+    return StoreInfo(
+        slide_name=slide.name,
+        size_l0=slide.size_l0,
+        mpp=slide.mpp,
+        origin_l0=slide.origin_l0,
+        outputs=models.outputs,
+        models=models.described,
+        settings={"tissue": config.tissue, "precision": precision},
+        nucpipe_version=nucpipe.__version__,
+    )
+
+
+def prepare(folder: Path, info: StoreInfo, overwrite: bool) -> Path:
+    """Make the slide's folder; the path of its store, which exists if the same job was finished before.
+
+    Raises:
+        OutputError: results of other settings, models or another slide stand there, or the folder cannot be made.
+    """
+    from pipeline.store import open_store
+
+    path = folder / "nuclei.zarr"
+    try:
+        if overwrite:
+            for name in ("nuclei.zarr", "journal"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    if path.exists():
+        old, new = open_store(path).info, replace(info, nucpipe_version="")
+        changed = [
+            f.name for f in fields(new) if getattr(new, f.name) != getattr(replace(old, nucpipe_version=""), f.name)
+        ]
+        if changed:
+            raise OutputError(
+                f"{path}: finished results made with another {', '.join(changed)} stand there; "
+                "use --overwrite to replace them or give another --out."
+            )
+    return path
+
+
+class Clock:
+    """Seconds of the stages of one slide."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.stages: dict[str, float] = {}
+
+    def lap(self, stage: str) -> None:
+        """The stage that ends now."""
+        now = time.monotonic()
+        self.stages[stage] = round(now - self.last, 3)
+        self.last = now
+
+    def total(self) -> float:
+        """Seconds since the start."""
+        return round(time.monotonic() - self.began, 3)
+
+
+def write_run_json(
+    folder: Path, info: StoreInfo, config: RunConfig, clock: Clock, store: Store, tissue_mm2: float
+) -> None:
+    """``run.json``: versions, models, settings, times, counts."""
+    counts = {library.name: label_counts(store, library.name, library.labels) for library in info.outputs.libraries}
+    facts = info.to_dict()
+    del facts["outputs"]
+    facts |= {
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": {**facts["settings"], "primary": config.primary, "region_size": config.region_size},
+        "seconds": {**clock.stages, "total": clock.total()},
+        "tissue_mm2": round(tissue_mm2, 4),
+        "nuclei": len(store),
+        "counts": counts,
+        "untrained_labels": [
+            f"{library}:{label}"
+            for (library, label), trained in zip(info.outputs.columns, info.outputs.trained, strict=True)
+            if not trained
+        ],
+    }
+    with written_whole(folder / "run.json") as partial:
+        partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
+
+
+def label_counts(store: Store, library: str, labels: Sequence[str]) -> dict[str, int]:
+    """How many nuclei have each label of a library."""
+    numbers = store.label_numbers(library)
+    return {label: int((numbers == k).sum()) for k, label in enumerate(labels)}

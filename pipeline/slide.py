@@ -1,0 +1,221 @@
+"""A slide: its size, its pixel size, and its pixels on the working grid, whatever file it came in."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pipeline.grid import WorkingGrid
+from pipeline.resample import Box, Image, fold, resample
+
+LEVEL_TOLERANCE = 0.01  # a level that misses the wanted pixel size by less is not called too coarse
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the pyramid: ``size`` = (width, height) pixels, each ``downsample`` level-0 pixels wide."""
+
+    size: tuple[int, int]
+    downsample: float
+
+
+class Slide(ABC):
+    """What every reader offers. Reading is safe from several threads at once.
+
+    Attributes:
+        path: the file or folder.
+        name: its name without the extension.
+        levels: the pyramid, finest first; level 0 is the slide's full resolution.
+        mpp: micrometres per level-0 pixel, in x and in y.
+        origin_l0: (x, y), what QuPath subtracts from level-0 coordinates: the corner of the scanned part where the
+            file states one (openslide.bounds-x and -y), else (0, 0).
+        vendor: OpenSlide's name of the format, or that of the reader.
+    """
+
+    def __init__(
+        self, path: Path, levels: tuple[Level, ...], mpp: float, vendor: str, origin_l0: tuple[int, int] = (0, 0)
+    ) -> None:
+        self.path = path
+        self.name = slide_name(path)
+        self.levels = levels
+        self.mpp = mpp
+        self.vendor = vendor
+        self.origin_l0 = origin_l0
+
+    @abstractmethod
+    def read_level(self, level: int, box: Box) -> Image:
+        """A level's own pixels.
+
+        Args:
+            level: 0 is the finest.
+            box: x0, y0, x1, y1 in pixels of that level, within it.
+
+        Returns:
+            (y1 - y0, x1 - x0, 3) uint8 RGB; what was not scanned or is transparent is white.
+
+        Raises:
+            SlideError: the file is broken there.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file; nothing can be read afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def size_l0(self) -> tuple[int, int]:
+        """(width, height) in level-0 pixels."""
+        return self.levels[0].size
+
+    @property
+    def level_count(self) -> int:
+        """Number of levels in the pyramid, level 0 among them."""
+        return len(self.levels)
+
+    def read(self, grid: WorkingGrid, window_w: Box) -> Image:
+        """Pixels on the working grid.
+
+        A slide on its own grid gives its level-0 pixels to the bit. A resampled one gives every pixel a value that
+        depends on its place on the slide alone, so windows that overlap agree to the bit. Beyond the slide's edges
+        its own pixels go on reflected (the edge pixel not repeated), however far the window reaches.
+
+        Args:
+            grid: this slide's grid, ``WorkingGrid.for_slide(slide.size_l0, slide.mpp)``.
+            window_w: x0, y0, x1, y1 in working pixels, multiples of ``grid.stride``; may be negative.
+
+        Returns:
+            ((y1 - y0) / stride, (x1 - x0) / stride, 3) uint8 RGB.
+
+        Raises:
+            SlideError: the file is broken there.
+        """
+        if any(edge % grid.stride for edge in window_w):
+            raise ValueError(f"window {window_w} is not aligned to the grid's stride of {grid.stride}")
+        x0, y0, x1, y1 = (edge // grid.stride for edge in window_w)
+        width, height = grid.size_read
+        if min(x0, y0) >= 0 and x1 <= width and y1 <= height:
+            return self._read_inside(grid, (x0, y0, x1, y1))
+        columns, rows = fold(np.arange(x0, x1), width), fold(np.arange(y0, y1), height)
+        left, top = int(columns.min()), int(rows.min())
+        inside = self._read_inside(grid, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
+        return inside.take(rows - top, axis=0).take(columns - left, axis=1)
+
+    def _read_inside(self, grid: WorkingGrid, box: Box) -> Image:
+        """As :meth:`read`, for a box in read pixels that lies within the slide."""
+        if grid.l0_per_read == 1:
+            return self.read_level(0, box)
+        return self._resampled(grid.l0_per_read, grid.l0_per_read, box)
+
+    def _resampled(self, l0_per_px_x: float, l0_per_px_y: float, box: Box) -> Image:
+        """``box`` on a grid of the given pixel size, from the coarsest level that is not coarser than it."""
+        index = self._best_level(min(l0_per_px_x, l0_per_px_y))
+        level = self.levels[index]
+        scale = (l0_per_px_x / level.downsample, l0_per_px_y / level.downsample)
+        return resample(lambda source: self.read_level(index, source), level.size, scale, box)
+
+    def _best_level(self, l0_per_px: float) -> int:
+        """The coarsest level whose pixels are no coarser than ``l0_per_px``; else level 0."""
+        finest = l0_per_px * (1 + LEVEL_TOLERANCE)
+        return max((i for i, level in enumerate(self.levels) if level.downsample <= finest), default=0)
+
+    def thumbnail(self, max_px: int) -> Image:
+        """The whole slide in small, never enlarged.
+
+        Returns:
+            (h, w, 3) uint8 RGB, its longest side at most ``max_px``; one of its pixels is ``size_l0[0] / w`` by
+            ``size_l0[1] / h`` level-0 pixels.
+        """
+        width, height = self.size_l0
+        shrink = max(1.0, max(width, height) / max_px)
+        w, h = max(1, round(width / shrink)), max(1, round(height / shrink))
+        if (w, h) == self.size_l0:
+            return self.read_level(0, (0, 0, w, h))
+        thumbnail = np.empty((h, w, 3), np.uint8)
+        # Block by block, so that a slide without a pyramid is never held whole.
+        block = max(16, int(2048 * self.levels[self._best_level(shrink)].downsample / shrink))
+        for y in range(0, h, block):
+            for x in range(0, w, block):
+                box = (x, y, min(x + block, w), min(y + block, h))
+                thumbnail[box[1] : box[3], box[0] : box[2]] = self._resampled(width / w, height / h, box)
+        return thumbnail
+
+
+def slide_name(path: Path) -> str:
+    """The name that results are filed under: the file's name without its extension (``.ome.tiff`` counts as one)."""
+    if path.is_dir():
+        return path.name.removesuffix(".zarr").removesuffix(".ome")
+    return path.stem.removesuffix(".ome")
+
+
+def is_slide_folder(path: Path) -> bool:
+    """Whether a folder is one slide: DICOM, or NGFF (OME-Zarr). Other zarr folders, such as results, are none."""
+    if not path.is_dir():
+        return False
+    for name, keys in ((".zattrs", ()), ("zarr.json", ("attributes", "ome"))):
+        if (path / name).is_file():
+            return _has_image(path / name, keys)
+    return any(file.suffix.lower() in (".dcm", "") and is_dicom(file) for file in path.iterdir())
+
+
+def _has_image(metadata: Path, keys: tuple[str, ...]) -> bool:
+    """Whether a zarr group's metadata, under ``keys``, tell of an NGFF image."""
+    try:
+        node = json.loads(metadata.read_bytes())
+        for key in keys:
+            node = node[key]
+        return "multiscales" in node or "bioformats2raw.layout" in node
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file's content is DICOM."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def describe(slide: Slide) -> dict[str, object]:
+    """What ``nucpipe info`` tells of a slide: names and values for people, in order."""
+    width, height = slide.size_l0
+    grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+    how = "its own pixels" if grid.l0_per_read == 1 else "resampled"
+    return {
+        "slide": str(slide.path),
+        "format": slide.vendor,
+        "size": f"{width} x {height} pixels",
+        "pixel size": f"{slide.mpp:.4g} um",
+        "extent": f"{width * slide.mpp / 1000:.2f} x {height * slide.mpp / 1000:.2f} mm",
+        "levels": ", ".join(f"{w} x {h}" for (w, h) in (level.size for level in slide.levels)),
+        "origin": f"{slide.origin_l0[0]}, {slide.origin_l0[1]}",
+        "read at": f"{grid.mpp_read:.4g} um per pixel ({how})",
+    }
+
+
+def open_slide(path: Path, mpp: float | None = None) -> Slide:
+    """Open a slide or a plain image, judged by its content, not by its extension.
+
+    Args:
+        path: a file that OpenSlide or tiatoolbox reads, a DICOM or NGFF (OME-Zarr) folder, or a PNG, JPEG or TIFF.
+        mpp: micrometres per level-0 pixel; None takes what the file states.
+
+    Raises:
+        SlideError: no such file, no slide, broken, or without a pixel size that can be true.
+    """
+    from pipeline.slides.kinds import open_by_content
+
+    return open_by_content(path, mpp)

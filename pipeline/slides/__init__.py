@@ -1,0 +1,1 @@
+"""The readers behind :func:`pipeline.slide.open_slide`, one file each."""
