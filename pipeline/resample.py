@@ -34,9 +34,9 @@ class _Taps:
 
     def matrix(self) -> sparse.csr_array[np.float32]:
         """(n, length of the span), to be multiplied with the source pixels of the span."""
-        row = np.broadcast_to(np.arange(len(self.source))[:, None], self.source.shape)
         start, stop = self.span
-        entries = (self.weights.ravel(), (row.ravel(), self.source.ravel() - start))
+        row, tap = np.nonzero(self.weights)
+        entries = (self.weights[row, tap], (row, self.source[row, tap] - start))
         return sparse.csr_array(entries, shape=(len(self.source), stop - start))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ BoxL0 = tuple[float, float, float, float]
 """x0, y0, x1, y1 at level 0."""
 
 THUMBNAIL_UM, LARGEST_THUMBNAIL_PX = 8.0, 4096
-TILE_UM, TILE_UM_PER_PX = 500.0, 1.0  # an image no longer than this is a tile that somebody cut out of tissue
 SPECK_MM2, HOLE_MM2, INK_MM2 = 0.002, 0.02, 0.01
+# An image no longer than this is a tile that somebody cut out of tissue; a thousandth of it says whether it is.
+TILE_UM, TILE_UM_PER_PX, TILE_SPECK = 500.0, 1.0, 0.001
 
 WHITE = 245.0  # glass, where a thumbnail shows none
 GLASS_SHARE, GLASS_PINK = 0.002, 6
-LEAST_COLOUR, MOST_COLOUR = 0.04, 0.07
+LEAST_COLOUR, MOST_COLOUR = 0.035, 0.055
 
 LARGEST_ROI_PX = 8192
 ASPECT_TOLERANCE = 0.01
@@ -118,15 +120,17 @@ def tissue_mask(slide: Slide) -> TissueMask:
     most half a millimetre is a tile from tissue as a rule: there all counts as soon as some of it is tissue.
     """
     longest_um = max(slide.size_l0) * slide.mpp
-    if longest_um <= TILE_UM:
-        small = slide.thumbnail(int(np.ceil(longest_um / TILE_UM_PER_PX)))
-        found = find_tissue(small, longest_um / max(small.shape[:2])).any()
-        return TissueMask.of(np.full((1, 1), found), slide)
-    thumbnail = slide.thumbnail(min(LARGEST_THUMBNAIL_PX, int(np.ceil(longest_um / THUMBNAIL_UM))))
-    return TissueMask.of(find_tissue(thumbnail, longest_um / max(thumbnail.shape[:2])), slide)
+    is_tile = longest_um <= TILE_UM
+    longest_px = min(LARGEST_THUMBNAIL_PX, math.ceil(longest_um / (TILE_UM_PER_PX if is_tile else THUMBNAIL_UM)))
+    thumbnail = slide.thumbnail(longest_px)
+    um_per_px = longest_um / max(thumbnail.shape[:2])
+    if is_tile:
+        found = find_tissue(thumbnail, um_per_px, TILE_SPECK * thumbnail[..., 0].size * (um_per_px / 1000) ** 2)
+        return TissueMask.of(np.full((1, 1), found.any()), slide)
+    return TissueMask.of(find_tissue(thumbnail, um_per_px), slide)
 
 
-def find_tissue(thumbnail: Image, um_per_px: float) -> Mask:
+def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2) -> Mask:
     """Tissue on a thumbnail.
 
     H&E takes up green light most, so its optical density differs between the channels, while glass, shadow and dust
@@ -136,33 +140,39 @@ def find_tissue(thumbnail: Image, um_per_px: float) -> Mask:
     Args:
         thumbnail: (h, w, 3) uint8 RGB.
         um_per_px: its pixel size.
+        speck_mm2: smaller pieces are dropped.
 
     Returns:
         (h, w) bool; holes are filled, specks dropped, and one pixel added all round.
     """
     px_mm2 = (um_per_px / 1000) ** 2
     density = optical_density(thumbnail)
-    colour = cv2.GaussianBlur(density.max(axis=2) - density.min(axis=2), (0, 0), 1.0)
+    colour = smooth(density.max(axis=0) - density.min(axis=0))
     ink = find_ink(density, INK_MM2 / px_mm2)
     tissue = (colour > otsu(colour[~ink])) & ~ink
-    tissue = keep_components(tissue, SPECK_MM2 / px_mm2)
-    tissue = ~keep_components(~tissue, HOLE_MM2 / px_mm2)
+    tissue = fill_holes(keep_components(tissue, speck_mm2 / px_mm2), HOLE_MM2 / px_mm2)
     margin = cv2.dilate(tissue.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     return margin & ~ink
 
 
 def optical_density(rgb: Image) -> npt.NDArray[np.float32]:
-    """(h, w, 3) float32, natural logarithm, relative to the glass: the brightest of the nearly grey pixels."""
-    pixels = rgb.reshape(-1, 3)
-    low, high, red, green, blue = pixels.min(axis=1), pixels.max(axis=1), *pixels.T.astype(np.int16)
+    """(3, h, w) float32, natural logarithm, relative to the glass: the brightest of the nearly grey pixels."""
+    planes = np.ascontiguousarray(np.moveaxis(rgb, 2, 0))
+    low, high = planes.min(axis=0), planes.max(axis=0)
     # Pale stroma is bright and nearly grey too, but pink: green is less than the others.
-    glass = pixels[(low > 200) & (high - low < 30) & (green > np.minimum(red, blue) - GLASS_PINK)]
+    pink = np.minimum(planes[0], planes[2]).astype(np.int16) - planes[1]
+    glass = planes[:, (low > 200) & (high - low < 30) & (pink < GLASS_PINK)]
     white = np.full(3, WHITE)
-    if len(glass) >= GLASS_SHARE * len(pixels):
-        light = glass.sum(axis=1, dtype=np.int32)
-        white = np.median(glass[light >= np.quantile(light, 0.9)], axis=0)
-    table = -np.log(np.maximum(np.arange(256)[:, None], 1) / white).astype(np.float32)
-    return np.stack([np.maximum(table[:, i], 0)[rgb[..., i]] for i in range(3)], axis=2)
+    if glass.shape[1] >= GLASS_SHARE * low.size:
+        light = glass.sum(axis=0, dtype=np.int32)
+        white = np.median(glass[:, light >= np.quantile(light, 0.9)], axis=1)
+    table = -np.log(np.maximum(np.arange(256), 1) / white[:, None]).astype(np.float32)
+    return np.stack([np.maximum(levels, 0)[plane] for levels, plane in zip(table, planes, strict=True)])
+
+
+def smooth(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Without the noise of single pixels."""
+    return np.asarray(cv2.GaussianBlur(plane, (0, 0), 1.0), np.float32)
 
 
 def otsu(values: npt.NDArray[np.float32]) -> float:
@@ -182,18 +192,25 @@ def find_ink(density: npt.NDArray[np.float32], least_px: float) -> Mask:
     published H&E tiles and slides, only those with ink have patches beyond these limits. Purple ink is not told.)
 
     Args:
-        density: (h, w, 3) optical density of red, green and blue light.
+        density: (3, h, w) optical density of red, green and blue light.
         least_px: smaller patches are pigment, mucin or chance.
     """
-    density = np.asarray(cv2.GaussianBlur(density, (0, 0), 1.0), np.float32)
-    red, green, blue = np.moveaxis(density, 2, 0)
-    mean, spread = density.mean(axis=2), density.max(axis=2) - density.min(axis=2)
+    red, green, blue = density = np.stack([smooth(plane) for plane in density])
+    mean, spread = density.mean(axis=0), density.max(axis=0) - density.min(axis=0)
     cold = red > 1.08 * green
     warm = (blue > 0.8 * green) & (red < 0.3 * green)
     grey = spread < 0.25 * mean
     strong = (cold & (red - green > 0.15)) | (warm & (blue > 1.0)) | (grey & (mean > 0.9))
     weak = (cold & (red - green > 0.02)) | (warm & (blue > 0.04)) | (grey & (mean > 0.3))
     return keep_components(weak | strong, least_px, strong)
+
+
+def fill_holes(mask: Mask, most_px: float) -> Mask:
+    """Fill what is false, smaller than ``most_px``, and does not reach the image's edge."""
+    background = np.pad(~mask, 1, constant_values=True)
+    rim = np.pad(np.zeros_like(mask), 1, constant_values=True)  # joins all that reaches the edge
+    left = keep_components(background, most_px) | keep_components(background, 1, rim)
+    return ~left[1:-1, 1:-1]
 
 
 def keep_components(mask: Mask, least_px: float, seeds: Mask | None = None) -> Mask:
@@ -236,7 +253,7 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
     if not polygons:
         raise SlideError(f"{path.name}: expected GeoJSON with polygons; it holds none.")
     l0_per_px = max(1.0, max(slide.size_l0) / LARGEST_ROI_PX)
-    width, height = (int(np.ceil(length / l0_per_px)) for length in slide.size_l0)
+    width, height = (math.ceil(length / l0_per_px) for length in slide.size_l0)
     mask = np.zeros((height, width), np.uint8)
     scale = (width / slide.size_l0[0], height / slide.size_l0[1])
     for rings in polygons:

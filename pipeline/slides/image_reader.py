@@ -52,7 +52,9 @@ def _read_pil(path: Path, kind: str) -> Image:
             if image.mode not in EIGHT_BIT_MODES:
                 raise SlideError(f"{path.name}: expected an 8-bit colour image, found PIL's mode {image.mode}.")
             image.load()
-            return on_white(np.asarray(image.convert("RGBA")))
+            if image.has_transparency_data:
+                return on_white(np.asarray(image.convert("RGBA")))
+            return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise SlideError(
             f"{path.name}: expected a {kind.upper()} image; it is cut off or broken ({cause(error)})."
