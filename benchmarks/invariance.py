@@ -67,9 +67,10 @@ def main(slide: Path, out: Path, **options: object) -> None:
         mine, reference = matches(store, stores[0])
         libraries = [library.name for library in store.info.outputs.libraries]
         labels = [store.label_numbers(k)[mine] == stores[0].label_numbers(k)[reference] for k in libraries]
+        same, found = len(mine) / max(1, len(store)), len(mine) / max(1, len(stores[0]))
         print(
-            f"{region_size:>6} {batch_size:>5} {workers:>7} | {len(store):>7} {len(mine) / max(1, len(store)):>13.4%}"
-            f" {len(mine) / max(1, len(stores[0])):>11.4%} {np.all(labels, axis=0).mean():>13.4%} {result.seconds:>9.1f}",
+            f"{region_size:>6} {batch_size:>5} {workers:>7} | {len(store):>7} {same:>13.4%} {found:>11.4%} "
+            f"{np.all(labels, axis=0).mean():>13.4%} {result.seconds:>9.1f}",
             flush=True,
         )
 
