@@ -187,7 +187,7 @@ def _fit(
         weights = torch.from_numpy(sampling_weights(samples))
         began = saved = time.monotonic()
         log = config.out.with_suffix(".losses.csv")
-        _keep_rows(log, start, [library.name for library in outputs.libraries])
+        training.keep_rows(log, start, ["total", *(library.name for library in outputs.libraries)])
         step = start
         with training.show_progress("classifier", config.steps, start) as progress, log.open("a", newline="") as file:
             rows = csv.writer(file)
@@ -221,16 +221,6 @@ def _rate(step: int, steps: int) -> float:
     """
     warmup = max(1, round(WARMUP_SHARE * steps))
     return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
-
-
-def _keep_rows(log: Path, start: int, names: list[str]) -> None:
-    """Keep the log's rows before step ``start``: later ones are written again."""
-    rows = [["step", "total", *names]]
-    if start and log.is_file():
-        with log.open(newline="") as file:
-            rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < start]
-    with log.open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _step(

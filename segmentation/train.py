@@ -27,6 +27,7 @@ from segmentation.losses import hovernet_loss
 from segmentation.model import INPUT_MPP, HoVerNet
 from segmentation.samples import TileBatch, TileSource
 
+CHECKPOINT_SECONDS = 180
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
 
 
@@ -124,15 +125,14 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
         return average.model
     source = TileSource(images, config.seed, config.batch_size)
     log = config.out.with_suffix(".losses.csv")
+    training.keep_rows(log, start, list(LOSSES))
     saved = time.monotonic()
     with (
         _batches(source, start, config.steps) as batches,
         training.show_progress("segmentor", config.steps, start) as progress,
-        log.open("a" if start else "w", newline="") as file,
+        log.open("a", newline="") as file,
     ):
         rows = csv.writer(file)
-        if start == 0:
-            rows.writerow(("step", *LOSSES))
         for step, batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * training.warmup_cosine(step, config.steps, 200)
@@ -140,7 +140,7 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
             average.update(model, step)
             rows.writerow((step, *(f"{losses[name]:.4f}" for name in LOSSES)))
             progress(step + 1, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
-            if time.monotonic() - saved > 180 or step + 1 == config.steps:
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == config.steps:
                 file.flush()
                 training.save_checkpoint(
                     checkpoint,

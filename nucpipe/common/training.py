@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import math
 import sys
 import time
@@ -70,6 +71,16 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
             "give the same settings to go on, or delete it to start again."
         )
     return state
+
+
+def keep_rows(log: Path, start: int, names: list[str]) -> None:
+    """Keep a CSV log's rows before step ``start``, for later ones are written again; ``names`` follow ``step``."""
+    rows = [["step", *names]]
+    if start and log.is_file():
+        with log.open(newline="") as file:
+            rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < start]
+    with log.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
 
 
 class Progress(Protocol):
