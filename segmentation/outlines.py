@@ -22,14 +22,17 @@ def trace_outline(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """
     ring = largest_ring(mask)
     while True:
-        keys = ring[:, 0] * (mask.shape[0] + 2) + ring[:, 1]
-        values, counts = np.unique(keys, return_counts=True)
-        if len(values) == len(keys):
+        passed: set[tuple[int, int]] = set()
+        twice = []
+        for corner in map(tuple, ring.tolist()):
+            if corner in passed:
+                twice.append(corner)
+            passed.add(corner)
+        if not twice:
             return ring
         # The outline comes by one corner twice: fill the four pixels round it.
         mask = np.pad(mask, 1)
-        for key in values[counts > 1]:
-            x, y = divmod(int(key), mask.shape[0])
+        for x, y in twice:
             mask[y : y + 2, x : x + 2] = True
         ring = largest_ring(mask) - 1
         mask = mask[1:-1, 1:-1]
@@ -42,12 +45,11 @@ def largest_ring(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     ring = max(rings, key=lambda r: (cv2.contourArea(r), len(r)))[:, 0, :].astype(np.int64)
     # cv2 gives centres of boundary pixels. In the doubled mask a left or upper boundary lies on an even number, a
     # right or lower one on an odd number, so halving upwards takes every one of them to its pixel corner.
-    corners = (ring + 1) // 2
-    step = np.any(corners != np.roll(corners, 1, 0), axis=1)
-    corners = corners[step]
-    before, after = corners - np.roll(corners, 1, 0), np.roll(corners, -1, 0) - corners
-    turn = before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0]
-    corners = corners[turn != 0]
+    corners = (ring + 1) >> 1
+    step = np.diff(corners, axis=0, append=corners[:1])
+    moves = step.any(1)
+    corners, after = corners[moves], step[moves]
+    before = np.concatenate([after[-1:], after[:-1]])
     # cv2 goes counter-clockwise on screen.
-    clockwise: npt.NDArray[np.int64] = corners[::-1]
+    clockwise: npt.NDArray[np.int64] = corners[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]][::-1]
     return clockwise

@@ -160,10 +160,10 @@ def polygon_moments(points: npt.NDArray[np.integer]) -> tuple[float, npt.NDArray
     Args:
         points: (K, 2) x and y, not closed.
     """
-    x, y = points[:, 0].astype(np.float64), points[:, 1].astype(np.float64)
-    x1, y1 = np.roll(x, -1), np.roll(y, -1)
-    cross = x * y1 - x1 * y
-    twice = cross.sum()
+    ring = np.concatenate([points, points[:1]]).astype(np.float64)
+    here, there = ring[:-1], ring[1:]
+    cross = here[:, 0] * there[:, 1] - there[:, 0] * here[:, 1]
+    twice = float(cross.sum())
     if twice == 0:
         return 0.0, points.mean(0)
-    return abs(twice) / 2, np.array([((x + x1) * cross).sum(), ((y + y1) * cross).sum()]) / (3 * twice)
+    return abs(twice) / 2, cross @ (here + there) / (3 * twice)
