@@ -11,6 +11,9 @@ from pipeline.config import REGION_ALIGN_W
 from pipeline.grid import WorkingGrid
 from pipeline.tissue import TissueMask
 
+EDGE_W = 32
+"""How far a window may reach beyond the slide, into its reflection: half of a crop, and a multiple of 32."""
+
 BoxW = tuple[int, int, int, int]
 
 
@@ -21,7 +24,8 @@ class Region:
     Attributes:
         index: its number in the slide-wide grid of regions, row by row; the same whatever tissue is there.
         core_w: x0, y0, x1, y1 in working pixels; what it owns. Cores tile the slide without gap or overlap.
-        window_w: x0, y0, x1, y1; the core and its halo, aligned to the network's grid. It may reach beyond the slide.
+        window_w: x0, y0, x1, y1; the core and its halo, aligned to the network's grid. At the slide's edge it reaches
+            ``EDGE_W`` beyond the slide.
     """
 
     index: int
@@ -52,6 +56,16 @@ def cut_regions(grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int)
         core = (x0, y0, min(x0 + size_w, width), min(y0 + size_w, height))
         if not tissue.covers((grid.to_l0(core[0]), grid.to_l0(core[1]), grid.to_l0(core[2]), grid.to_l0(core[3]))):
             continue
-        right, bottom = (-(-end // REGION_ALIGN_W) * REGION_ALIGN_W + halo_w for end in core[2:])
-        regions.append(Region(index, core, (x0 - halo_w, y0 - halo_w, right, bottom)))
+        window = (
+            max(x0 - halo_w, -EDGE_W),
+            max(y0 - halo_w, -EDGE_W),
+            min(x0 + size_w + halo_w, align_up(width) + EDGE_W),
+            min(y0 + size_w + halo_w, align_up(height) + EDGE_W),
+        )
+        regions.append(Region(index, core, window))
     return regions
+
+
+def align_up(length_w: int) -> int:
+    """The next multiple of the alignment."""
+    return -(-length_w // REGION_ALIGN_W) * REGION_ALIGN_W

@@ -94,8 +94,10 @@ def test_cores_tile_the_slide_and_own_every_point_once() -> None:
     assert (owners == 1).all()
     for region in regions:
         assert all(edge % 32 == 0 for edge in region.window_w)
-        assert region.window_w[0] <= region.core_w[0] - 128
-        assert region.window_w[2] >= region.core_w[2] + 128
+        for side, edge in ((0, WIDTH), (1, HEIGHT)):
+            # A halo inside the slide; half a crop beyond its edge.
+            assert region.window_w[side] == max(region.core_w[side] - 128, -32)
+            assert region.window_w[side + 2] >= min(region.core_w[side + 2] + 128, edge + 32)
 
 
 def test_regions_without_tissue_are_left_out_and_numbers_stay() -> None:
