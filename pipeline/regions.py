@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +25,8 @@ class Region:
     Attributes:
         index: its number in the slide-wide grid of regions, row by row; the same whatever tissue is there.
         core_w: x0, y0, x1, y1 in working pixels; what it owns. Cores tile the slide without gap or overlap.
-        window_w: x0, y0, x1, y1; the core and its halo, aligned to the network's grid. At the slide's edge it reaches
-            ``EDGE_W`` beyond the slide.
+        window_w: x0, y0, x1, y1; the tissue in the core and a halo round it, aligned to the network's grid. At the
+            slide's edge it reaches ``EDGE_W`` beyond the slide.
     """
 
     index: int
@@ -54,18 +55,21 @@ def cut_regions(grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int)
     for index in range(columns * rows):
         x0, y0 = index % columns * size_w, index // columns * size_w
         core = (x0, y0, min(x0 + size_w, width), min(y0 + size_w, height))
-        if not tissue.covers((grid.to_l0(core[0]), grid.to_l0(core[1]), grid.to_l0(core[2]), grid.to_l0(core[3]))):
+        extent = tissue.extent((grid.to_l0(core[0]), grid.to_l0(core[1]), grid.to_l0(core[2]), grid.to_l0(core[3])))
+        if extent is None:
             continue
+        left, top = (align(math.floor(grid.to_w(edge)) + 1 - REGION_ALIGN_W) for edge in extent[:2])
+        right, bottom = (align(math.ceil(grid.to_w(edge))) for edge in extent[2:])
         window = (
-            max(x0 - halo_w, -EDGE_W),
-            max(y0 - halo_w, -EDGE_W),
-            min(x0 + size_w + halo_w, align_up(width) + EDGE_W),
-            min(y0 + size_w + halo_w, align_up(height) + EDGE_W),
+            max(left - halo_w, -EDGE_W),
+            max(top - halo_w, -EDGE_W),
+            min(right + halo_w, align(width) + EDGE_W),
+            min(bottom + halo_w, align(height) + EDGE_W),
         )
         regions.append(Region(index, core, window))
     return regions
 
 
-def align_up(length_w: int) -> int:
+def align(length_w: int) -> int:
     """The next multiple of the alignment."""
     return -(-length_w // REGION_ALIGN_W) * REGION_ALIGN_W

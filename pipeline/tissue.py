@@ -61,16 +61,23 @@ class TissueMask:
 
     def area_in_mm2(self, box_l0: BoxL0) -> float:
         """Area of the tissue inside x0, y0, x1, y1; parts of a pixel count as parts."""
-        x, y = (self._overlap(box_l0[i], box_l0[i + 2], axis) for i, axis in ((0, 1), (1, 0)))
-        rows, columns = np.flatnonzero(y), np.flatnonzero(x)
-        if not (len(rows) and len(columns)):
-            return 0.0
-        part = self.mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        return float(y[rows] @ part @ x[columns]) * self._px_mm2
+        part, x, y = self._part(box_l0)
+        return float(y @ self.mask[part] @ x) * self._px_mm2
 
-    def covers(self, box_l0: BoxL0) -> bool:
-        """Whether there is any tissue inside x0, y0, x1, y1 (which may reach beyond the slide)."""
-        return self.area_in_mm2(box_l0) > 0
+    def extent(self, box_l0: BoxL0) -> BoxL0 | None:
+        """The smallest x0, y0, x1, y1 that holds all the tissue inside a box (which may reach beyond the slide)."""
+        part, _, _ = self._part(box_l0)
+        rows, columns = (np.flatnonzero(self.mask[part].any(axis)) for axis in (1, 0))
+        if not len(rows):
+            return None
+        x_l0, y_l0 = self.l0_per_px
+        left, top = part[1].start, part[0].start
+        return (
+            max(box_l0[0], float(left + columns[0]) * x_l0),
+            max(box_l0[1], float(top + rows[0]) * y_l0),
+            min(box_l0[2], float(left + columns[-1] + 1) * x_l0),
+            min(box_l0[3], float(top + rows[-1] + 1) * y_l0),
+        )
 
     def contains(self, points_l0: npt.NDArray[np.float64]) -> Mask:
         """Which of (N, 2) points, x and y at level 0, lie on tissue; none does beyond the slide."""
@@ -84,6 +91,15 @@ class TissueMask:
     @property
     def _px_mm2(self) -> float:
         return self.l0_per_px[0] * self.l0_per_px[1] * (self.mpp / 1000) ** 2
+
+    def _part(self, box_l0: BoxL0) -> tuple[tuple[slice, slice], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The mask's rows and columns that a box meets, and which share of each column and row lies in it."""
+        x, y = (self._overlap(box_l0[i], box_l0[i + 2], axis) for i, axis in ((0, 1), (1, 0)))
+        rows, columns = (
+            slice(int(met[0]), int(met[-1]) + 1) if len(met := np.flatnonzero(share)) else slice(0, 0)
+            for share in (y, x)
+        )
+        return (rows, columns), x[columns], y[rows]
 
     def _overlap(self, start_l0: float, stop_l0: float, axis: int) -> npt.NDArray[np.float64]:
         """For each of the mask's columns (axis 1) or rows (axis 0): which share of it lies in the interval."""

@@ -105,7 +105,17 @@ def test_regions_without_tissue_are_left_out_and_numbers_stay() -> None:
     mask = np.zeros((2, 4), bool)
     mask[1, 2] = True
     tissue = TissueMask(mask, (256.0, 256.0), MPP)
-    assert [region.index for region in cut_regions(grid, tissue, 256, 128)] == [6]
+    (region,) = cut_regions(grid, tissue, 256, 128)
+    assert (region.index, region.window_w) == (6, (384, 128, 896, 544))
+
+
+def test_a_window_holds_the_tissue_of_its_core_and_no_more_than_a_halo_round_it() -> None:
+    grid = WorkingGrid.for_slide((4096, 4096), MPP)
+    mask = np.zeros((256, 256), bool)
+    mask[70:81, 140:150] = True  # x 2240 to 2400, y 1120 to 1296
+    (region,) = cut_regions(grid, TissueMask(mask, (16.0, 16.0), MPP), 2048, 256)
+    assert region.core_w == (2048, 0, 4096, 2048)
+    assert region.window_w == (2240 - 256, 1120 - 256, 2400 + 256, 1312 + 256)
 
 
 def test_nuclei_off_the_tissue_are_dropped(slide_path: Path, drawn: Drawn) -> None:

@@ -79,11 +79,11 @@ def test_nuclei_stand_in_their_places_in_their_colours(tmp_path: Path, side: flo
 def test_a_small_slide_is_enlarged(tmp_path: Path) -> None:
     store = make_store(tmp_path, (100, 50), np.array([(25.0, 25.0)]), np.array([3]), 10)
     page = page_of(store, np.full((50, 100, 3), 255, np.uint8), tmp_path / "a.png")
-    picture = picture_of(page, (600, 1200))
+    picture = picture_of(page, (400, 800))
     dead = (picture == PANNUKE.colours[3]).all(2)
     y, x = np.nonzero(dead)
-    assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx((300, 300), abs=1)
-    assert dead.sum() == pytest.approx(120 * 120, rel=0.05)
+    assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx((200, 200), abs=1)
+    assert dead.sum() == pytest.approx(80 * 80, rel=0.05)
 
 
 def test_the_slide_is_seen_pale_and_nearly_grey(tmp_path: Path) -> None:

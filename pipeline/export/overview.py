@@ -19,7 +19,7 @@ from pipeline.store import Store
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-LEAST_SIDE_PX = 1200  # a smaller slide is enlarged, so that its nuclei and the text beside it can be read
+LEAST_SIDE_PX = 800  # a smaller slide is enlarged, so that its nuclei and the text beside it can be read
 DOT_PX = 3  # where nuclei are smaller in diameter, they are drawn as dots of this size
 ROW_PX = 40  # of the legend
 OUTLINE_PX = 6  # where they are larger, they are drawn with an outline
@@ -45,7 +45,7 @@ def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) ->
     picture = _nuclei_on(_pale(_at_least(thumbnail, LEAST_SIDE_PX)), store, library)
     page = _page(picture, store, library)
     with written_whole(path) as partial:
-        page.save(partial, format="PNG")
+        page.save(partial, format="PNG", compress_level=1)  # a third to a half of the usual time, 7 to 20 % larger
 
 
 def _at_least(image: Picture, side_px: int) -> Picture:
