@@ -1,0 +1,49 @@
+"""The bundled detector on real tissue: the nuclei do not depend on how the slide was cut into regions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import RunConfig
+from pipeline.engine import Window, own, shrink
+from pipeline.grid import WorkingGrid
+from pipeline.models import find_model
+from pipeline.regions import cut_regions
+from pipeline.slide import open_slide
+from pipeline.tissue import TissueMask
+from segmentation.detector import HoVerNetDetector, load_detector
+from segmentation.metrics import match_by_distance
+from segmentation.nuclei import Nuclei
+
+BOX_PX = 8  # of the tissue mask; the square is 320 x 320 level-0 pixels, 640 x 640 working pixels
+
+
+@pytest.fixture(scope="module")
+def detector() -> HoVerNetDetector:
+    return load_detector(find_model("segmentor", RunConfig().segmentor))
+
+
+def detect(path: Path, detector: HoVerNetDetector, size_w: int) -> Nuclei:
+    with open_slide(path) as slide:
+        grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+        mask = np.zeros((slide.size_l0[1] // BOX_PX, slide.size_l0[0] // BOX_PX), bool)
+        mask[160:200, 112:152] = True
+        tissue = TissueMask(mask, (float(BOX_PX), float(BOX_PX)), slide.mpp)
+        found = []
+        for region in cut_regions(grid, tissue, size_w, 2 * detector.context_px):
+            pixels = slide.read(grid, region.window_w)
+            window = Window(region, pixels, shrink(pixels, 2 // grid.stride))
+            nuclei = detector.nuclei(detector.predict(window.shrunk), grid.mpp_w * 2)
+            found.append(own(window, nuclei, grid, tissue).nuclei_l0)
+    return Nuclei.concatenate(found)
+
+
+def test_region_size_changes_no_nucleus_of_real_tissue(demo_slide: Path, detector: HoVerNetDetector) -> None:
+    whole = detect(demo_slide, detector, 2048)
+    assert len(whole) > 60
+    parts = detect(demo_slide, detector, 256)
+    assert abs(len(parts) - len(whole)) <= 1
+    # float32: the network sees the same numbers but for what lies more than its context away.
+    same = match_by_distance(whole.centroids, parts.centroids, 0.1)[0]
+    assert len(same) >= len(whole) - 1
