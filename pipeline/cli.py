@@ -147,13 +147,15 @@ def run_with(slides: tuple[Path, ...], out: Path, no_geojson: bool, **options: A
 
 def finish(results: list[SlideResult], out: Path) -> None:
     """Name what failed; the exit status says whether anything did."""
+    from pipeline.slide import printable
+
     failed = [result for result in results if result.status == "failed"]
     if len(results) > 1:
         click.echo(f"{len(results) - len(failed)} of {len(results)} slides done; {out / 'summary.csv'}", err=True)
     if failed and len(results) > 1:
         click.echo("failed:", err=True)
         for result in failed:
-            click.echo(f"  {result.cause}", err=True)
+            click.echo(f"  {printable(result.slide)}: {result.cause}", err=True)
     if failed:
         sys.exit(1)
 
@@ -202,6 +204,8 @@ def export(result: Path, form: str, primary: str, out: Path | None) -> None:
     path = result / "nuclei.zarr" if (result / "nuclei.zarr").exists() else result
     store = open_store(path)
     target = out or path.with_name(f"nuclei.{form}")
+    if not target.name.endswith((".geojson", ".geojson.gz")):
+        raise UsageError(f"--out {target}: expected a name that ends in .geojson or .geojson.gz.")
     count = write_geojson(store, target, store.info.outputs.library(primary).name)
     click.echo(f"{count:,} nuclei -> {target}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nucpipe.common.errors import UsageError
+from pipeline.slides.pixelsize import LARGEST_MPP, SMALLEST_MPP, plausible
 
 REGION_ALIGN_W = 32
 """Cores and windows of regions start and end on multiples of this many working pixels: the network's largest stride
@@ -43,6 +44,9 @@ class RunConfig:
     geojson: bool = True
 
     def __post_init__(self) -> None:
+        if self.mpp is not None and not plausible(self.mpp):
+            low, high = SMALLEST_MPP, LARGEST_MPP
+            raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")
         if self.region_size < REGION_ALIGN_W or self.region_size % REGION_ALIGN_W:
             raise UsageError(
                 f"--region-size {self.region_size}: expected a multiple of {REGION_ALIGN_W}, such as 2048."

@@ -10,11 +10,10 @@ from pathlib import Path
 from nucpipe.common.errors import OutputError
 
 
-def cannot_write(path: Path, error: OSError) -> OutputError:
+def cannot_write(path: Path, error: Exception) -> OutputError:
     """What to tell a user whose disk is full or whose folder is closed to writing."""
-    return OutputError(
-        f"{path}: cannot be written ({error.strerror or error}); make room or give a folder that can be written."
-    )
+    why = getattr(error, "strerror", None) or error
+    return OutputError(f"{path}: cannot be written ({why}); make room or give a folder that can be written.")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ class Journal:
         except OSError as error:
             raise cannot_write(folder, error) from error
         if going_on:
-            _check_fingerprint(folder, _read_header(header), fingerprint)
+            check_unchanged(folder, "an unfinished run", _read_header(header), fingerprint)
             return cls(folder, _whole_regions(folder))
         if any(folder.glob("*.region")):
             raise OutputError(f"{folder}: regions without their journal.json; use --overwrite or another --out.")
@@ -111,12 +111,14 @@ class Journal:
             return nuclei, Labels(arrays["probabilities"])
 
     def remove(self) -> None:
-        """Remove the journal from the disk. Killed in the middle, what is left is still a journal.
+        """Remove the journal from the disk, if there is one. Killed in the middle, what is left is still a journal.
 
         Raises:
             OutputError: a file in it cannot be removed.
         """
         header = self.folder / "journal.json"
+        if not self.folder.exists():
+            return
         try:
             for path in self.folder.iterdir():
                 if path != header:
@@ -159,7 +161,12 @@ def _read_header(path: Path) -> dict[str, Any]:
     return fingerprint
 
 
-def _check_fingerprint(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_unchanged(path: Path, what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """See that ``what`` lies at ``path`` was made from the same slide, models and settings.
+
+    Raises:
+        OutputError: it was not; the message names what changed.
+    """
     if old == new:
         return
     before, now = _flat(old), _flat(new)
@@ -169,7 +176,7 @@ def _check_fingerprint(folder: Path, old: dict[str, Any], new: dict[str, Any]) -
         if before.get(key) != now.get(key) or (key in before) != (key in now)
     ]
     raise OutputError(
-        f"{folder}: an unfinished run with other settings lies here ({'; '.join(changed)}); "
+        f"{path}: {what} with other settings lies here ({'; '.join(changed)}); "
         "use --overwrite to start again or another --out."
     )
 

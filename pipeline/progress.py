@@ -8,23 +8,22 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipeline.run import Reporter, SlideResult
+from pipeline.run import Reporter, Silent, SlideResult
+from pipeline.slide import printable
 
 LINE_SECONDS = 30
 
 
 def final_line(result: SlideResult) -> str:
     """One line that says what became of a slide."""
+    name, folder = printable(result.slide.name), printable(result.folder)
     if result.status == "failed":
-        return f"FAILED: {result.cause}"
+        return f"FAILED {printable(result.slide)}: {result.cause}"
     if result.status == "finished before":
-        return (
-            f"{result.slide.name}: finished before, {result.nuclei:,} nuclei in {result.folder} (--overwrite redoes it)"
-        )
-    return (
-        f"{result.slide.name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.2f} mm² "
-        f"in {result.seconds:.0f} s -> {result.folder}"
-    )
+        return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
+    if not result.tissue_mm2:
+        return f"{name}: 0 nuclei, no tissue found (--tissue none looks everywhere) -> {folder}"
+    return f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
 
 
 class Lines:
@@ -34,7 +33,7 @@ class Lines:
         """See :class:`~pipeline.run.Reporter`."""
         self.name, self.mm2, self.done_mm2, self.nuclei = name, mm2, 0.0, 0
         self.began = self.last = time.monotonic()
-        print(f"{name}: {mm2:.2f} mm² of tissue in {regions} regions", file=sys.stderr, flush=True)
+        print(f"{name}: {mm2:.3g} mm² of tissue in {regions} regions", file=sys.stderr, flush=True)
 
     def advance(self, nuclei: int, mm2: float) -> None:
         """See :class:`~pipeline.run.Reporter`."""
@@ -45,7 +44,7 @@ class Lines:
             seconds = now - self.began
             left = seconds * (self.mm2 / self.done_mm2 - 1)
             print(
-                f"{self.name}: {self.done_mm2:.2f} of {self.mm2:.2f} mm², {self.nuclei:,} nuclei, "
+                f"{self.name}: {self.done_mm2:.3g} of {self.mm2:.3g} mm², {self.nuclei:,} nuclei, "
                 f"{self.done_mm2 / seconds:.3f} mm²/s, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
@@ -67,7 +66,7 @@ class Bars:
     def begin(self, name: str, mm2: float, regions: int) -> None:
         """See :class:`~pipeline.run.Reporter`."""
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn(
                 "{task.completed:.2f}/{task.total:.2f} mm²  {task.fields[nuclei]:,} nuclei  {task.fields[speed]}"
@@ -96,4 +95,6 @@ class Bars:
 
 def reporter() -> Reporter:
     """The one that fits standard error."""
+    if sys.stderr is None:  # closed by whoever started the process
+        return Silent()
     return Bars() if sys.stderr.isatty() else Lines()

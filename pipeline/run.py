@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import nucpipe
-from nucpipe.common.errors import OutputError
 from pipeline.config import RunConfig
 from pipeline.files import cannot_write, written_whole
+from pipeline.journal import check_unchanged
 
 if TYPE_CHECKING:
     from pipeline.engine import Named
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline.tissue import TissueMask
 
 OVERVIEW_PX = 2400
+RESULTS = ("run.json", "overview.png", "nuclei.geojson", "nuclei.zarr")
 HALO_LEAST_W = 64
 """A crop needs half of its 64 working pixels beyond the core; the rest is for the outline and rounding."""
 
@@ -133,32 +135,35 @@ def run_slide(path: Path, folder: Path, models: Models, config: RunConfig, repor
     clock = Clock()
     with open_slide(path, config.mpp) as slide:
         info = store_info(slide, models, config)
-        store_path = prepare(folder, info, config.overwrite)
-        if store_path.exists():
-            nuclei = len(open_store(store_path))
-            return SlideResult(path, folder, "finished before", nuclei, seconds=clock.total())
-        grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+        store_path = folder / "nuclei.zarr"
+        if not config.overwrite and (before := finished_before(path, folder, info, config)):
+            return before
         tissue = tissue_from(config.tissue, slide)
-        regions = cut_regions(grid, tissue, config.region_size, halo_w(models))
-        journal = Journal.open(folder / "journal", {**info.to_dict(), "region_size": config.region_size})
-        mm2 = {region.index: region_mm2(region, grid, tissue) for region in regions}
-        finished = journal.done
-        todo = [region for region in regions if region.index not in finished]
-        reporter.begin(slide.name, sum(mm2[region.index] for region in todo), len(todo))
-        clock.lap("prepare")
-        for done in process(slide, grid, tissue, todo, models, config):
-            journal.write(done.region.index, done.nuclei_l0, done.labels)
-            reporter.advance(len(done.nuclei_l0), mm2[done.region.index])
-        clock.lap("nuclei")
-        finish(journal, [region.index for region in regions], store_path, info)
-        clock.lap("store")
+        if config.overwrite or not store_path.exists():
+            grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+            regions = cut_regions(grid, tissue, config.region_size, halo_w(models))
+            if config.overwrite:
+                Journal(folder / "journal").remove()
+            journal = Journal.open(folder / "journal", {**info.to_dict(), "region_size": config.region_size})
+            mm2 = {region.index: region_mm2(region, grid, tissue) for region in regions}
+            finished = journal.done
+            todo = [region for region in regions if region.index not in finished]
+            reporter.begin(slide.name, sum(mm2[region.index] for region in todo), len(todo))
+            clock.lap("prepare")
+            for done in process(slide, grid, tissue, todo, models, config):
+                journal.write(done.region.index, done.nuclei_l0, done.labels)
+                reporter.advance(len(done.nuclei_l0), mm2[done.region.index])
+            clock.lap("nuclei")
+            if config.overwrite:  # the old results stand until the new ones are ready
+                remove(*(folder / name for name in RESULTS))
+            finish(journal, [region.index for region in regions], store_path, info)
+            clock.lap("store")
         store = open_store(store_path)
         export(store, slide, folder, config)
         clock.lap("exports")
-        area = tissue.area_mm2
-        write_run_json(folder, info, config, clock, store, area)
-        journal.remove()
-    return SlideResult(path, folder, "done", len(store), area, clock.total())
+        write_run_json(folder, info, config, clock, store, tissue.area_mm2)
+        Journal(folder / "journal").remove()
+    return SlideResult(path, folder, "done", len(store), tissue.area_mm2, clock.total())
 
 
 def process(
@@ -199,6 +204,7 @@ def available_processors() -> int:
 
 def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
     """What the store says of itself, and what a result depends on."""
+    from pipeline.slide import slide_fingerprint
     from pipeline.store import StoreInfo
 
     precision = str(models.precision or "fp32").removeprefix("torch.")
@@ -209,38 +215,58 @@ def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
         origin_l0=slide.origin_l0,
         outputs=models.outputs,
         models=models.described,
-        settings={"tissue": config.tissue, "precision": precision},
+        settings={"tissue": file_settings(config.tissue), "precision": precision},
         nucpipe_version=nucpipe.__version__,
+        slide_fingerprint=slide_fingerprint(slide.path),
     )
 
 
-def prepare(folder: Path, info: StoreInfo, overwrite: bool) -> Path:
-    """Make the slide's folder; the path of its store, which exists if the same job was finished before.
+def finished_before(path: Path, folder: Path, info: StoreInfo, config: RunConfig) -> SlideResult | None:
+    """The result that an earlier run left in ``folder``, if it is whole and has all that this run wants.
 
     Raises:
-        OutputError: results of other settings, models or another slide stand there, or the folder cannot be made.
+        OutputError: results of other settings, models or another slide stand there.
     """
     from pipeline.store import open_store
 
-    path = folder / "nuclei.zarr"
+    store = folder / "nuclei.zarr"
+    if not store.exists():
+        return None
+    old, new = (json.loads(json.dumps({**i.to_dict(), "nucpipe_version": ""})) for i in (open_store(store).info, info))
+    check_unchanged(folder, "a finished result", old, new)
     try:
-        if overwrite:
-            for name in ("nuclei.zarr", "journal"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    if path.exists():
-        old, new = open_store(path).info, replace(info, nucpipe_version="")
-        changed = [
-            f.name for f in fields(new) if getattr(new, f.name) != getattr(replace(old, nucpipe_version=""), f.name)
-        ]
-        if changed:
-            raise OutputError(
-                f"{path}: finished results made with another {', '.join(changed)} stand there; "
-                "use --overwrite to replace them or give another --out."
-            )
-    return path
+        facts = json.loads((folder / "run.json").read_text("utf-8"))
+        same = facts["settings"]["primary"] == config.primary
+        wanted = ["overview.png", *(["nuclei.geojson"] if config.geojson else [])]
+        if same and all((folder / name).is_file() for name in wanted):
+            return SlideResult(path, folder, "finished before", facts["nuclei"], facts["tissue_mm2"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # run.json is written last: without a good one, what is made from the store is made again
+    return None
+
+
+def remove(*paths: Path) -> None:
+    """Remove files and folders that are there.
+
+    Raises:
+        OutputError: one of them cannot be removed.
+    """
+    for path in paths:
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def file_settings(option: str) -> str | dict[str, str]:
+    """``--tissue`` as results remember it: a file by its name and content."""
+    path = Path(option)
+    if not path.is_file():
+        return option
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -154,20 +155,52 @@ class Slide(ABC):
 
 
 def slide_name(path: Path) -> str:
-    """The name that results are filed under: the file's name without its extension (``.ome.tiff`` counts as one)."""
-    if path.is_dir():
-        return path.name.removesuffix(".zarr").removesuffix(".ome")
-    return path.stem.removesuffix(".ome")
+    """The name that results are filed under: the file's name without its extension (``.ome.tiff`` counts as one).
+
+    It can be printed on one line: white space is one blank, and what is no UTF-8 is replaced.
+    """
+    name = path.name.removesuffix(".zarr") if path.is_dir() else path.stem
+    return printable(name.removesuffix(".ome")) or "slide"
+
+
+def printable(text: object) -> str:
+    """On one line, without control characters or bytes that are no UTF-8."""
+    whole = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in whole).split())
+
+
+FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 65536
+
+
+def slide_fingerprint(path: Path) -> str:
+    """What tells one slide from another of the same name: sizes of the files, and a hash of blocks spread over them.
+
+    Of a folder, each file's first block counts. Reading a whole slide would take as long as running it.
+    """
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    blocks = FINGERPRINT_BLOCKS if len(files) == 1 else 1
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{size};".encode())
+        with file.open("rb") as stream:
+            for k in range(blocks):
+                stream.seek(max(0, size - FINGERPRINT_BYTES) * k // max(1, blocks - 1))
+                digest.update(stream.read(FINGERPRINT_BYTES))
+    return "sha256:" + digest.hexdigest()
 
 
 def is_slide_folder(path: Path) -> bool:
     """Whether a folder is one slide: DICOM, or NGFF (OME-Zarr). Other zarr folders, such as results, are none."""
     if not path.is_dir():
         return False
-    for name, keys in ((".zattrs", ()), ("zarr.json", ("attributes", "ome"))):
-        if (path / name).is_file():
-            return _has_image(path / name, keys)
-    return any(file.suffix.lower() in (".dcm", "") and is_dicom(file) for file in path.iterdir())
+    try:
+        for name, keys in ((".zattrs", ()), ("zarr.json", ("attributes", "ome"))):
+            if (path / name).is_file():
+                return _has_image(path / name, keys)
+        return any(file.suffix.lower() in (".dcm", "") and is_dicom(file) for file in path.iterdir())
+    except OSError:  # a folder that may not be read holds no slide for us
+        return False
 
 
 def _has_image(metadata: Path, keys: tuple[str, ...]) -> bool:

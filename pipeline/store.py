@@ -53,6 +53,7 @@ class StoreInfo:
         models: the models' names, fingerprints and what else tells them apart, as JSON can hold it.
         settings: of the run, as JSON can hold it.
         nucpipe_version: that wrote the store.
+        slide_fingerprint: of the slide's content, see :func:`pipeline.slide.slide_fingerprint`.
     """
 
     slide_name: str
@@ -63,6 +64,7 @@ class StoreInfo:
     models: dict[str, Any]
     settings: dict[str, Any]
     nucpipe_version: str
+    slide_fingerprint: str = ""
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
@@ -292,11 +294,12 @@ def open_store(path: Path) -> Store:
     try:
         fields = json.loads((path / "zarr.json").read_text("utf-8"))["attributes"]["nucpipe"]
         version, count = int(fields.pop("schema_version")), int(fields.pop("nuclei"))
+        info = StoreInfo.from_dict(fields) if version == SCHEMA_VERSION else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path}: expected a store that nucpipe wrote (nuclei.zarr); this is none.") from error
-    if version > SCHEMA_VERSION:
+    if info is None:
         raise OutputError(
-            f"{path}: written by a later nucpipe (store version {version}, this one reads {SCHEMA_VERSION}); "
-            "update nucpipe."
+            f"{path}: written by another nucpipe (store version {version}, this one reads {SCHEMA_VERSION}); "
+            "update nucpipe or run the slide again."
         )
-    return Store(path, StoreInfo.from_dict(fields), 0, count)
+    return Store(path, info, 0, count)

@@ -241,7 +241,10 @@ def keep_components(mask: Mask, least_px: float, seeds: Mask | None = None) -> M
 def _from_image(path: Path, slide: Slide) -> TissueMask:
     """A mask image that covers the slide at any resolution: what is not black is tissue."""
     try:
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
+    except OSError as error:
+        raise SlideError(f"{path.name}: the mask cannot be read ({error.strerror}).") from error
     except cv2.error as error:  # OpenCV's own limit of size
         raise SlideError(f"{path.name}: the mask is too large an image; a few thousand pixels are enough.") from error
     if image is None:
@@ -253,7 +256,10 @@ def _from_image(path: Path, slide: Slide) -> TissueMask:
             "their shapes must agree within 1 %."
         )
     colours = image[..., None] if image.ndim == 2 else image[..., :3]
-    return TissueMask.of(np.asarray(colours.any(axis=2)), slide)
+    tissue = np.asarray(colours.any(axis=2))
+    if not tissue.any():
+        raise SlideError(f"{path.name}: the mask is black all over; what is to be looked at must not be black.")
+    return TissueMask.of(tissue, slide)
 
 
 def _from_geojson(path: Path, slide: Slide) -> TissueMask:
@@ -264,6 +270,8 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
     """
     try:
         polygons = list(_polygons(json.loads(path.read_bytes())))
+    except OSError as error:
+        raise SlideError(f"{path.name}: cannot be read ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         raise SlideError(f"{path.name}: expected GeoJSON with polygons; it cannot be read ({error}).") from error
     if not polygons:
@@ -293,7 +301,8 @@ def _polygons(node: Any) -> Iterator[list[npt.NDArray[np.float64]]]:
         yield from _polygons(node["geometries"])
     elif node["type"] in ("Polygon", "MultiPolygon"):
         for rings in [node["coordinates"]] if node["type"] == "Polygon" else node["coordinates"]:
-            yield [_ring(ring) for ring in rings]
+            if rings:  # GeoJSON allows a polygon of nothing
+                yield [_ring(ring) for ring in rings]
 
 
 def _ring(coordinates: list[list[float]]) -> npt.NDArray[np.float64]:

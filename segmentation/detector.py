@@ -11,7 +11,7 @@ import torch
 
 from nucpipe.common.errors import ModelError
 from nucpipe.common.modelfile import ModelHeader, load_model
-from segmentation.model import ALIGN_PX, HoVerNet, build
+from segmentation.model import ALIGN_PX, INPUT_MPP, HoVerNet, build
 from segmentation.nuclei import Nuclei
 from segmentation.postprocess import PostProcessing, find_nuclei
 
@@ -100,6 +100,8 @@ def load_detector(
         raise ModelError(
             f"{path}: expected a HoVer-Net segmentor, found {header.kind} {header.architecture.get('type')}."
         )
+    if header.mpp != INPUT_MPP:
+        raise ModelError(f"{path}: made for pixels of {header.mpp} um; this version runs segmentors of {INPUT_MPP} um.")
     try:
         model = build(header.architecture, header.mean, header.std)
         model.load_state_dict(tensors)

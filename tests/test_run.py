@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,13 +13,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import nucpipe
-from nucpipe.common.errors import UsageError
+from nucpipe.common.errors import OutputError, SlideError, UsageError
 from pipeline import run as run_module
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.journal import Journal
 from pipeline.models import load_models
-from pipeline.run import Silent, run_slide
+from pipeline.run import Silent, SlideResult, run_slide
 from pipeline.store import open_store
 from synthetic import MPP, draw_slide, models
 
@@ -163,9 +164,78 @@ def test_existing_results_are_kept_unless_overwrite(tmp_path: Path) -> None:
     path, out = white(tmp_path / "w.png"), tmp_path / "o"
     assert call("run", path, "--mpp", 0.25, "--out", out).exit_code == 0
     expect(call("run", path, "--mpp", 0.25, "--out", out), 0, "finished before", "--overwrite")
-    expect(call("run", path, "--mpp", 0.26, "--out", out), 1, "another mpp", "--overwrite")
+    expect(call("run", path, "--mpp", 0.26, "--out", out), 1, "mpp 0.25 -> 0.26", "--overwrite")
     expect(call("run", path, "--mpp", 0.26, "--out", out, "--overwrite"), 0, "w.png: 0 nuclei")
     assert open_store(out / "w" / "nuclei.zarr").info.mpp == 0.26
+
+
+def test_another_slide_of_the_same_name_is_noticed(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir()
+        draw_slide(200, 200, seed=seed).save(tmp_path / name / "s.png")
+    config = RunConfig(mpp=MPP, tissue="none")
+    run_slide(tmp_path / "a" / "s.png", tmp_path / "o", models(), config, Silent())
+    with pytest.raises(OutputError, match="slide_fingerprint"):
+        run_slide(tmp_path / "b" / "s.png", tmp_path / "o", models(), config, Silent())
+
+
+def test_what_is_made_from_the_store_is_made_again_where_it_is_missing(tile: Path, tmp_path: Path) -> None:
+    config, out = RunConfig(mpp=MPP, tissue="none"), tmp_path / "o"
+    first = run_slide(tile, out, models(), config, Silent())
+    text = (out / "nuclei.geojson").read_text("utf-8")
+    for name in ("run.json", "nuclei.geojson", "overview.png"):  # killed between the store and the exports
+        (out / name).unlink()
+    again = run_slide(tile, out, models(), config, Silent())
+    assert (again.status, again.nuclei) == ("done", first.nuclei)
+    assert (out / "nuclei.geojson").read_text("utf-8") == text
+    assert {p.name for p in out.iterdir()} == {"nuclei.zarr", "nuclei.geojson", "overview.png", "run.json"}
+    assert run_slide(tile, out, models(), config, Silent()).status == "finished before"
+    other = run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", primary="CoNSeP"), Silent())
+    assert other.status == "done"
+    assert (out / "nuclei.geojson").read_text("utf-8") != text
+
+
+def test_overwrite_keeps_the_old_results_until_the_new_ones_are_ready(tile: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o"
+    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    broken = tmp_path / "roi.geojson"
+    broken.write_text("{")
+    with pytest.raises(SlideError):
+        run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue=str(broken), overwrite=True), Silent())
+    assert len(open_store(out / "nuclei.zarr")) > 0
+    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", overwrite=True, geojson=False), Silent())
+    assert not (out / "nuclei.geojson").exists()
+
+
+def test_results_are_no_slides_and_odd_names_stop_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    white(folder / "two\nlines [red] 'é'.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "summary.csv.png").write_bytes((folder / "two\nlines [red] 'é'.png").read_bytes())
+    for _ in range(2):
+        result = call("run", folder, "--mpp", 0.25, "--out", folder)
+        assert result.exit_code == 0, result.output
+        assert "2 of 2 slides done" in result.output
+    rows = (folder / "summary.csv").read_text("utf-8").splitlines()
+    assert len(rows) == 3
+    call("run", white(tmp_path / "w.png"), "--mpp", 0.25, "--out", folder)
+    assert len((folder / "summary.csv").read_text("utf-8").splitlines()) == 4
+
+
+def test_an_unexpected_error_fails_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import batch
+
+    def explode(path: Path, *rest: object) -> SlideResult:
+        if path.stem == "a":
+            raise IndexError("somewhere\nin a library")
+        return run_slide(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(batch, "run_slide", explode)
+    paths = [white(tmp_path / f"{name}.png") for name in "ab"]
+    results = nucpipe.run(paths, tmp_path / "o", mpp=0.25)
+    assert [r.status for r in results] == ["failed", "done"]
+    assert results[0].cause == "unexpected IndexError: somewhere in a library; please report it."
 
 
 def test_unwritable_output(tmp_path: Path) -> None:
@@ -186,6 +256,8 @@ def test_unwritable_output(tmp_path: Path) -> None:
         (["--workers", "0"], 2, ["--workers 0"]),
         (["--precision", "fp16", "--device", "cpu"], 2, ["fp16", "CUDA"]),
         (["--tissue", "nowhere.geojson"], 2, ["nowhere.geojson"]),
+        (["--mpp", "0"], 2, ["--mpp 0", "expected"]),
+        (["--mpp", "nan"], 2, ["--mpp nan", "expected"]),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path: Path, arguments: list[str], status: int, words: list[str]) -> None:
@@ -198,7 +270,7 @@ def test_bad_slides_are_one_line(tmp_path: Path, demo_slide: Path) -> None:
     (tmp_path / "cut.svs").write_bytes(demo_slide.read_bytes()[:300_000])
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("text.svs", "cut.svs", "empty.png"):
-        expect(call("run", tmp_path / name, "--out", tmp_path / "o", "--mpp", 0.25), 1, f"FAILED: {name}", "expected")
+        expect(call("run", tmp_path / name, "--out", tmp_path / "o", "--mpp", 0.25), 1, f"{name}: {name}", "expected")
     expect(call("run", white(tmp_path / "w.png"), "--out", tmp_path / "o"), 1, "w.png", "--mpp")
     expect(call("run", tmp_path / "nowhere.svs", "--out", tmp_path / "o"), 2, "nowhere.svs", "no such slide")
     (tmp_path / "none").mkdir()

@@ -79,7 +79,10 @@ def read_header(path: Path) -> ModelHeader:
         if metadata.get("format") != FORMAT:
             raise ModelError(f"{path}: a safetensors file, but not a nucpipe model (its header lacks '{FORMAT}').")
         fields = json.loads(metadata["nucpipe"])
-        return ModelHeader(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        header = ModelHeader(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        if not isinstance(header.architecture, dict) or not isinstance(header.outputs, dict):
+            raise ValueError("its architecture or outputs are no table")
+        return header
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{path}: expected a nucpipe model (.safetensors); it cannot be read ({error}).") from error
 

@@ -4,4 +4,6 @@
 def cause(error: BaseException) -> str:
     """The first line of what a library says, or else the kind of its error."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    # The text of these is a bare key or number.
+    bare = isinstance(error, LookupError)
+    return lines[0].rstrip(".") if lines and not bare else type(error).__name__
