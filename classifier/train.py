@@ -54,7 +54,6 @@ class ClassifierTraining:
         backbone: timm name.
         sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
             because more of them are seen in the same time; the last side is the model's own.
-        minutes: stop after so many and evaluate what is there; the same call goes on from there.
     """
 
     libraries: tuple[tuple[str, Path], ...]
@@ -68,7 +67,6 @@ class ClassifierTraining:
     mixed_precision: bool = True
     backbone: str = BACKBONE
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
-    minutes: float | None = None
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
@@ -94,9 +92,7 @@ class LibraryData:
     held: tuple[AnnotatedImage, ...]
 
 
-def train_classifier(
-    config: ClassifierTraining, say: Callable[[str], None] = print, stop: Callable[[], bool] = lambda: False
-) -> ModelHeader:
+def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = print) -> ModelHeader:
     """Train, evaluate on what was held out, and write the model.
 
     A checkpoint is kept beside ``config.out``; the same call resumes from it and ends with the same model.
@@ -104,7 +100,6 @@ def train_classifier(
     Args:
         config: what to do.
         say: told of what happens, a line each.
-        stop: asked after every step; True ends the training early, and what is there is evaluated and written.
 
     Raises:
         UsageError: an unknown library, or a set of which everything would be held out.
@@ -119,8 +114,8 @@ def train_classifier(
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    tensors, step = _fit(config, train, outputs, say, stop)
-    header = _header(config, data, train, held, outputs, matching, step)
+    tensors = _fit(config, train, outputs, say)
+    header = _header(config, data, train, held, outputs, matching)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
     model, header, outputs = load_classifier(config.out)
@@ -165,9 +160,9 @@ def _new_model(config: ClassifierTraining, columns: int, say: Callable[[str], No
 
 
 def _fit(
-    config: ClassifierTraining, samples: Samples, outputs: Outputs, say: Callable[[str], None], stop: Callable[[], bool]
-) -> tuple[dict[str, torch.Tensor], int]:
-    """The averaged model's tensors and the number of steps that it has seen."""
+    config: ClassifierTraining, samples: Samples, outputs: Outputs, say: Callable[[str], None]
+) -> dict[str, torch.Tensor]:
+    """The averaged model's tensors."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         device = torch.device(config.device)
@@ -185,33 +180,26 @@ def _fit(
             optimizer.load_state_dict(state["optimizer"])
             say(f"going on from step {start}")
         weights = torch.from_numpy(sampling_weights(samples))
-        began = saved = time.monotonic()
+        saved = time.monotonic()
         log = config.out.with_suffix(".losses.csv")
         training.keep_rows(log, start, ["total", *(library.name for library in outputs.libraries)])
-        step = start
         with training.show_progress("classifier", config.steps, start) as progress, log.open("a", newline="") as file:
             rows = csv.writer(file)
-            while step < config.steps:
+            for step in range(start, config.steps):
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _rate(step, config.steps)
                 loss = _step(model, optimizer, config, samples, weights, outputs, step)
                 average.update(model, step)
                 total, parts = float(loss.total.detach()), loss.per_library.tolist()
                 rows.writerow((step, f"{total:.4f}", *(f"{part:.4f}" for part in parts)))
-                step += 1
-                progress(step, f"loss {total:.3f}")
-                now = time.monotonic()
-                over = stop() or (config.minutes is not None and now - began > 60 * config.minutes)
-                if over or step == config.steps or now - saved > CHECKPOINT_SECONDS:
+                progress(step + 1, f"loss {total:.3f}")
+                if step + 1 == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     file.flush()
                     state = {"model": model.state_dict(), "average": average.model.state_dict()}
-                    state |= {"settings": config.settings(), "step": step, "optimizer": optimizer.state_dict()}
+                    state |= {"settings": config.settings(), "step": step + 1, "optimizer": optimizer.state_dict()}
                     training.save_checkpoint(checkpoint, state)
-                    saved = now
-                if over:
-                    say(f"stopped after {step} of {config.steps} steps")
-                    break
-    return average.model.state_dict(), step
+                    saved = time.monotonic()
+    return average.model.state_dict()
 
 
 def _rate(step: int, steps: int) -> float:
@@ -264,7 +252,6 @@ def _header(
     held: Samples,
     outputs: Outputs,
     matching: Matching,
-    step: int,
 ) -> ModelHeader:
     taught = matching.taught(train.targets)
     entries = []
@@ -291,8 +278,8 @@ def _header(
             "type": "joint",
             "backbone": config.backbone,
             "window_px": WINDOW_PX,
-            "size_px": config.size_px(max(0, step - 1)),
-            "steps": step,
+            "size_px": config.size_px(config.steps),
+            "steps": config.steps,
             "batch_size": config.batch_size,
         },
         mpp=MPP,

@@ -15,7 +15,12 @@ from safetensors.torch import load_file
 
 from classifier.model import load_classifier
 from classifier.train import ClassifierTraining, open_libraries, train_classifier
+from nucpipe.common import training
 from nucpipe.common.errors import DataError, UsageError
+
+
+class Interrupted(Exception):
+    pass
 
 
 def quiet(_: str) -> None:
@@ -57,16 +62,25 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ClassifierTraining:
 
 
 @pytest.mark.parametrize("interrupted_after", [1, 4])
-def test_resumed_equals_uninterrupted(config: ClassifierTraining, tmp_path: Path, interrupted_after: int) -> None:
+def test_resumed_equals_uninterrupted(
+    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+) -> None:
     whole = dataclasses.replace(config, out=tmp_path / "whole.safetensors")
     train_classifier(whole, quiet)
     parts = dataclasses.replace(config, out=tmp_path / "parts.safetensors")
-    calls = iter(range(1, 100))
-    early = train_classifier(parts, quiet, stop=lambda: next(calls) == interrupted_after)
-    assert early.architecture["steps"] == interrupted_after
-    assert early.architecture["size_px"] == (32 if interrupted_after == 1 else 48)
-    assert parts.out.with_suffix(".md").is_file()
+    save = training.save_checkpoint
+
+    def save_and_stop(path: Path, state: dict[str, object]) -> None:
+        save(path, state)
+        if state["step"] == interrupted_after:
+            raise Interrupted
+
+    monkeypatch.setattr("classifier.train.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "save_checkpoint", save_and_stop)
+    with pytest.raises(Interrupted):
+        train_classifier(parts, quiet)
     train_classifier(parts, quiet)
+    assert parts.out.with_suffix(".md").is_file()
     expected, got = load_file(whole.out), load_file(parts.out)
     assert expected.keys() == got.keys()
     for name in expected:
