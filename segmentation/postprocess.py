@@ -33,8 +33,8 @@ class PostProcessing:
 
     threshold: float = 0.5
     border: float = 0.02
-    min_marker_px: int = 25
-    min_area_px: int = 60
+    min_marker_px: int = 20
+    min_area_px: int = 40
 
 
 def border_strength(hv: FloatMap) -> FloatMap:

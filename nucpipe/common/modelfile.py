@@ -60,6 +60,7 @@ def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]
     }
     partial = path.with_name(path.name + ".partial")
     save_file(half, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
+    partial.chmod(0o644)  # safetensors writes files that only their owner may read
     partial.replace(path)
 
 
