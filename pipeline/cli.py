@@ -181,7 +181,7 @@ def models() -> None:
         click.echo(
             f"{path.stem:<20} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
         )
-        for data in header.data:
+        for data in (d for d in header.data if d["images"]):
             click.echo(f"{'':<20} trained on {data['name']} ({data['images']} images)")
 
 
