@@ -51,7 +51,7 @@ class SegmentorTraining:
     data: tuple[Path, ...]
     out: Path
     hold_out: tuple[str, ...] = ()
-    steps: int = 6000
+    steps: int = 4300
     batch_size: int = 4
     learning_rate: float = 1e-3
     seed: int = 0

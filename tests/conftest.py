@@ -7,6 +7,9 @@ import pytest
 from nucpipe.common.errors import NucpipeError
 from pipeline.demo import fetch_demo_slide
 
+# As the command line does: threads of OpenMP that spin would take the time of the pipeline's own threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 @pytest.fixture(scope="session")
 def demo_slide() -> Path:
