@@ -13,7 +13,7 @@ from pipeline.demo import fetch_demo_slide
 from pipeline.slide import open_slide
 from pipeline.store import open_store
 
-X, Y, SIDE, ZOOM, HEIGHT = 1090, 1560, 240, 5, 1100
+X, Y, SIDE, ZOOM, HEIGHT = 940, 1330, 240, 5, 1100
 
 
 def detail(result: Path, library_name: str) -> np.ndarray:
