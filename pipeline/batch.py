@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.files import cannot_write, written_whole
 from pipeline.run import Reporter, SlideResult, run_slide
 from pipeline.slide import is_slide_folder, printable, slide_name
+from pipeline.tissue import check_tissue_option
 
 if TYPE_CHECKING:
     from pipeline.models import Models
@@ -32,10 +33,7 @@ COLUMNS = [field.name for field in dataclasses.fields(SlideResult)]
 def run_batch(paths: Sequence[Path], out: Path, config: RunConfig, reporter: Reporter) -> list[SlideResult]:
     """Run every slide; see :func:`pipeline.run.run`."""
     jobs = plan(paths, out)
-    if config.tissue not in ("auto", "none") and not Path(config.tissue).is_file():
-        raise UsageError(
-            f"--tissue {config.tissue}: no such file; expected auto, none, a mask image or a GeoJSON file."
-        )
+    check_tissue_option(config.tissue)
     # OpenMP's threads shall sleep when they have nothing to do: they would take the time of the other stages.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline.models import load_models

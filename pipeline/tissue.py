@@ -108,6 +108,16 @@ class TissueMask:
         return np.diff(edges)
 
 
+def check_tissue_option(option: str) -> None:
+    """See that ``--tissue`` is a word or a file that is there, before any slide is begun.
+
+    Raises:
+        UsageError: no such file.
+    """
+    if option not in ("auto", "none") and not Path(option).is_file():
+        raise UsageError(f"--tissue {option}: no such file; expected auto, none, a mask image or a GeoJSON file.")
+
+
 def tissue_from(option: str, slide: Slide) -> TissueMask:
     """What ``--tissue`` asks for.
 
@@ -123,9 +133,8 @@ def tissue_from(option: str, slide: Slide) -> TissueMask:
         return tissue_mask(slide)
     if option == "none":
         return TissueMask.of(np.ones((1, 1), bool), slide)
+    check_tissue_option(option)
     path = Path(option)
-    if not path.is_file():
-        raise UsageError(f"--tissue {option}: no such file; expected auto, none, a mask image or a GeoJSON file.")
     return _from_geojson(path, slide) if path.suffix.lower() in (".geojson", ".json") else _from_image(path, slide)
 
 
