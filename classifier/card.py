@@ -11,18 +11,40 @@ def _row(*cells: object) -> str:
     return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
 
 
-def _figures(name: str, figures: dict[str, Any]) -> list[str]:
+def _between(interval: list[float] | None) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
+
+
+def _table(figures: dict[str, Any]) -> list[str]:
     return [
-        f"### {name}",
+        f"{figures['nuclei']} nuclei held out: accuracy {figures['accuracy']:.3f} "
+        f"({_between(figures['accuracy_95'])}), balanced accuracy {figures['balanced_accuracy']:.3f}, macro F1 "
+        f"{figures['macro_f1']:.3f} ({_between(figures['macro_f1_95'])}), calibration error "
+        f"{figures.get('ece_cross_fitted', figures['ece']):.3f}.",
         "",
-        f"{figures['nuclei']} nuclei held out: accuracy {figures['accuracy']:.3f}, balanced accuracy "
-        f"{figures['balanced_accuracy']:.3f}, macro F1 {figures['macro_f1']:.3f}.",
-        "",
-        _row("label", "nuclei", "precision", "recall", "F1"),
-        "|---|---|---|---|---|",
-        *(_row(k, v["count"], v["precision"], v["recall"], v["f1"]) for k, v in figures["labels"].items()),
+        _row("label", "nuclei", "precision", "recall", "F1", "95 % interval"),
+        "|---|---|---|---|---|---|",
+        *(
+            _row(k, v["count"], v["precision"], v["recall"], v["f1"], _between(v["f1_95"]))
+            for k, v in figures["labels"].items()
+        ),
         "",
     ]
+
+
+def _figures(name: str, figures: dict[str, Any]) -> list[str]:
+    lines = [f"### {name}", ""]
+    if "units" in figures:
+        lines += [*_table(figures), f"Intervals: bootstrap over {figures['units']}.", ""]
+    for grouping, coarse in figures.get("groups", {}).items():
+        lines += [f"In the classes of `{grouping}`:", "", *_table(coarse)]
+    return lines
+
+
+def _enlarged(made: dict[str, Any]) -> str:
+    if made["size_px"] == made["window_px"]:
+        return "taken as it is"
+    return f"enlarged to {made['size_px']} px"
 
 
 def model_card(header: ModelHeader) -> str:
@@ -36,7 +58,7 @@ def model_card(header: ModelHeader) -> str:
         "Intended use: research. It is not a medical device and must not be used for diagnosis.",
         "",
         f"- Network: {made['backbone']}; input: a window of {made['window_px']} px at {header.mpp} µm per pixel round "
-        f"the nucleus, enlarged to {made['size_px']} px.",
+        f"the nucleus, {_enlarged(made)}.",
         f"- Trained {header.date} with nucpipe {header.nucpipe_version}: {made['steps']} steps of "
         f"{made['batch_size']} windows.",
         f"- Licences of the data: {header.licence}. The weights may be used as these allow.",

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.errors import UsageError
+from nucpipe.common.errors import DataError, UsageError
+
+PALETTE = (
+    (200, 0, 0),
+    (60, 200, 60),
+    (90, 60, 200),
+    (255, 200, 0),
+    (0, 160, 220),
+    (255, 0, 220),
+    (150, 200, 150),
+    (255, 120, 120),
+    (160, 90, 160),
+    (0, 130, 90),
+    (200, 140, 90),
+    (50, 50, 50),
+)
+"""Colours for the labels of a user's library that states none; they come round again after the twelfth."""
+
+
+def plain(text: str) -> str:
+    """A label's text without what its writers differ in: case, spaces, hyphens, underscores."""
+    return re.sub(r"[\s_-]+", "_", text.strip().lower())
 
 
 @dataclass(frozen=True)
 class Library:
-    """One published label system.
+    """One label system.
 
     Attributes:
         name: as its owners write it, such as ``PanNuke``.
@@ -25,6 +48,8 @@ class Library:
         colours: (red, green, blue), 0-255, one a label.
         mpp: pixel size of the published images, micrometres.
         licence, citation: of the published data.
+        synonyms: other spellings of labels, by spelling.
+        groups: coarser classes that the owners label or report in: {grouping: {group: its labels}}.
     """
 
     name: str
@@ -33,23 +58,71 @@ class Library:
     mpp: float
     licence: str
     citation: str
+    synonyms: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that synonyms and groups speak of labels.
+
+        Raises:
+            DataError: they do not.
+        """
+        named = [*self.synonyms.values(), *(x for g in self.groups.values() for some in g.values() for x in some)]
+        for label in named:
+            if label not in self.labels:
+                raise DataError(f"{self.name}: its synonyms or groups name '{label}', which is not one of its labels.")
+
+    @cached_property
+    def _meanings(self) -> dict[str, tuple[int, ...]]:
+        number = {label: i for i, label in enumerate(self.labels)}
+        meanings: dict[str, tuple[int, ...]] = {plain(label): (i,) for label, i in number.items()}
+        for spelling, label in self.synonyms.items():
+            meanings.setdefault(plain(spelling), (number[label],))
+        for grouping in self.groups.values():
+            for group, labels in grouping.items():
+                meanings.setdefault(plain(group), tuple(sorted(number[label] for label in labels)))
+        return meanings
+
+    def resolve(self, text: str) -> tuple[int, ...]:
+        """The numbers of the labels that a text may mean: one for a label or a synonym, several for a group.
+
+        Case, spaces, hyphens and underscores make no difference.
+
+        Raises:
+            DataError: the library has no such label.
+        """
+        try:
+            return self._meanings[plain(text)]
+        except KeyError:
+            raise DataError(f"label '{text}' is not one of {self.name}'s ({', '.join(self.labels)}).") from None
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Library:
         """From the form of ``libraries.toml`` and of a model's header."""
         labels: dict[str, Sequence[int]] = fields["labels"]
         colours = tuple((int(r), int(g), int(b)) for r, g, b in labels.values())
-        return cls(fields["name"], tuple(labels), colours, float(fields["mpp"]), fields["licence"], fields["citation"])
+        groups = {
+            str(grouping): {str(group): tuple(map(str, some)) for group, some in groups.items()}
+            for grouping, groups in fields.get("groups", {}).items()
+        }
+        synonyms = {str(spelling): str(label) for spelling, label in fields.get("synonyms", {}).items()}
+        name, mpp = str(fields["name"]), float(fields["mpp"])
+        return cls(name, tuple(labels), colours, mpp, fields["licence"], fields["citation"], synonyms, groups)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that :meth:`from_dict` reads."""
-        return {
+        fields: dict[str, Any] = {
             "name": self.name,
             "mpp": self.mpp,
             "licence": self.licence,
             "citation": self.citation,
             "labels": {label: list(colour) for label, colour in zip(self.labels, self.colours, strict=True)},
         }
+        if self.synonyms:
+            fields["synonyms"] = dict(self.synonyms)
+        if self.groups:
+            fields["groups"] = {k: {g: list(some) for g, some in groups.items()} for k, groups in self.groups.items()}
+        return fields
 
 
 @dataclass(frozen=True)
@@ -59,10 +132,12 @@ class Outputs:
     Attributes:
         libraries: in the order of the columns.
         trained: one flag a column; a label that no sample has taught is False and is never predicted.
+        temperatures: of each library's softmax; empty for 1 throughout.
     """
 
     libraries: tuple[Library, ...]
     trained: tuple[bool, ...]
+    temperatures: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.trained)
@@ -112,14 +187,81 @@ class Outputs:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Outputs:
         """From the form that :meth:`to_dict` gives."""
-        return cls(tuple(Library.from_dict(f) for f in fields["libraries"]), tuple(map(bool, fields["trained"])))
+        libraries = tuple(Library.from_dict(f) for f in fields["libraries"])
+        return cls(libraries, tuple(map(bool, fields["trained"])), tuple(map(float, fields.get("temperatures", ()))))
 
     def to_dict(self) -> dict[str, Any]:
         """The form that a model's header and a store's metadata hold."""
-        return {"libraries": [library.to_dict() for library in self.libraries], "trained": list(self.trained)}
+        return {
+            "libraries": [library.to_dict() for library in self.libraries],
+            "trained": list(self.trained),
+            "temperatures": list(self.temperatures),
+        }
 
 
 def published_libraries() -> tuple[Library, ...]:
     """The five libraries of ``libraries.toml``, in the order of the outputs."""
     text = resources.files("classifier").joinpath("libraries.toml").read_text("utf-8")
     return tuple(Library.from_dict(fields) for fields in tomllib.loads(text)["library"])
+
+
+LIBRARY_FILE = "library.toml"
+"""In the root of a data folder: the label system of a user's own library."""
+
+
+def load_library(path: Path) -> Library:
+    """A library from its ``library.toml``: name, labels, mpp and licence; citation, synonyms and groups if wanted.
+
+    ``labels`` is a list, or a table of label and colour.
+
+    Raises:
+        DataError: no such file, no TOML, or a field that is missing or not what it should be.
+    """
+    try:
+        fields = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a library in TOML; it cannot be read ({error}).") from error
+    missing = [name for name in ("name", "labels", "mpp", "licence") if name not in fields]
+    if missing:
+        raise DataError(f"{path}: it lacks {', '.join(missing)}; a library needs name, labels, mpp and licence.")
+    labels = fields["labels"]
+    if isinstance(labels, list):
+        if len(set(map(str, labels))) < len(labels):
+            raise DataError(f"{path}: a label stands in it twice.")
+        labels = {str(label): PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+    try:
+        library = Library.from_dict({"citation": "", **fields, "labels": labels})
+        valid = bool(library.labels) and library.mpp > 0
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: a field is not what a library needs ({error}).") from error
+    if not valid or not all(library.labels) or not library.name:
+        raise DataError(f"{path}: expected a name, at least one label and a pixel size above 0.")
+    return library
+
+
+def libraries_of(data: Sequence[tuple[str, Path]]) -> tuple[Library, ...]:
+    """The published libraries, then those that users' data folders define by a ``library.toml`` of another name.
+
+    Args:
+        data: (name, folder) of each data set.
+
+    Raises:
+        DataError: a ``library.toml`` is broken, or has another name than the one given here.
+        UsageError: a name is neither published nor defined by the folder.
+    """
+    libraries = {library.name.lower(): library for library in published_libraries()}
+    for name, folder in data:
+        file = folder / LIBRARY_FILE
+        if name.lower() not in libraries and file.is_file():
+            library = load_library(file)
+            if library.name.lower() != name.lower():
+                raise DataError(f"{file}: it defines '{library.name}', but '{name}' was asked for.")
+            libraries[name.lower()] = library
+        if name.lower() not in libraries:
+            known = ", ".join(library.name for library in published_libraries())
+            raise UsageError(
+                f"--library {name}: not one of {known}, and {file} does not exist; write one for a library of your own."
+            )
+    return tuple(libraries.values())

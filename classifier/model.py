@@ -33,6 +33,7 @@ class JointClassifier(nn.Module):
 
     Attributes:
         size_px: the side of the input that the network was last trained on.
+        columns: the number of outputs.
     """
 
     mean: Tensor
@@ -49,6 +50,7 @@ class JointClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.size_px = size_px
+        self.columns = columns
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=columns, drop_rate=dropout)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -61,6 +63,8 @@ class JointClassifier(nn.Module):
 
 def enlarge(crops: Tensor, size_px: int = SIZE_PX) -> Tensor:
     """RGB crops (N, 3, h, w), uint8 or float in 0-255, as float32 (N, 3, size_px, size_px), bilinearly."""
+    if crops.shape[-1] == crops.shape[-2] == size_px:
+        return crops.float()
     return F.interpolate(crops.float(), (size_px, size_px), mode="bilinear", align_corners=False)
 
 
@@ -73,16 +77,29 @@ def probabilities(logits: Tensor, outputs: Outputs) -> Tensor:
 
     Returns:
         (N, columns) float32; untrained columns are exactly 0, and each library that has a trained column sums to 1.
+        A library's logits are divided by its temperature first.
     """
     result = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
-    for columns in outputs.slices.values():
+    temperatures = outputs.temperatures or (1.0,) * len(outputs.libraries)
+    for columns, temperature in zip(outputs.slices.values(), temperatures, strict=True):
         trained = [c for c in range(columns.start, columns.stop) if outputs.trained[c]]
         if trained:
-            result[:, trained] = logits[:, trained].float().softmax(1)
+            result[:, trained] = (logits[:, trained].float() / temperature).softmax(1)
     return result
 
 
 @torch.inference_mode()
+def classifier_logits(
+    model: JointClassifier, crops: npt.NDArray[np.uint8], device: torch.device, precision: torch.dtype | None = None
+) -> Tensor:
+    """The logits (N, columns) float32 of one batch of windows; arguments as of :func:`classify`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    windows = enlarge(pixels, model.size_px).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+        logits: Tensor = model(windows)
+    return logits.float()
+
+
 def classify(
     model: JointClassifier,
     outputs: Outputs,
@@ -101,11 +118,7 @@ def classify(
     """
     if not len(crops):
         return Labels(np.zeros((0, len(outputs)), np.float32))
-    pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    windows = enlarge(pixels, model.size_px).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
-        logits = model(windows)
-    return Labels(probabilities(logits, outputs).cpu().numpy())
+    return Labels(probabilities(classifier_logits(model, crops, device, precision), outputs).cpu().numpy())
 
 
 def build(header: ModelHeader) -> JointClassifier:

@@ -28,14 +28,20 @@ class Samples:
     Attributes:
         windows: (N, 96, 96, 3) uint8 RGB at 0.25 micrometres per pixel, the nucleus in the middle.
         library: (N,) int64, the place of each sample's own library.
-        label: (N,) int64, its label's number there.
-        targets: (N, L) int64, what it teaches each library, or -1 (see ``classifier.matching``).
+        label: (N,) int64, its label's number there; -1 where only a group of labels is known.
+        targets: (N, columns) bool, what it teaches (see ``classifier.matching``).
+        image: (N,) int64, the place of its image in ``images``.
+        images: (group, name) of each image.
+        centroids: (N, 2) float64, x and y in pixels of the image.
     """
 
     windows: npt.NDArray[np.uint8]
     library: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
-    targets: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.bool_]
+    image: npt.NDArray[np.int64]
+    images: tuple[tuple[str, str], ...]
+    centroids: npt.NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.label)
@@ -44,12 +50,36 @@ class Samples:
     def concatenate(cls, parts: Iterable[Samples]) -> Samples:
         """All samples of ``parts`` (at least one), in order."""
         some = list(parts)
+        starts = np.cumsum([0, *(len(p.images) for p in some)])
         return cls(
             np.concatenate([p.windows for p in some]),
             np.concatenate([p.library for p in some]),
             np.concatenate([p.label for p in some]),
             np.concatenate([p.targets for p in some]),
+            np.concatenate([p.image + start for p, start in zip(some, starts, strict=False)]),
+            tuple(image for p in some for image in p.images),
+            np.concatenate([p.centroids for p in some]),
         )
+
+    def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Samples:
+        """The samples at ``rows`` (a mask or places)."""
+        return Samples(
+            self.windows[rows],
+            self.library[rows],
+            self.label[rows],
+            self.targets[rows],
+            self.image[rows],
+            self.images,
+            self.centroids[rows],
+        )
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """(N,) int64: samples of one group (patient, case, tissue) of one library have one number."""
+        names = [group for group, _ in self.images]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        of_image = np.array([numbers[name] for name in names], np.int64)
+        return of_image[self.image] * (int(self.library.max(initial=0)) + 1) + self.library
 
 
 def cut_windows(
@@ -91,32 +121,50 @@ def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matchin
     """
     place = [lib.name for lib in matching.libraries].index(library.name)
     windows = [np.zeros((0, SOURCE_PX, SOURCE_PX, 3), np.uint8)]
-    targets = [np.zeros((0, len(matching.libraries)), np.int64)]
-    for image in images:
+    centroids = [np.zeros((0, 2))]
+    texts: list[str] = []
+    image_of: list[int] = []
+    for i, image in enumerate(images):
         annotation = image.annotation()
         if "" in annotation.labels:
             raise DataError(f"{image.name}: its nuclei have no labels; the classifier needs those of {library.name}.")
-        pixels, centroids = _at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
-        windows.append(cut_windows(pixels, centroids, SOURCE_PX))
-        if annotation.labels:
-            targets.append(np.stack([matching.targets(library.name, label) for label in annotation.labels]))
-    stacked = np.concatenate(targets)
-    return Samples(np.concatenate(windows), np.full(len(stacked), place), stacked[:, place], stacked)
+        pixels, at = _at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
+        windows.append(cut_windows(pixels, at, SOURCE_PX))
+        centroids.append(annotation.centroids)
+        texts += annotation.labels
+        image_of += [i] * len(annotation.labels)
+    known = {text: matching.targets(library.name, text) for text in dict.fromkeys(texts)}
+    numbers = {text: library.resolve(text) for text in known}
+    return Samples(
+        np.concatenate(windows),
+        np.full(len(texts), place),
+        np.array([numbers[t][0] if len(numbers[t]) == 1 else -1 for t in texts], np.int64),
+        np.array([known[t] for t in texts], bool).reshape(-1, matching.columns),
+        np.array(image_of, np.int64),
+        tuple((image.group, image.name) for image in images),
+        np.concatenate(centroids),
+    )
 
 
-def sampling_weights(samples: Samples) -> npt.NDArray[np.float64]:
+BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
+"""How a share of the samples goes with a number of nuclei: its power."""
+
+
+def sampling_weights(samples: Samples, balance: str = "root") -> npt.NDArray[np.float64]:
     """How likely each sample is drawn: (N,), sum 1.
 
-    A library's share goes with the square root of its number of nuclei, and inside it a label's share likewise: rare
-    labels are seen more often than they occur, without their few samples being seen all the time.
+    By ``root`` a library's share goes with the square root of its number of nuclei, and inside it a label's share
+    likewise: rare labels are seen more often than they occur, without their few samples being seen all the time.
+    ``none`` draws every nucleus alike, ``equal`` every library, and every label in it. Nuclei that are known by a group
+    count as a label of their own.
     """
-    share_of_library = np.sqrt(np.bincount(samples.library))
+    power = BALANCES[balance]
     weights: npt.NDArray[np.float64] = np.zeros(len(samples))
     for library in np.unique(samples.library):
-        mine = samples.library == library
-        counts = np.bincount(samples.label[mine])
-        # sqrt(count) shared among count samples
-        each = 1 / np.sqrt(counts[samples.label[mine]])
-        weights[mine] = share_of_library[library] * each / each.sum()
+        mine = np.flatnonzero(samples.library == library)
+        kinds = np.unique(samples.targets[mine], axis=0, return_inverse=True)[1].reshape(-1)
+        counts = np.bincount(kinds).astype(float)
+        each = counts[kinds] ** (power - 1)
+        weights[mine] = len(mine) ** power * each / each.sum()
     weights /= weights.sum()
     return weights

@@ -12,20 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 import nucpipe
 from classifier.augment import augment
+from classifier.calibrate import calibrate
 from classifier.card import model_card
-from classifier.evaluate import evaluate_classifier
-from classifier.libraries import Outputs, published_libraries
-from classifier.loss import JointLoss, masked_cross_entropy
-from classifier.matching import Matching, published_matching
+from classifier.complete import complete
+from classifier.evaluate import evaluate_logits, predict_logits
+from classifier.libraries import Outputs, libraries_of
+from classifier.loss import LOSSES, JointLoss
+from classifier.matching import SIMILARITY, Matching, make_matching
 from classifier.model import BACKBONE, MEAN, MPP, STD, WINDOW_PX, JointClassifier, load_classifier
-from classifier.samples import Samples, gather, sampling_weights
+from classifier.samples import BALANCES, Samples, gather, sampling_weights
 from nucpipe.common import training
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
+from nucpipe.common.device import training_precision
+from nucpipe.common.errors import UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 
@@ -34,6 +39,11 @@ SMOOTHING = 0.05
 DROPOUT = 0.2
 WARMUP_SHARE = 0.04
 CHECKPOINT_SECONDS = 180
+SAMPLINGS = ("random", "round-robin")
+STOPS = ("steps", "converged")
+KEEPS = ("last", "best")
+WATCHED = 2000
+"""Held-out nuclei, at most, on which the loss is looked at during training."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +60,20 @@ class ClassifierTraining:
         learning_rate: the largest, of AdamW.
         seed: of the random numbers.
         device: a torch device.
-        mixed_precision: convolutions in bfloat16 (fast on CPUs and GPUs that have it); else all in float32.
+        precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         backbone: timm name.
         sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
-            because more of them are seen in the same time; the last side is the model's own.
+            because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
+        match, similarity, match_table: which label teaches another library's, see ``classifier.matching``.
+        sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
+        balance: how samples are drawn, see ``classifier.samples.sampling_weights``.
+        loss: ``cross-entropy`` or ``distance``, see ``classifier.loss``.
+        stop: ``steps`` trains them all; ``converged`` ends earlier, once the loss on what is held out has not fallen by
+            the share ``tolerance`` for ``patience`` looks at it.
+        keep: ``last`` or ``best``, the model of the smallest loss on what is held out.
+        check_every: steps between two looks at the loss on what is held out.
+        complete: a model whose confident predictions (at least ``complete_above``) teach what a sample's own label does
+            not; a second round of training.
     """
 
     libraries: tuple[tuple[str, Path], ...]
@@ -64,14 +84,60 @@ class ClassifierTraining:
     learning_rate: float = 1e-3
     seed: int = 0
     device: str = "cpu"
-    mixed_precision: bool = True
+    precision: str = "auto"
     backbone: str = BACKBONE
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
+    match: str = "table"
+    similarity: float = SIMILARITY
+    match_table: Path | None = None
+    sampling: str = "random"
+    balance: str = "root"
+    loss: str = "cross-entropy"
+    stop: str = "steps"
+    keep: str = "last"
+    tolerance: float = 0.005
+    patience: int = 5
+    check_every: int = 100
+    complete: Path | None = None
+    complete_above: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Check what has a few values only.
+
+        Raises:
+            UsageError: another value.
+        """
+        known = {
+            "sampling": SAMPLINGS,
+            "balance": tuple(BALANCES),
+            "loss": tuple(LOSSES),
+            "stop": STOPS,
+            "keep": KEEPS,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UsageError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}.")
+        if not 0 < self.complete_above < 1:
+            raise UsageError(f"--complete-above {self.complete_above}: expected a number between 0 and 1.")
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
-        names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "mixed_precision", "backbone", "sizes")
-        return {"libraries": [[n, str(p)] for n, p in self.libraries]} | {n: getattr(self, n) for n in names}
+        left_out = {"libraries", "out", "device", "precision", "match_table", "complete"}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
+        settings["precision"] = str(self.autocast)
+        settings |= {"match_table": str(self.match_table), "complete": str(self.complete)}
+        return settings
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type of the convolutions; None for float32."""
+        return training_precision(self.precision, torch.device(self.device))
+
+    @property
+    def watched(self) -> bool:
+        """Whether the loss on what is held out matters."""
+        return self.stop == "converged" or self.keep == "best"
 
     def size_px(self, step: int) -> int:
         """The side to which the windows of a step are enlarged."""
@@ -105,34 +171,43 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
         UsageError: an unknown library, or a set of which everything would be held out.
         DataError: a data set is incomplete or has other labels, or the checkpoint has other settings.
     """
-    libraries = published_libraries()
-    matching = published_matching(libraries)
+    libraries = libraries_of(config.libraries)
+    matching = make_matching(libraries, config.match, config.similarity, config.match_table)
     data = open_libraries(config)
     train = Samples.concatenate(_gather(d.library, d.train, matching) for d in data)
     held = Samples.concatenate(_gather(d.library, d.held, matching) for d in data)
     outputs = Outputs(libraries, tuple(bool(n) for n in matching.taught(train.targets)))
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
+    if config.watched and not len(held):
+        raise UsageError("--stop converged and --keep best need held-out nuclei, and nothing is held out.")
+    device = torch.device(config.device)
+    if config.complete is not None:
+        train = complete(train, outputs, config.complete, config.complete_above, device, config.autocast, say)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    tensors = _fit(config, train, outputs, say)
-    header = _header(config, data, train, held, outputs, matching)
+    tensors, steps = _fit(config, train, held, outputs, say)
+    header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
     model, header, outputs = load_classifier(config.out)
-    device = torch.device(config.device)
-    figures = evaluate_classifier(model.to(device), outputs, held, device, _precision(config))
-    header = dataclasses.replace(header, figures=figures)
+    logits = predict_logits(model.to(device), held, device, config.autocast)
+    outputs, errors = calibrate(logits, held, outputs, say)
+    figures = evaluate_logits(logits, held, outputs)
+    for name, error in errors.items():
+        figures[name]["ece_cross_fitted"] = round(error, 4)
+    header = dataclasses.replace(header, outputs=outputs.to_dict(), figures=figures)
     save_model(config.out, header, tensors)
     config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
     for name, f in figures.items():
-        say(f"{name}: accuracy {f['accuracy']:.3f}, balanced {f['balanced_accuracy']:.3f} of {f['nuclei']} held out")
+        if "accuracy" in f:
+            say(f"{name}: accuracy {f['accuracy']:.3f}, macro F1 {f['macro_f1']:.3f} of {f['nuclei']} held out")
     say(f"wrote {config.out}")
     return header
 
 
 def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
     """The data sets of a training, each split into what teaches and what is held out."""
-    outputs = Outputs(published_libraries(), ())
+    outputs = Outputs(libraries_of(config.libraries), ())
     opened = []
     for name, path in config.libraries:
         train, held = split_groups(open_dataset(path), config.hold_out)
@@ -142,10 +217,6 @@ def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
 
 def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> Samples:
     return gather(next(lib for lib in matching.libraries if lib.name == name), images, matching)
-
-
-def _precision(config: ClassifierTraining) -> torch.dtype | None:
-    return torch.bfloat16 if config.mixed_precision else None
 
 
 def _new_model(config: ClassifierTraining, columns: int, say: Callable[[str], None]) -> JointClassifier:
@@ -159,10 +230,32 @@ def _new_model(config: ClassifierTraining, columns: int, say: Callable[[str], No
     return model
 
 
+@dataclass
+class _Watch:
+    """The loss on what is held out, over the training; ``state`` goes into checkpoints."""
+
+    best: float = float("inf")
+    best_step: int = 0
+    stale: int = 0
+    state: dict[str, torch.Tensor] | None = None
+
+    def look(self, loss: float, step: int, model: JointClassifier, config: ClassifierTraining) -> None:
+        """Take in the loss after ``step`` steps."""
+        self.stale = 0 if loss < self.best * (1 - config.tolerance) else self.stale + 1
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+            if config.keep == "best":
+                self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def converged(self, config: ClassifierTraining) -> bool:
+        """Whether training shall end."""
+        return config.stop == "converged" and self.stale >= config.patience
+
+
 def _fit(
-    config: ClassifierTraining, samples: Samples, outputs: Outputs, say: Callable[[str], None]
-) -> dict[str, torch.Tensor]:
-    """The averaged model's tensors."""
+    config: ClassifierTraining, samples: Samples, held: Samples, outputs: Outputs, say: Callable[[str], None]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The averaged model's tensors, and after how many steps they were taken."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         device = torch.device(config.device)
@@ -172,34 +265,76 @@ def _fit(
         # It looks back over about the last thirtieth of the training.
         average = training.WeightAverage(model, 1 - 1 / max(2.0, config.steps / 30))
         checkpoint = config.out.with_suffix(".checkpoint")
-        start = 0
+        start, watch = 0, _Watch()
         if (state := training.load_checkpoint(checkpoint, config.settings())) is not None:
             start = state["step"]
             model.load_state_dict(state["model"])
             average.model.load_state_dict(state["average"])
             optimizer.load_state_dict(state["optimizer"])
+            watch = _Watch(**state["watch"])
             say(f"going on from step {start}")
-        weights = torch.from_numpy(sampling_weights(samples))
-        saved = time.monotonic()
+        draw = _Draw(config, samples)
+        watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
+        saved, step = time.monotonic(), start
         log = config.out.with_suffix(".losses.csv")
-        training.keep_rows(log, start, ["total", *(library.name for library in outputs.libraries)])
+        training.keep_rows(log, start, ["total", *(library.name for library in outputs.libraries), "held_out"])
         with training.show_progress("classifier", config.steps, start) as progress, log.open("a", newline="") as file:
             rows = csv.writer(file)
-            for step in range(start, config.steps):
+            while step < config.steps and not watch.converged(config):
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _rate(step, config.steps)
-                loss = _step(model, optimizer, config, samples, weights, outputs, step)
+                loss = _step(model, optimizer, config, samples, draw, outputs, step)
                 average.update(model, step)
                 total, parts = float(loss.total.detach()), loss.per_library.tolist()
-                rows.writerow((step, f"{total:.4f}", *(f"{part:.4f}" for part in parts)))
-                progress(step + 1, f"loss {total:.3f}")
-                if step + 1 == config.steps or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                step += 1
+                held_loss = ""
+                if config.watched and (step % config.check_every == 0 or step == config.steps):
+                    watch.look(_held_loss(average.model, watched, config, outputs), step, average.model, config)
+                    held_loss = f"{watch.best:.4f}" if watch.stale == 0 else ""
+                rows.writerow((step - 1, f"{total:.4f}", *(f"{part:.4f}" for part in parts), held_loss))
+                progress(step, f"loss {total:.3f}")
+                ended = step == config.steps or watch.converged(config)
+                if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
                     file.flush()
                     state = {"model": model.state_dict(), "average": average.model.state_dict()}
-                    state |= {"settings": config.settings(), "step": step + 1, "optimizer": optimizer.state_dict()}
-                    training.save_checkpoint(checkpoint, state)
+                    state |= {"settings": config.settings(), "step": step, "optimizer": optimizer.state_dict()}
+                    training.save_checkpoint(checkpoint, state | {"watch": vars(watch)})
                     saved = time.monotonic()
-    return average.model.state_dict()
+        if step < config.steps:
+            say(f"converged after {step} of at most {config.steps} steps")
+        training.plot_losses(log, config.out.with_suffix(".losses.png"))
+    if config.keep == "best" and watch.state is not None:
+        return watch.state, watch.best_step
+    return average.model.state_dict(), step
+
+
+def _held_loss(model: JointClassifier, held: Samples, config: ClassifierTraining, outputs: Outputs) -> float:
+    """The loss on held-out nuclei, at the model's own size."""
+    logits = torch.from_numpy(predict_logits(model, held, torch.device(config.device), config.autocast))
+    return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
+
+
+class _Draw:
+    """Which samples a batch has."""
+
+    def __init__(self, config: ClassifierTraining, samples: Samples) -> None:
+        weights = torch.from_numpy(sampling_weights(samples, config.balance))
+        of = torch.from_numpy(samples.library)
+        # One set of weights for all, or one for each library that has samples.
+        kinds = sorted(set(samples.library.tolist()))
+        self.weights = [weights] if config.sampling == "random" else [weights * (of == k) for k in kinds]
+        self.batch_size = config.batch_size
+
+    def __call__(self, step: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+        """The places (batch size,) of a step's samples."""
+        kinds = len(self.weights)
+        turn = (torch.arange(self.batch_size) + step * self.batch_size) % kinds
+        chosen = torch.zeros(self.batch_size, dtype=torch.int64)
+        for k, weights in enumerate(self.weights):
+            rows = turn == k
+            if rows.any():
+                chosen[rows] = torch.multinomial(weights, int(rows.sum()), replacement=True, generator=generator)
+        return chosen.numpy()
 
 
 def _rate(step: int, steps: int) -> float:
@@ -216,7 +351,7 @@ def _step(
     optimizer: torch.optim.Optimizer,
     config: ClassifierTraining,
     samples: Samples,
-    weights: torch.Tensor,
+    draw: _Draw,
     outputs: Outputs,
     step: int,
 ) -> JointLoss:
@@ -226,13 +361,13 @@ def _step(
     seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(seed)  # dropout; the caller forked the global state
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator).numpy()
+    chosen = draw(step, generator)
     windows = torch.from_numpy(samples.windows[chosen]).to(device).permute(0, 3, 1, 2).contiguous()
     pixels = augment(windows, WINDOW_PX, config.size_px(step), generator).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision):
+    with torch.autocast(device.type, config.autocast or torch.bfloat16, enabled=config.autocast is not None):
         logits = model(pixels)
     targets = torch.from_numpy(samples.targets[chosen]).to(device)
-    loss = masked_cross_entropy(logits.float(), targets, outputs, SMOOTHING)
+    loss = LOSSES[config.loss](logits.float(), targets, outputs, SMOOTHING)
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -241,7 +376,8 @@ def _step(
 
 
 def _counts(samples: Samples, place: int, labels: tuple[str, ...]) -> dict[str, int]:
-    numbers = np.bincount(samples.label[samples.library == place], minlength=len(labels))
+    mine = samples.label[samples.library == place]
+    numbers = np.bincount(mine[mine >= 0], minlength=len(labels))
     return {label: int(n) for label, n in zip(labels, numbers, strict=True) if n}
 
 
@@ -252,6 +388,7 @@ def _header(
     held: Samples,
     outputs: Outputs,
     matching: Matching,
+    steps: int,
 ) -> ModelHeader:
     taught = matching.taught(train.targets)
     entries = []
@@ -279,8 +416,9 @@ def _header(
             "backbone": config.backbone,
             "window_px": WINDOW_PX,
             "size_px": config.size_px(config.steps),
-            "steps": config.steps,
+            "steps": steps,
             "batch_size": config.batch_size,
+            "match": config.match,
         },
         mpp=MPP,
         mean=MEAN,

@@ -9,7 +9,7 @@ import click
 
 import nucpipe
 from nucpipe.common.errors import NucpipeError
-from pipeline.commands import export, look, run, train
+from pipeline.commands import evaluate, export, libraries, look, run, train
 
 
 class OneLineErrors(click.Group):
@@ -35,5 +35,15 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-for command in (run.run, run.demo, look.info, look.models, export.export, train.train):
+COMMANDS = (
+    run.run,
+    run.demo,
+    export.export,
+    train.train,
+    evaluate.evaluate,
+    look.info,
+    look.models,
+    libraries.libraries,
+)
+for command in COMMANDS:
     main.add_command(command)

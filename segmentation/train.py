@@ -21,6 +21,7 @@ from nucpipe.common import training
 from nucpipe.common.augment import jitter_focus, jitter_stain
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
+from nucpipe.common.device import training_precision
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 from segmentation.losses import hovernet_loss
@@ -44,6 +45,7 @@ class SegmentorTraining:
         learning_rate: the largest, of AdamW.
         seed: of the random numbers.
         device: a torch device.
+        precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         encoder: timm name.
         licence: of the data, for the model card.
     """
@@ -56,13 +58,20 @@ class SegmentorTraining:
     learning_rate: float = 1e-3
     seed: int = 0
     device: str = "cpu"
+    precision: str = "auto"
     encoder: str = "tf_efficientnet_lite0"
     licence: str = ""
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
         names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder")
-        return {"data": [str(p) for p in self.data]} | {n: getattr(self, n) for n in names}
+        settings = {"data": [str(p) for p in self.data], "precision": str(self.autocast)}
+        return settings | {n: getattr(self, n) for n in names}
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type of the convolutions; None for float32."""
+        return training_precision(self.precision, torch.device(self.device))
 
 
 def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = print) -> ModelHeader:
@@ -136,7 +145,7 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
         for step, batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * training.warmup_cosine(step, config.steps, 200)
-            losses = _step(model, optimizer, batch, config.seed + step, device)
+            losses = _step(model, optimizer, batch, config.seed + step, device, config.autocast)
             average.update(model, step)
             rows.writerow((step, *(f"{losses[name]:.4f}" for name in LOSSES)))
             progress(step + 1, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
@@ -157,14 +166,19 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
 
 
 def _step(
-    model: HoVerNet, optimizer: torch.optim.Optimizer, batch: TileBatch, seed: int, device: torch.device
+    model: HoVerNet,
+    optimizer: torch.optim.Optimizer,
+    batch: TileBatch,
+    seed: int,
+    device: torch.device,
+    precision: torch.dtype | None,
 ) -> dict[str, float]:
     model.train()
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.from_numpy(batch.pixels).to(device).permute(0, 3, 1, 2).float()
     pixels = jitter_focus(jitter_stain(pixels, generator), generator, max_sigma_px=0.8)
     pixels = pixels.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
         maps = model(pixels)
     nuclear = torch.from_numpy(batch.nuclear).to(device).float()
     losses = hovernet_loss(maps.float(), nuclear, torch.from_numpy(batch.hv).to(device).float())

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from classifier.libraries import Library, Outputs, published_libraries
-from classifier.loss import masked_cross_entropy
-from classifier.matching import Matching, published_matching
+from classifier.libraries import Library, Outputs, libraries_of, load_library, published_libraries
+from classifier.loss import masked_cross_entropy, masked_distance
+from classifier.matching import Matching, Pair, make_matching
 from classifier.model import probabilities
-from nucpipe.common.errors import DataError
+from nucpipe.common.errors import DataError, UsageError
 
 LIBRARIES = published_libraries()
-MATCHING = published_matching(LIBRARIES)
+MATCHING = make_matching(LIBRARIES)
 
 # The table of the label systems' own definitions: "library label" -> "library label" of others.
 TABLE = {
@@ -41,24 +42,30 @@ TABLE = {
 }
 
 
+COLUMNS = [f"{library} {label}" for library, label in Outputs(LIBRARIES, ()).columns]
+
+
+def named(targets: np.ndarray) -> set[str]:
+    return {COLUMNS[c] for c in np.flatnonzero(targets)}
+
+
 def test_each_label_teaches_its_own_library_and_what_the_table_says() -> None:
     for library in LIBRARIES:
         for label in library.labels:
-            targets = MATCHING.targets(library.name, label)
-            assert targets.dtype == np.int64
-            taught = {f"{lib.name} {lib.labels[t]}" for lib, t in zip(LIBRARIES, targets, strict=True) if t >= 0}
+            taught = named(MATCHING.targets(library.name, label))
             assert taught == {f"{library.name} {label}"} | TABLE.get(f"{library.name} {label}", set())
 
 
 def test_taught_columns_are_counted_from_the_samples() -> None:
     samples = [("CoNSeP", "fibroblast"), ("CoNSeP", "fibroblast"), ("PanNuke", "connective"), ("MoNuSAC", "epithelial")]
+    samples.append(("NuCLS", "sTIL"))  # a group, all of it one of PanNuke's labels
     counts = MATCHING.taught(np.stack([MATCHING.targets(*s) for s in samples]))
-    columns = [f"{library} {label}" for library, label in Outputs(LIBRARIES, ()).columns]
-    assert {columns[c]: int(counts[c]) for c in np.flatnonzero(counts)} == {
+    assert {COLUMNS[c]: int(counts[c]) for c in np.flatnonzero(counts)} == {
         "NuCLS fibroblast": 2,
         "CoNSeP fibroblast": 2,
         "MoNuSAC epithelial": 1,
         "PanNuke connective": 3,
+        "PanNuke inflammatory": 1,
     }
     assert len(counts) == 35
 
@@ -67,19 +74,116 @@ def test_unknown_labels_are_refused() -> None:
     with pytest.raises(DataError, match=r"'stroma' is not one of CoNSeP's \(other, "):
         MATCHING.targets("CoNSeP", "stroma")
     with pytest.raises(DataError, match="names 'stroma' of PanNuke"):
-        Matching(LIBRARIES, {"CoNSeP": {"fibroblast": {"PanNuke": "stroma"}}})
+        Matching(LIBRARIES, (Pair("CoNSeP", "fibroblast", "PanNuke", "stroma", "table"),))
+
+
+def test_a_group_teaches_all_its_labels_and_other_libraries_where_these_agree() -> None:
+    assert named(MATCHING.targets("NuCLS", "sTIL")) == {"NuCLS lymphocyte", "NuCLS plasma_cell", "PanNuke inflammatory"}
+    # a macrophage is inflammatory, a fibroblast connective: PanNuke learns that it is one of the two
+    assert named(MATCHING.targets("NuCLS", "nonTIL_stromal")) == {
+        "NuCLS fibroblast",
+        "NuCLS vascular_endothelium",
+        "NuCLS macrophage",
+        "PanNuke connective",
+        "PanNuke inflammatory",
+    }
+    assert named(MATCHING.targets("CoNSeP", "spindle")) == {
+        "CoNSeP fibroblast",
+        "CoNSeP muscle",
+        "CoNSeP endothelial",
+        "PanNuke connective",
+    }
+
+
+@pytest.mark.parametrize("text", ["Healthy epithelial", "healthy-EPITHELIAL", " healthy__epithelial "])
+def test_spelling_makes_no_difference(text: str) -> None:
+    assert LIBRARIES[2].resolve(text) == (2,)
+    assert LIBRARIES[1].resolve("Tubule") == LIBRARIES[1].resolve("lumen") == (5,)
+
+
+def test_matching_by_text() -> None:
+    def pairs(mode: str, similarity: float = 0.8) -> set[str]:
+        found = make_matching(LIBRARIES, mode, similarity).pairs
+        return {f"{p.source} {p.label} > {p.library} {p.taught}: {p.why}" for p in found}
+
+    assert pairs("own") == set()
+    exact = pairs("exact")
+    assert "MoNuSAC epithelial > PanNuke epithelial: equal text" in exact  # why the table is the default
+    assert all(line.endswith(": equal text") for line in exact)
+    assert pairs("similar") == exact  # among the five none is as like as that
+    # SequenceMatcher: "thelial" and "e" are common to words of 11 and 10 letters
+    assert "CoNSeP endothelial > MoNuSAC epithelial: similar text, 0.76" in pairs("similar", 0.75)
+    assert "NuCLS mitotic_figure" not in " ".join(pairs("similar", 0.75))
+    with pytest.raises(UsageError, match=r"--similarity 1\.5"):
+        make_matching(LIBRARIES, "similar", 1.5)
+    with pytest.raises(UsageError, match="--match some"):
+        make_matching(LIBRARIES, "some")
+
+
+def test_a_users_table_replaces_the_published_one(tmp_path: Path) -> None:
+    table = tmp_path / "table.toml"
+    table.write_text('[MoNuSAC.epithelial]\nPanNuke = "epithelial"\n')
+    matching = make_matching(LIBRARIES, "table", table=table)
+    assert named(matching.targets("MoNuSAC", "epithelial")) == {"MoNuSAC epithelial", "PanNuke epithelial"}
+    assert named(matching.targets("CoNSeP", "muscle")) == {"CoNSeP muscle"}
+    table.write_text('[MoNuSAC.epithelial]\nPanNuke = "stroma"\n')
+    with pytest.raises(DataError, match="'stroma' of PanNuke"):
+        make_matching(LIBRARIES, "table", table=table)
+    table.write_text("PanNuke = 1")
+    with pytest.raises(DataError, match="sections"):
+        make_matching(LIBRARIES, "table", table=table)
+    with pytest.raises(UsageError, match="--match table only"):
+        make_matching(LIBRARIES, "own", table=table)
+
+
+def test_a_sixth_library_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "library.toml"
+    file.write_text('name = "Lab"\nlabels = ["a", "b"]\nmpp = 0.5\nlicence = "own"\n[groups.all]\nab = ["a", "b"]\n')
+    library = load_library(file)
+    assert (library.name, library.labels, library.mpp) == ("Lab", ("a", "b"), 0.5)
+    assert len(set(library.colours)) == 2
+    assert Library.from_dict(library.to_dict()) == library
+    libraries = libraries_of((("lab", tmp_path), ("consep", tmp_path / "nowhere")))
+    assert [lib.name for lib in libraries] == ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke", "Lab"]
+    matching = make_matching(libraries)
+    assert matching.targets("Lab", "ab").tolist() == [False] * 35 + [True, True]
+    with pytest.raises(DataError, match="defines 'Lab', but 'clinic'"):
+        libraries_of((("clinic", tmp_path),))
+    with pytest.raises(UsageError, match="write one for a library of your own"):
+        libraries_of((("clinic", tmp_path / "nowhere"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "cannot be read"),
+        ('name = "Lab"', "lacks labels, mpp, licence"),
+        ('name = "Lab"\nlabels = ["a", "a"]\nmpp = 0.5\nlicence = ""', "twice"),
+        ('name = "Lab"\nlabels = []\nmpp = 0.5\nlicence = ""', "at least one label"),
+        ('name = "Lab"\nlabels = ["a"]\nmpp = 0\nlicence = ""', "pixel size above 0"),
+        ('name = "Lab"\nlabels = ["a"]\nmpp = "x"\nlicence = ""', "not what a library needs"),
+        ('name = "Lab"\nlabels = {a = [1, 2]}\nmpp = 1\nlicence = ""', "not what a library needs"),
+        ('name = "Lab"\nlabels = ["a"]\nmpp = 1\nlicence = ""\n[synonyms]\nx = "b"', "name 'b'"),
+    ],
+)
+def test_a_broken_library_file_is_told(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "library.toml"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_library(file)
 
 
 def two_libraries(trained: tuple[bool, ...]) -> Outputs:
     grey = (0, 0, 0)
-    make = [Library(name, labels, (grey,) * len(labels), 0.25, "", "") for name, labels in (("A", "xyz"), ("B", "uv"))]
+    labels = {"A": ("x", "y", "z"), "B": ("u", "v")}
+    make = [Library(name, some, (grey,) * len(some), 0.25, "", "") for name, some in labels.items()]
     return Outputs(tuple(make), trained)
 
 
 def test_masked_loss_equals_a_hand_computed_one() -> None:
     outputs = two_libraries((True, False, True, True, True))
     logits = torch.tensor([[1.0, 50.0, 3.0, 0.0, 2.0], [0.5, -9.0, 0.0, 1.0, 1.0], [2.0, 2.0, 2.0, 0.0, 1.0]])
-    targets = torch.tensor([[2, -1], [0, 1], [-1, 0]])
+    targets = torch.tensor([[0, 0, 1, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 1, 0]]).bool()
     a = [math.log(math.exp(1) + math.exp(3)) - 3, math.log(math.exp(0.5) + 1) - 0.5]  # column 1 is untrained
     b = [math.log(2), math.log(1 + math.e)]
     loss = masked_cross_entropy(logits.requires_grad_(), targets, outputs)
@@ -93,9 +197,52 @@ def test_masked_loss_equals_a_hand_computed_one() -> None:
 
 def test_a_library_that_nothing_teaches_costs_nothing() -> None:
     outputs = two_libraries((False, False, False, True, True))
-    loss = masked_cross_entropy(torch.zeros(2, 5), torch.tensor([[-1, 0], [-1, 1]]), outputs, smoothing=0.1)
+    targets = torch.tensor([[0, 0, 0, 1, 0], [1, 0, 0, 0, 1]]).bool()
+    loss = masked_cross_entropy(torch.zeros(2, 5), targets, outputs, smoothing=0.1)
     assert loss.total.item() == pytest.approx(math.log(2))
     assert math.isnan(loss.per_library[0])
+
+
+def test_a_group_is_taught_by_its_summed_probability() -> None:
+    outputs = two_libraries((True,) * 5)
+    logits = torch.tensor([[0.0, math.log(2), math.log(5), 0.0, 0.0]])  # 1/8, 2/8, 5/8
+    targets = torch.tensor([[1, 1, 0, 0, 0]]).bool()
+    assert masked_cross_entropy(logits, targets, outputs).total.item() == pytest.approx(-math.log(3 / 8), abs=1e-6)
+    smoothed = -0.9 * math.log(3 / 8) - 0.1 * (math.log(1 / 8) + math.log(2 / 8) + math.log(5 / 8)) / 3
+    assert masked_cross_entropy(logits, targets, outputs, 0.1).total.item() == pytest.approx(smoothed, abs=1e-6)
+
+
+def test_distance_equals_a_hand_computed_one() -> None:
+    outputs = two_libraries((True,) * 5)
+    logits = torch.tensor([[0.0, math.log(2), math.log(5), 0.0, math.log(3)]])  # 1/8, 2/8, 5/8; 1/4, 3/4
+    one = torch.tensor([[0, 0, 1, 0, 1]]).bool()
+    expected = (3 / 8) ** 2 + (1 / 8) ** 2 + (2 / 8) ** 2 + 2 * (1 / 4) ** 2
+    loss = masked_distance(logits, one, outputs)
+    assert loss.total.item() == pytest.approx(expected, abs=1e-6)
+    assert loss.per_library.tolist() == pytest.approx([expected - 1 / 8, 1 / 8], abs=1e-6)
+    group = torch.tensor([[1, 1, 0, 0, 0]]).bool()
+    assert masked_distance(logits, group, outputs).total.item() == pytest.approx(2 * (5 / 8) ** 2, abs=1e-6)
+    even = torch.zeros(1, 5)
+    assert masked_distance(even, one, outputs, 1.0).total.item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", [masked_cross_entropy, masked_distance])
+def test_gradients_of_the_losses(loss: object) -> None:
+    outputs = two_libraries((True, False, True, True, True))
+    targets = torch.tensor([[1, 1, 1, 0, 1], [0, 0, 1, 0, 0], [0, 1, 0, 1, 0]]).bool()
+    logits = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets, outputs, 0.1).total, logits)  # type: ignore[operator]
+    (gradient,) = torch.autograd.grad(loss(logits, targets, outputs).total, logits)  # type: ignore[operator]
+    assert (gradient[1, 3:] == 0).all()  # teaches A alone
+    assert (gradient[2, :3] == 0).all()  # A's untrained label: nothing
+    assert (gradient[:, 1] == 0).all()
+
+
+def test_a_temperature_divides_its_librarys_logits() -> None:
+    outputs = Outputs(two_libraries((True,) * 5).libraries, (True,) * 5, (2.0, 1.0))
+    logits = torch.tensor([[0.0, 2 * math.log(2), 2 * math.log(5), 0.0, math.log(3)]])
+    assert probabilities(logits, outputs)[0].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8, 1 / 4, 3 / 4], abs=1e-6)
+    assert Outputs.from_dict(outputs.to_dict()) == outputs
 
 
 def test_probabilities_sum_to_one_per_library_and_untrained_labels_stay_at_zero() -> None:

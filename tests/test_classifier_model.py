@@ -13,9 +13,8 @@ import timm
 import torch
 
 from classifier.augment import augment, resample
-from classifier.evaluate import label_figures
 from classifier.libraries import Outputs, published_libraries
-from classifier.matching import published_matching
+from classifier.matching import make_matching
 from classifier.model import MEAN, MPP, STD, JointClassifier, classify, enlarge, load_classifier
 from classifier.samples import Samples, cut_windows, gather, sampling_weights
 from nucpipe.common.datasets import AnnotatedImage, Annotation
@@ -132,35 +131,35 @@ class Drawn(AnnotatedImage):
 @pytest.mark.parametrize("mpp", [0.25, 0.125, 0.5])
 def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
     library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
-    samples = gather(library, [Drawn("a", "dead", mpp)], published_matching(LIBRARIES))
+    samples = gather(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
     assert samples.windows.shape == (1, 96, 96, 3)
     dark = np.argwhere(samples.windows[0, :, :, 0] < 128)
     assert dark.min(0).tolist() == [44, 44]
     assert dark.max(0).tolist() == [51, 51]
-    assert samples.targets.tolist() == [[-1, -1, -1, -1, 3]]
+    assert np.flatnonzero(samples.targets[0]).tolist() == [33]
+    assert samples.label.tolist() == [3]
     with pytest.raises(DataError, match="its nuclei have no labels"):
-        gather(library, [Drawn("a", "", mpp)], published_matching(LIBRARIES))
+        gather(library, [Drawn("a", "", mpp)], make_matching(LIBRARIES))
 
 
 def test_rare_labels_and_small_libraries_are_drawn_more_often_than_they_occur() -> None:
     library = np.repeat([0, 0, 3], [400, 100, 125])
     label = np.repeat([0, 1, 2], [400, 100, 125])
-    samples = Samples(np.zeros((625, 1, 1, 3), np.uint8), library, label, np.zeros((625, 5), np.int64))
+    samples = drawn_samples(library, label)
     weights = sampling_weights(samples)
     assert weights.sum() == pytest.approx(1)
     assert weights[library == 0].sum() / weights[library == 3].sum() == pytest.approx(math.sqrt(500 / 125))
     assert weights[label == 0].sum() / weights[label == 1].sum() == pytest.approx(math.sqrt(400 / 100))
+    assert sampling_weights(samples, "none") == pytest.approx(np.full(625, 1 / 625))
+    equal = sampling_weights(samples, "equal")
+    assert [equal[label == k].sum() for k in range(3)] == pytest.approx([0.25, 0.25, 0.5])
 
 
-def test_figures_are_those_of_the_confusion_matrix() -> None:
-    truth, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 2])
-    figures = label_figures(truth, predicted, ("a", "b", "c"))
-    assert figures["nuclei"] == 6
-    assert figures["accuracy"] == pytest.approx(4 / 6, abs=1e-4)
-    assert figures["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2) / 2, abs=1e-4)
-    assert figures["macro_f1"] == pytest.approx((6 / 7 + 2 / 4) / 2, abs=1e-4)
-    assert figures["labels"]["a"] == {"count": 4, "precision": 1.0, "recall": 0.75, "f1": 0.8571}
-    assert figures["labels"]["c"] == {"count": 0, "precision": 0.0, "recall": None, "f1": 0.0}
+def drawn_samples(library: np.ndarray, label: np.ndarray) -> Samples:
+    n = len(label)
+    targets = np.eye(5, dtype=bool)[label]
+    pixels, image = np.zeros((n, 1, 1, 3), np.uint8), np.zeros(n, np.int64)
+    return Samples(pixels, library, label, targets, image, (("group", "image"),), np.zeros((n, 2)))
 
 
 def test_fast_depthwise_convolutions_change_nothing_but_the_time() -> None:

@@ -55,7 +55,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ClassifierTraining:
         hold_out=("c", "Case_2"),
         steps=6,
         batch_size=8,
-        mixed_precision=False,
+        precision="fp32",
         backbone="test_efficientnet",
         sizes=((0.5, 32), (0.5, 48)),
     )
@@ -130,7 +130,7 @@ def test_no_group_is_on_both_sides(config: ClassifierTraining) -> None:
 
 def test_wrong_settings_are_told(config: ClassifierTraining, tmp_path: Path) -> None:
     config = dataclasses.replace(config, out=tmp_path / "m.safetensors", steps=2)
-    with pytest.raises(UsageError, match="unknown library 'x'; this classifier has NuCLS, "):
+    with pytest.raises(UsageError, match="--library x: not one of NuCLS, "):
         train_classifier(dataclasses.replace(config, libraries=(("x", config.libraries[0][1]),)), quiet)
     with pytest.raises(DataError, match="label 'tumor' is not one of PanNuke's"):
         train_classifier(dataclasses.replace(config, libraries=(("pannuke", config.libraries[1][1]),)), quiet)

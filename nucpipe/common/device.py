@@ -46,3 +46,18 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device; on a CPU use auto, bf16 or fp32.")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def training_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The type that autocast shall use in training: bfloat16, or None for full precision.
+
+    ``auto`` takes bfloat16 on CUDA and on a CPU with instructions for it; elsewhere it is many times slower.
+
+    Raises:
+        UsageError: neither ``auto``, ``fp32`` nor ``bf16``.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"--precision {name}: training knows auto, fp32 and bf16.")
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" or pick_precision("auto", device) is not None else None
+    return {"fp32": None, "bf16": torch.bfloat16}[name]

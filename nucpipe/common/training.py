@@ -83,6 +83,29 @@ def keep_rows(log: Path, start: int, names: list[str]) -> None:
         csv.writer(file).writerows(rows)
 
 
+def plot_losses(log: Path, picture: Path) -> None:
+    """Draw the columns of a CSV log over its steps, each as a moving mean."""
+    import matplotlib.figure
+    import numpy as np
+
+    with log.open(newline="") as file:
+        names, *rows = list(csv.reader(file))
+    values = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows]).reshape(-1, len(names))
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    width = max(1, len(values) // 50)
+    for name, column in zip(names[1:], values[:, 1:].T, strict=True):
+        there = np.isfinite(column)
+        if there.any():
+            steps, column = values[there, 0], column[there]
+            n = min(width, len(column)) if there.mean() > 0.1 else 1
+            mean = np.convolve(column, np.full(n, 1 / n), "valid")
+            axes.plot(steps[len(steps) - len(mean) :], mean, label=name, marker="." if n == 1 else None)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(picture)
+
+
 class Progress(Protocol):
     """Told of every step."""
 

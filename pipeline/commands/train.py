@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from nucpipe.common.errors import UsageError
+from pipeline.commands.options import library_option, match_options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -38,6 +39,13 @@ def train_options(command: F) -> F:
         click.option("--learning-rate", type=float, help="The largest learning rate."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            default="auto",
+            show_default=True,
+            help="auto takes bfloat16 where the device is fast in it.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -73,23 +81,54 @@ def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
 
 
 @train.command()
-@click.option(
-    "--library",
-    "libraries",
-    multiple=True,
-    required=True,
-    metavar="NAME=PATH",
-    help="A library and the folder of its data in the owner's layout; repeat it.",
-)
+@library_option()
 @train_options
-def classifier(libraries: tuple[str, ...], **options: Any) -> None:
-    """Train one classifier jointly on several libraries. The same command goes on after an interruption."""
+@click.option("--backbone", metavar="NAME", help="Any classifier of timm.  [default: tf_efficientnet_lite0]")
+@click.option(
+    "--size",
+    type=int,
+    metavar="PX",
+    help="Side to which the 64 px windows are enlarged; 64 takes them as they are.  "
+    "[default: 224, after smaller sides earlier in the training]",
+)
+@match_options
+@click.option("--sampling", type=click.Choice(["random", "round-robin"]), help="Over libraries.  [default: random]")
+@click.option(
+    "--balance",
+    type=click.Choice(["none", "root", "equal"]),
+    help="Share of a library, and of a label in it: as its number of nuclei, its root, or all alike.  [default: root]",
+)
+@click.option("--loss", type=click.Choice(["cross-entropy", "distance"]), help="[default: cross-entropy]")
+@click.option(
+    "--stop",
+    type=click.Choice(["steps", "converged"]),
+    help="After --steps, or sooner, once the loss on held-out nuclei falls no more.  [default: steps]",
+)
+@click.option("--tolerance", type=float, help="A fall by less than this share is none.  [default: 0.005]")
+@click.option("--patience", type=int, help="Looks without a fall before it stops.  [default: 5]")
+@click.option("--check-every", type=int, metavar="STEPS", help="Steps between two looks.  [default: 100]")
+@click.option(
+    "--keep",
+    type=click.Choice(["last", "best"]),
+    help="The last model, or that of the smallest held-out loss.  [default: last]",
+)
+@click.option(
+    "--complete",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="A second round: confident predictions of this model teach the libraries that a nucleus has no label of.",
+)
+@click.option("--complete-above", type=float, metavar="P", help="What counts as confident.  [default: 0.99]")
+def classifier(data: tuple[tuple[str, Path], ...], size: int | None, **options: Any) -> None:
+    """Train one classifier jointly on several libraries. The same command goes on after an interruption.
+
+    A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
+    licence), given as --library NAME=FOLDER.
+    """
     from classifier.train import ClassifierTraining, train_classifier
 
-    pairs = []
-    for text in libraries:
-        name, separator, path = text.partition("=")
-        if not separator or not name or not path:
-            raise UsageError(f"--library {text}: expected NAME=PATH, such as consep=data/CoNSeP.")
-        pairs.append((name, Path(path)))
-    train_classifier(ClassifierTraining(libraries=tuple(pairs), **given(options)), click.echo)
+    if size is not None:
+        if size < 32:
+            raise UsageError(f"--size {size}: expected at least 32.")
+        options["sizes"] = ((1.0, size),)
+    train_classifier(ClassifierTraining(libraries=data, **given(options)), click.echo)

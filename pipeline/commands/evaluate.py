@@ -1,0 +1,35 @@
+"""``nucpipe evaluate``: how good a model is on annotated data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.commands.options import library_option
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure a model on annotated data."""
+
+
+@evaluate.command()
+@click.argument("model", metavar="NAME|PATH")
+@library_option()
+@click.option(
+    "--hold-out",
+    multiple=True,
+    metavar="NAME",
+    help="Images or groups to measure on; wildcards allowed.  [default: what the model's training held out]",
+)
+@click.option("--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for figures.json, predictions.csv and pictures.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None, **options: Any) -> None:
+    """Measure a classifier: accuracy, F1, AUROC and calibration for each library, with bootstrap intervals."""
+    from pipeline.evaluate import evaluate_classifier
+
+    evaluate_classifier(model, data, out, click.echo, **options)
