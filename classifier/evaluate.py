@@ -173,7 +173,7 @@ def library_figures(p: Floats, samples: Samples, outputs: Outputs, name: str) ->
     for grouping, members in library.groups.items():
         masks = np.array([[label in some for label in library.labels] for some in members.values()])
         outside = np.stack([targets & ~mask for mask in masks], 1)
-        inside: npt.NDArray[np.bool_] = ~outside.any(2) & targets.any(1, keepdims=True)
+        inside = np.asarray(~outside.any(2) & targets.any(1, keepdims=True))
         known = inside.sum(1) == 1
         if known.any():
             summed = p[known] @ masks.T.astype(p.dtype)

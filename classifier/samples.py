@@ -124,6 +124,7 @@ def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matchin
     centroids = [np.zeros((0, 2))]
     texts: list[str] = []
     image_of: list[int] = []
+    known: dict[str, npt.NDArray[np.bool_]] = {}
     for i, image in enumerate(images):
         annotation = image.annotation()
         if "" in annotation.labels:
@@ -133,7 +134,11 @@ def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matchin
         centroids.append(annotation.centroids)
         texts += annotation.labels
         image_of += [i] * len(annotation.labels)
-    known = {text: matching.targets(library.name, text) for text in dict.fromkeys(texts)}
+        for text in dict.fromkeys(annotation.labels):
+            try:
+                known[text] = matching.targets(library.name, text)
+            except DataError as error:
+                raise DataError(f"{image.name}: {error}") from error
     numbers = {text: library.resolve(text) for text in known}
     return Samples(
         np.concatenate(windows),

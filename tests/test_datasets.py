@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import scipy.io
 
+from classifier.libraries import published_libraries
+from classifier.matching import make_matching
+from classifier.samples import gather
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.errors import DataError, UsageError
 
@@ -56,6 +59,25 @@ def make_brecahad(root: Path) -> None:
     (root / "groundTruth/Case_3-02.json").write_text(json.dumps(points))
 
 
+def make_nucls(root: Path) -> None:
+    stem = "TCGA-A1-A0SP-DX1_id-5ea4095addda5f8398977ebc_left-7053_top-53967_bottom-54231_right-7311"
+    picture(root / f"rgb/{stem}.png", 50, 40)
+    (root / "csv").mkdir()
+    (root / f"csv/{stem}.csv").write_text(
+        "raw_classification,main_classification,super_classification,type,xmin,ymin,xmax,ymax,coords_x,coords_y\n"
+        "correction_tumor,tumor_nonMitotic,tumor_any,rectangle,5,10,15,20,,\n"
+        'unlabeled,AMBIGUOUS,AMBIGUOUS,polyline,0,0,8,8,"0,8,8,0","0,0,8,8"\n'
+        'unlabeled,AMBIGUOUS,sTIL,polyline,40,30,50,34,"40,50,50,40","30,30,34,34"\n'
+    )
+
+
+def make_points(root: Path) -> None:
+    (root / "library.toml").write_text('name = "Lab"\nlabels = ["round", "long"]\nmpp = 0.5\nlicence = "ours"\n')
+    picture(root / "images/slide 1.jpg", 50, 40)
+    (root / "labels").mkdir()
+    (root / "labels/slide 1.csv").write_text("x,y,label,group\n10,15,Round,patient 1\n45,32,long,patient 1\n")
+
+
 def make_pannuke(root: Path) -> None:
     images, masks = root / "Fold 1/images/fold1", root / "Fold 1/masks/fold1"
     images.mkdir(parents=True)
@@ -89,7 +111,17 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str, str, float, list[str], lis
         [FIRST, [25.5, 30.5]],
         [100, 11],
     ),
-    "brecahad": (make_brecahad, "Case_3-02", "Case_3", 0.25, ["mitosis", "lumen"], [FIRST, [45.0, 32.0]], None),
+    "brecahad": (make_brecahad, "Case_3-02", "Case_3", 0.25, ["mitosis", "tubule"], [FIRST, [45.0, 32.0]], None),
+    "nucls": (
+        make_nucls,
+        "TCGA-A1-A0SP-DX1_id-5ea4095addda5f8398977ebc_left-7053_top-53967_bottom-54231_right-7311",
+        "TCGA-A1-A0SP",
+        0.2,
+        ["tumor", "sTIL"],
+        [FIRST, [45.0, 32.0]],
+        None,
+    ),
+    "points": (make_points, "slide 1", "patient 1", 0.5, ["Round", "long"], [FIRST, [45.0, 32.0]], None),
     "pannuke": (
         make_pannuke,
         "fold1_0",
@@ -130,6 +162,7 @@ def test_every_reader_gives_the_same_kind_of_answer(layout: str, tmp_path: Path)
         ("brecahad", "groundTruth/Case_3-02.json"),
         ("brecahad", "images/Case_3-02.png"),
         ("pannuke", "Fold 1/masks/fold1/masks.npy"),
+        ("points", "library.toml"),
     ],
 )
 def test_a_half_downloaded_or_missing_file_is_named(layout: str, broken: str, tmp_path: Path) -> None:
@@ -173,10 +206,40 @@ def test_monusac_refuses_document_types_and_unknown_classes(tmp_path: Path) -> N
 def test_brecahad_refuses_unknown_labels_and_points_outside(tmp_path: Path) -> None:
     make_brecahad(tmp_path)
     points = tmp_path / "groundTruth/Case_3-02.json"
-    for content, message in (('{"stroma": []}', "unknown label"), ('{"tumor": [{"x": 410, "y": 0.1}]}', "from 0 to 1")):
-        points.write_text(content)
-        with pytest.raises(DataError, match=message):
-            open_dataset(tmp_path)[0].annotation()
+    points.write_text('{"tumor": [{"x": 410, "y": 0.1}]}')
+    with pytest.raises(DataError, match="from 0 to 1"):
+        open_dataset(tmp_path)[0].annotation()
+    points.write_text('{"stroma": [{"x": 0.5, "y": 0.1}]}')
+    libraries = published_libraries()
+    with pytest.raises(DataError, match="Case_3-02: label 'stroma' is not one of BreCaHAD's"):
+        gather(libraries[1], open_dataset(tmp_path), make_matching(libraries))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y\n1,2\n", "lacks label"),
+        ("x,y,label\n1,b,round\n", "line 2: x and y are no numbers"),
+        ("x,y,label\n1,2,\n", "line 2: it has no label"),
+        ("x,y,label\n1,2,round\n51,2,round\n", "outside its image of 50 x 40"),
+        ("x,y,label,group\n1,2,round,a\n1,2,round,b\n", "one group, found a, b"),
+    ],
+)
+def test_a_broken_table_of_points_is_told(tmp_path: Path, text: str, message: str) -> None:
+    make_points(tmp_path)
+    (tmp_path / "labels/slide 1.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(tmp_path)[0].annotation()
+    assert "slide 1.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["consep", "monusac", "pannuke"])
+def test_a_users_library_in_a_published_layout_has_its_own_labels(tmp_path: Path, layout: str) -> None:
+    LAYOUTS[layout][0](tmp_path)
+    names = ["lymphocyte", "b", "c", "d", "macrophage", "f", "g"] if layout != "pannuke" else list("abcde")
+    (tmp_path / "library.toml").write_text(f'name = "Lab"\nlabels = {names}\nmpp = 0.25\nlicence = "ours"\n')
+    labels = open_dataset(tmp_path)[0].annotation().labels
+    assert labels == {"consep": ("d", "g"), "monusac": ("lymphocyte", "macrophage"), "pannuke": ("b", "e")}[layout]
 
 
 def test_a_split_never_divides_a_group(tmp_path: Path) -> None:

@@ -91,6 +91,11 @@ def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
     help="Side to which the 64 px windows are enlarged; 64 takes them as they are.  "
     "[default: 224, after smaller sides earlier in the training]",
 )
+@click.option(
+    "--start-from",
+    metavar="NAME|PATH",
+    help="A classifier to start from instead of ImageNet's weights, such as joint-lite0.",
+)
 @match_options
 @click.option("--sampling", type=click.Choice(["random", "round-robin"]), help="Over libraries.  [default: random]")
 @click.option(
@@ -126,9 +131,12 @@ def classifier(data: tuple[tuple[str, Path], ...], size: int | None, **options: 
     licence), given as --library NAME=FOLDER.
     """
     from classifier.train import ClassifierTraining, train_classifier
+    from pipeline.models import find_model
 
     if size is not None:
         if size < 32:
             raise UsageError(f"--size {size}: expected at least 32.")
         options["sizes"] = ((1.0, size),)
+    if options["start_from"] is not None:
+        options["start_from"] = find_model("classifier", options["start_from"])
     train_classifier(ClassifierTraining(libraries=data, **given(options)), click.echo)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,24 +69,45 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
 
 
+def library_fields(path: Path) -> dict[str, Any] | None:
+    """What the ``library.toml`` of a data folder says; None without one.
+
+    Raises:
+        DataError: it is no TOML.
+    """
+    file = path / "library.toml"
+    if not file.is_file():
+        return None
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: expected a library in TOML; it cannot be read ({error}).") from error
+
+
+def labels_of(path: Path, published: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels, in order, of the library that a data folder defines by ``library.toml``; else ``published``."""
+    fields = library_fields(path)
+    return tuple(map(str, fields.get("labels", ()))) if fields is not None else published
+
+
 def open_dataset(path: Path) -> list[AnnotatedImage]:
     """The annotated images of the data set at ``path``; the layout is recognised by its files.
 
     Raises:
         DataError: no known layout stands there, or the set is incomplete.
     """
-    from nucpipe.common.datasets import brecahad, consep, monusac, pannuke
+    from nucpipe.common.datasets import brecahad, consep, monusac, nucls, pannuke, points
 
     if not path.is_dir():
         raise DataError(f"{path}: expected the folder of a data set; it does not exist.")
-    for read in (consep.read, brecahad.read, monusac.read, pannuke.read):
+    for read in (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pannuke.read):
         images = read(path)
         if images:
             return images
     raise DataError(
         f"{path}: no data set recognised. Expected Images/ with Labels/*.mat (CoNSeP, Kumar), "
-        "images/ with groundTruth/*.json (BreCaHAD), <patient>/*.xml beside tiles (MoNuSAC) "
-        "or images.npy with masks.npy (PanNuke) in it."
+        "images/ with groundTruth/*.json (BreCaHAD), <patient>/*.xml beside tiles (MoNuSAC), images.npy with masks.npy "
+        "(PanNuke), rgb/ with csv/ (NuCLS), or images/ with labels/*.csv and library.toml (points) in it."
     )
 
 

@@ -13,10 +13,6 @@ import numpy.typing as npt
 from nucpipe.common.datasets.base import AnnotatedImage, Annotation, read_rgb
 from nucpipe.common.errors import DataError
 
-LABELS = ("mitosis", "non_mitosis", "apoptosis", "tumor", "non_tumor", "lumen", "non_lumen")
-SPELLINGS = {"tubule": "lumen", "non_tubule": "non_lumen"}
-"""Some copies name two of the labels after the structure."""
-
 MPP = 0.25
 """40x; the data state no pixel size."""
 
@@ -37,20 +33,17 @@ class BrecahadImage(AnnotatedImage):
         """The points; there are no outlines.
 
         Raises:
-            DataError: the ``.json`` is broken, names an unknown label or a point outside the image, or the image
+            DataError: the ``.json`` is broken or has a point outside the image, or the image
                 cannot be read.
         """
         labels: list[str] = []
         points: list[tuple[float, float]] = []
         for name, entries in _parse(self.json_path).items():
-            label = SPELLINGS.get(name, name)
-            if label not in LABELS:
-                raise DataError(f"{self.json_path}: unknown label '{name}'; expected one of {', '.join(LABELS)}.")
             try:
                 points += [(float(entry["x"]), float(entry["y"])) for entry in entries]
             except (TypeError, KeyError, ValueError) as error:
                 raise DataError(f"{self.json_path}: a point of '{name}' has no x and y ({error}).") from error
-            labels += [label] * len(entries)
+            labels += [name] * len(entries)
         fractions = np.array(points, float).reshape(-1, 2)
         if not ((fractions >= 0) & (fractions <= 1)).all():
             raise DataError(f"{self.json_path}: expected x and y from 0 to 1 (parts of width and height).")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import scipy.io
 import scipy.ndimage
 
-from nucpipe.common.datasets.base import AnnotatedImage, Annotation, read_rgb
+from nucpipe.common.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
 from nucpipe.common.errors import DataError
 
 LABELS = (
@@ -35,6 +35,7 @@ class ConsepImage(AnnotatedImage):
 
     image_path: Path
     label_path: Path
+    names: tuple[str, ...] = LABELS
 
     def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
         return read_rgb(self.image_path)
@@ -57,12 +58,12 @@ class ConsepImage(AnnotatedImage):
         if "inst_type" not in mat:
             return Annotation(centroids, ("",) * len(ids), instances)
         types = mat["inst_type"].ravel().astype(int)
-        if len(types) != len(ids) or (len(types) and not (types.min() >= 1 and types.max() <= len(LABELS))):
+        if len(types) != len(ids) or (len(types) and not (types.min() >= 1 and types.max() <= len(self.names))):
             raise DataError(
                 f"{self.label_path}: inst_type has {len(types)} entries for {len(ids)} nuclei, "
-                "expected one of 1 to 7 each; fetch the file again."
+                f"expected one of 1 to {len(self.names)} each; fetch the file again."
             )
-        return Annotation(centroids, tuple(LABELS[t - 1] for t in types), instances)
+        return Annotation(centroids, tuple(self.names[t - 1] for t in types), instances)
 
 
 def read(path: Path) -> list[AnnotatedImage]:
@@ -72,6 +73,7 @@ def read(path: Path) -> list[AnnotatedImage]:
         DataError: an image has no label file.
     """
     images: list[AnnotatedImage] = []
+    names = labels_of(path, LABELS)
     for folder in (path, path / "Train", path / "Test"):
         if not (folder / "Images").is_dir() or not (folder / "Labels").is_dir():
             continue
@@ -81,5 +83,5 @@ def read(path: Path) -> list[AnnotatedImage]:
             label = folder / "Labels" / f"{image.stem}.mat"
             if not label.is_file():
                 raise DataError(f"{label}: missing, though {image.name} is there; fetch the data set again.")
-            images.append(ConsepImage(image.stem, image.stem, MPP, image, label))
+            images.append(ConsepImage(image.stem, image.stem, MPP, image, label, names))
     return images

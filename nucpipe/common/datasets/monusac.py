@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.datasets.base import AnnotatedImage, Annotation, read_rgb
+from nucpipe.common.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
 from nucpipe.common.errors import DataError
 
 LABELS = ("epithelial", "lymphocyte", "neutrophil", "macrophage")
@@ -33,6 +33,7 @@ class MonusacImage(AnnotatedImage):
 
     image_path: Path
     xml_path: Path
+    names: tuple[str, ...] = LABELS
 
     def pixels(self) -> npt.NDArray[np.uint8]:
         """RGB (H, W, 3) uint8; of a slide file its level 0, whole.
@@ -48,7 +49,7 @@ class MonusacImage(AnnotatedImage):
         Raises:
             DataError: the ``.xml`` is broken or names an unknown class, or the tile cannot be read.
         """
-        labels, polygons = _nuclei(_parse(self.xml_path), self.xml_path)
+        labels, polygons = _nuclei(_parse(self.xml_path), self.xml_path, self.names)
         height, width = self.pixels().shape[:2]
         instances = np.zeros((height, width), np.int32)
         for number, polygon in enumerate(polygons, start=1):
@@ -86,7 +87,7 @@ def _parse(path: Path) -> ElementTree.Element:
         raise DataError(f"{path}: expected Aperio's annotations ({error}); fetch the file again.") from error
 
 
-def _nuclei(root: ElementTree.Element, path: Path) -> tuple[list[str], list[_Polygon]]:
+def _nuclei(root: ElementTree.Element, path: Path, names: tuple[str, ...]) -> tuple[list[str], list[_Polygon]]:
     labels: list[str] = []
     polygons: list[_Polygon] = []
     for annotation in root.iter("Annotation"):
@@ -96,8 +97,8 @@ def _nuclei(root: ElementTree.Element, path: Path) -> tuple[list[str], list[_Pol
         if label == SKIPPED:
             continue
         regions = annotation.findall("Regions/Region")
-        if label not in LABELS and regions:
-            raise DataError(f"{path}: unknown class '{name}'; expected one of {', '.join(LABELS)} or {SKIPPED}.")
+        if label not in names and regions:
+            raise DataError(f"{path}: unknown class '{name}'; expected one of {', '.join(names)} or {SKIPPED}.")
         for region in regions:
             try:
                 vertices = [(float(v.attrib["X"]), float(v.attrib["Y"])) for v in region.findall("Vertices/Vertex")]
@@ -143,6 +144,7 @@ def read(path: Path) -> list[AnnotatedImage]:
         DataError: an outline file lacks its tile, a tile its outlines, or the outlines cannot be read.
     """
     images: list[AnnotatedImage] = []
+    names = tuple(name.lower() for name in labels_of(path, LABELS))
     for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
         outlines = {p.stem: p for p in folder.glob("*.xml")}
         if not outlines:
@@ -153,5 +155,5 @@ def read(path: Path) -> list[AnnotatedImage]:
             raise DataError(f"{there}: its {missing} is missing in {folder}; fetch the data set again.")
         for stem, tile in tiles.items():
             mpp = _mpp(_parse(outlines[stem]), outlines[stem])
-            images.append(MonusacImage(stem, folder.name, mpp, tile, outlines[stem]))
+            images.append(MonusacImage(stem, folder.name, mpp, tile, outlines[stem], names))
     return images

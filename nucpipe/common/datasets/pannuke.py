@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
-from nucpipe.common.datasets.base import AnnotatedImage, Annotation
+from nucpipe.common.datasets.base import AnnotatedImage, Annotation, labels_of
 from nucpipe.common.errors import DataError
 
 LABELS = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
@@ -25,6 +25,7 @@ class PanNukeImage(AnnotatedImage):
     images_path: Path
     masks_path: Path
     index: int
+    names: tuple[str, ...] = LABELS
 
     def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
         return np.load(self.images_path, mmap_mode="r")[self.index].astype(np.uint8)  # type: ignore[no-any-return]
@@ -34,7 +35,7 @@ class PanNukeImage(AnnotatedImage):
         masks = np.load(self.masks_path, mmap_mode="r")[self.index]
         instances = np.zeros(masks.shape[:2], np.int32)
         labels: list[str] = []
-        for channel, label in enumerate(LABELS):
+        for channel, label in enumerate(self.names):
             layer = masks[..., channel].astype(np.int64)
             for instance in np.unique(layer[layer > 0]):
                 labels.append(label)
@@ -65,6 +66,8 @@ def read(path: Path) -> list[AnnotatedImage]:
         DataError: a file of a fold is missing, or arrays of a fold differ in length.
     """
     images: list[AnnotatedImage] = []
+    names = labels_of(path, LABELS)
+    channels = len(names) + 1
     for images_path in sorted(path.rglob("images.npy")):
         masks_path = _masks_for(images_path, path)
         types_path = images_path.with_name("types.npy")
@@ -76,10 +79,11 @@ def read(path: Path) -> list[AnnotatedImage]:
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{images_path.parent}: a .npy file cannot be read ({error}); fetch it again.") from error
         n = len(types)
-        if shapes[0] != (n, *shapes[0][1:3], 3) or shapes[1] != (n, *shapes[0][1:3], 6):
+        if shapes[0] != (n, *shapes[0][1:3], 3) or shapes[1] != (n, *shapes[0][1:3], channels):
             raise DataError(
-                f"{images_path}: expected {n} images of 3 and masks of 6 channels, found {shapes[0]} and {shapes[1]}."
+                f"{images_path}: expected {n} images of 3 and masks of {channels} channels, "
+                f"found {shapes[0]} and {shapes[1]}."
             )
         fold = images_path.parent.name if images_path.parent != path else "fold"
-        images += [PanNukeImage(f"{fold}_{k}", types[k], MPP, images_path, masks_path, k) for k in range(n)]
+        images += [PanNukeImage(f"{fold}_{k}", types[k], MPP, images_path, masks_path, k, names) for k in range(n)]
     return images
