@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from classifier.model import load_classifier
@@ -19,6 +21,7 @@ from classifier.samples import Samples
 from classifier.train import ClassifierTraining, _Draw, open_libraries, train_classifier
 from nucpipe.common import training
 from nucpipe.common.errors import DataError, UsageError
+from pipeline.cli import main
 
 
 class Interrupted(Exception):
@@ -227,3 +230,24 @@ def test_confident_predictions_complete_what_a_label_does_not_say(
 def test_an_unknown_way_of_training_is_refused(config: ClassifierTraining, field: str) -> None:
     with pytest.raises(UsageError, match=f"--{field} odd: expected one of "):
         dataclasses.replace(config, **{field: "odd"})
+
+
+def test_check_reports_counts_and_every_problem_without_training(config: ClassifierTraining, tmp_path: Path) -> None:
+    root = tmp_path / "sets"
+    for name, folder in config.libraries:
+        shutil.copytree(folder, root / name)
+    command = ["train", "classifier", "--check", "--out", str(tmp_path / "m.safetensors"), "--hold-out", "c"]
+    command += ["--library", f"consep={root / 'consep'}", "--library", f"brecahad={root / 'BreCaHAD'}"]
+    good = CliRunner().invoke(main, command)
+    assert good.exit_code == 0, good.output
+    assert "training: 2 images in 2 groups, 32 nuclei, pixels of 0.25 µm" in good.output
+    assert "10 apoptosis                teaches NuCLS apoptotic_body, BreCaHAD apoptosis, PanNuke dead" in good.output
+    assert "no problems" in good.output
+    assert not (tmp_path / "m.safetensors").exists()
+    (root / "consep/Labels/a.mat").write_bytes(b"MATLAB")
+    (root / "consep/Images/b.png").write_bytes(b"PNG")
+    (root / "BreCaHAD/groundTruth/Case_1-02.json").write_text('{"stroma": [{"x": 0, "y": 0}]}')
+    bad = CliRunner().invoke(main, command)
+    assert bad.exit_code == 1
+    for words in ("a.mat: expected a MATLAB file", "b.png: expected an image", "'stroma' is not one of", "3 problems"):
+        assert words in bad.output, bad.output

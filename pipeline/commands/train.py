@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -123,8 +124,9 @@ def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
     metavar="MODEL",
     help="A second round: confident predictions of this model teach the libraries that a nucleus has no label of.",
 )
+@click.option("--check", is_flag=True, help="Train nothing: report counts per label and split, and every problem.")
 @click.option("--complete-above", type=float, metavar="P", help="What counts as confident.  [default: 0.99]")
-def classifier(data: tuple[tuple[str, Path], ...], size: int | None, **options: Any) -> None:
+def classifier(data: tuple[tuple[str, Path], ...], size: int | None, check: bool, **options: Any) -> None:
     """Train one classifier jointly on several libraries. The same command goes on after an interruption.
 
     A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
@@ -139,4 +141,9 @@ def classifier(data: tuple[tuple[str, Path], ...], size: int | None, **options: 
         options["sizes"] = ((1.0, size),)
     if options["start_from"] is not None:
         options["start_from"] = find_model("classifier", options["start_from"])
-    train_classifier(ClassifierTraining(libraries=data, **given(options)), click.echo)
+    config = ClassifierTraining(libraries=data, **given(options))
+    if check:
+        from classifier.check import check_training
+
+        sys.exit(1 if check_training(config, click.echo) else 0)
+    train_classifier(config, click.echo)
