@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from classifier.decide import Rule
 from nucpipe.common.errors import UsageError
 from pipeline.slides.pixelsize import LARGEST_MPP, SMALLEST_MPP, plausible
 
@@ -22,6 +23,7 @@ class RunConfig:
         precision: auto, fp32, bf16 or fp16.
         segmentor, classifier: a bundled model's name, or the path of a model file.
         primary: the library whose labels colour the nuclei.
+        decide, threshold: which labels a nucleus gets, see ``classifier.decide``.
         tissue: auto, none, or the path of a mask image or of a GeoJSON with regions of interest.
         region_size: side of a region's core in working pixels (0.25 um), a multiple of 32.
         batch_size: nuclei that the classifier sees at a time.
@@ -36,6 +38,8 @@ class RunConfig:
     segmentor: str = "hovernet-compact"
     classifier: str = "joint-lite0"
     primary: str = "PanNuke"
+    decide: str = "argmax"
+    threshold: float | None = None
     tissue: str = "auto"
     region_size: int = 2048
     batch_size: int = 64
@@ -43,7 +47,13 @@ class RunConfig:
     overwrite: bool = False
     geojson: bool = True
 
+    @property
+    def rule(self) -> Rule:
+        """How labels are decided on."""
+        return Rule(self.decide, self.threshold)
+
     def __post_init__(self) -> None:
+        Rule(self.decide, self.threshold)
         if self.mpp is not None and not plausible(self.mpp):
             low, high = SMALLEST_MPP, LARGEST_MPP
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")

@@ -84,6 +84,7 @@ class Journal:
             detection_p=nuclei.detection_p,
             area_um2=nuclei.area_um2,
             probabilities=labels.probabilities,
+            **({} if nuclei.types is None else {"types": nuclei.types}),
         )
         with written_whole(self._path(index)) as partial, partial.open("wb") as file:
             file.write(_digest(payload.getbuffer()))
@@ -107,6 +108,7 @@ class Journal:
                 contour_points=arrays["contour_points"],
                 detection_p=arrays["detection_p"],
                 area_um2=arrays["area_um2"],
+                types=arrays["types"] if "types" in arrays else None,
             )
             return nuclei, Labels(arrays["probabilities"])
 

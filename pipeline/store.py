@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from classifier.decide import Rule, best_labels, short_form
 from classifier.labels import Labels
 from classifier.libraries import Outputs
 from nucpipe.common.errors import OutputError
@@ -65,6 +66,11 @@ class StoreInfo:
     settings: dict[str, Any]
     nucpipe_version: str
     slide_fingerprint: str = ""
+
+    @property
+    def rule(self) -> Rule:
+        """How the run decided on labels."""
+        return Rule.from_dict(self.settings.get("decide", {}))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
@@ -160,7 +166,7 @@ def _rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDAr
         "table/obs/detection_p": nuclei.detection_p,
         "table/obs/area_um2": nuclei.area_um2,
     }
-    for name, number in info.outputs.best(labels.probabilities).items():
+    for name, number in best_labels(labels.probabilities, info.outputs, info.rule).items():
         group = labels.probabilities[:, info.outputs.slices[name]]
         chosen = group[np.arange(len(group)), np.maximum(number, 0)]
         values[f"table/obs/{name}/codes"] = number
@@ -169,10 +175,11 @@ def _rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDAr
 
 
 def _add_var(table: zarr.Group, outputs: Outputs) -> None:
-    var = add_dataframe(table, "var", ["library", "label", "trained"])
+    var = add_dataframe(table, "var", ["library", "label", "short", "trained"])
     add_strings(var, "_index", [f"{library}:{label}" for library, label in outputs.columns])
     add_strings(var, "library", [library for library, _ in outputs.columns])
     add_strings(var, "label", [label for _, label in outputs.columns])
+    add_strings(var, "short", [short_form(lib.name, k) for lib in outputs.libraries for k in range(len(lib.labels))])
     add_values(var, "trained", np.array(outputs.trained, bool))
 
 
@@ -235,6 +242,11 @@ class Store:
     def ids(self) -> npt.NDArray[np.object_]:
         """(N,) UUIDs as strings, unique in the store and the same in every run on this slide."""
         return self._read("table/obs/_index").astype(object)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """(N, columns) float32, of every label of every library."""
+        return self._read("table/X")
 
     @property
     def detection_p(self) -> npt.NDArray[np.float32]:

@@ -20,14 +20,18 @@ class Detector(Protocol):
     """What a detector must offer. ``predict`` is the device's work, ``nuclei`` the processor's; they may overlap.
 
     Attributes:
-        input_mpp: pixel size that the detector takes, micrometres.
-        align_px: sides of windows, and their corners in the slide-wide grid, are multiples of this.
+        input_mpp: pixel size that the detector takes, micrometres: 0.5 or 0.25.
+        align_px: sides of windows, and their corners in the slide-wide grid, are multiples of this; a margin left out.
         context_px: what the detector wants to see beyond the part of a window that counts.
+        margin_px: rim of a window, on each side, that is looked at only, as by convolutions without padding.
+        types: the detector's own names of the types that it gives to nuclei (``Nuclei.types``); none by default.
     """
 
     input_mpp: float
     align_px: int
     context_px: int
+    margin_px: int = 0
+    types: tuple[str, ...] = ()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """What the network says of a window: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""
@@ -36,7 +40,7 @@ class Detector(Protocol):
         """The nuclei of that window in pixels of the window; ``mpp`` is the window's true pixel size."""
 
 
-class HoVerNetDetector:
+class HoVerNetDetector(Detector):
     """The compact HoVer-Net with its post-processing.
 
     Args:

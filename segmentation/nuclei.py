@@ -26,6 +26,8 @@ class Nuclei:
             NOT closed (the first point is not repeated).
         detection_p: (N,) float32, mean nuclear probability inside the outline, 0-1.
         area_um2: (N,) float32, area inside the outline in square micrometres.
+        types: (N,) int8, the detector's own type of each nucleus, a number in its ``types`` or -1; None from a detector
+            that gives no types.
     """
 
     centroids: FloatArray
@@ -33,6 +35,7 @@ class Nuclei:
     contour_points: FloatArray
     detection_p: npt.NDArray[np.float32]
     area_um2: npt.NDArray[np.float32]
+    types: npt.NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -50,9 +53,10 @@ class Nuclei:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Nuclei]) -> Nuclei:
-        """All nuclei of ``parts``, in order."""
+        """All nuclei of ``parts``, in order; parts without nuclei may lack the types that others have."""
         if not parts:
             return cls.empty()
+        types = [p.types if p.types is not None else np.zeros(0, np.int8) for p in parts]
         lengths = np.concatenate([np.diff(p.contour_offsets) for p in parts])
         return cls(
             np.concatenate([p.centroids for p in parts]),
@@ -60,6 +64,7 @@ class Nuclei:
             np.concatenate([p.contour_points for p in parts]),
             np.concatenate([p.detection_p for p in parts]),
             np.concatenate([p.area_um2 for p in parts]),
+            None if all(p.types is None for p in parts) else np.concatenate(types),
         )
 
     def contour(self, i: int) -> FloatArray:
@@ -75,7 +80,12 @@ class Nuclei:
         # Row numbers of the chosen points: each outline's start, plus 0, 1, 2, ... within the outline.
         rows = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Nuclei(
-            self.centroids[index], offsets, self.contour_points[rows], self.detection_p[index], self.area_um2[index]
+            self.centroids[index],
+            offsets,
+            self.contour_points[rows],
+            self.detection_p[index],
+            self.area_um2[index],
+            None if self.types is None else self.types[index],
         )
 
     def moved(self, scale: float, origin: tuple[float, float]) -> Nuclei:
@@ -87,4 +97,5 @@ class Nuclei:
             self.contour_points * scale + shift,
             self.detection_p,
             self.area_um2,
+            self.types,
         )

@@ -36,6 +36,21 @@ def library_option(required: bool = True) -> Callable[[F], F]:
     )
 
 
+def decide_options() -> list[Callable[[Any], Any]]:
+    """``--decide`` and ``--threshold``."""
+    return [
+        click.option(
+            "--decide",
+            type=click.Choice(["argmax", "best", "threshold"]),
+            default="argmax",
+            show_default=True,
+            help="The likeliest label of each library; that label if it reaches --threshold, else none; or every label "
+            "that reaches it.",
+        ),
+        click.option("--threshold", type=float, metavar="P", help="A probability, for best and threshold."),
+    ]
+
+
 def match_options(command: F) -> F:
     """Which label teaches another library's."""
     options = [

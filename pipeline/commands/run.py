@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.commands.options import decide_options
 from pipeline.config import RunConfig
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def run_options(command: F) -> F:
             show_default=True,
             help="Whose labels colour the nuclei: NuCLS, BreCaHAD, CoNSeP, MoNuSAC or PanNuke.",
         ),
+        *decide_options(),
         click.option(
             "--tissue",
             metavar="auto|none|MASK.png|ROI.geojson",

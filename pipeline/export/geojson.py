@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import Library
+from classifier.decide import Rule, best_labels, decide
+from classifier.libraries import Library, Outputs
 from pipeline.files import written_whole
 from pipeline.store import Store
 
@@ -20,7 +21,7 @@ GRID_PX = 0.01  # QuPath snaps coordinates to it, so outlines must be valid on i
 DECIMALS = 2
 
 
-def write_geojson(store: Store, path: Path, primary: str) -> int:
+def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = None) -> int:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
 
     Outlines are valid, closed polygons in pixels of the image as QuPath shows it (level 0 minus ``origin_l0``), with
@@ -31,6 +32,7 @@ def write_geojson(store: Store, path: Path, primary: str) -> int:
         store: the nuclei.
         path: compressed where it ends in ``.gz``.
         primary: name of a library, in any case of letters.
+        rule: how labels are decided on, from the stored probabilities; None: as in the run.
 
     Returns:
         The number of features.
@@ -44,7 +46,7 @@ def write_geojson(store: Store, path: Path, primary: str) -> int:
         file.write(b'{"type":"FeatureCollection","features":[')
         separator = "\n"
         for part in store.batches():
-            file.write((separator + ",\n".join(_features(part, library))).encode("ascii"))
+            file.write((separator + ",\n".join(_features(part, library, rule or store.info.rule))).encode("ascii"))
             separator = ",\n"
         file.write(b"\n]}\n")
     return len(store)
@@ -61,15 +63,23 @@ def _opened(path: Path, compressed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
             yield file
 
 
-def _features(part: Store, primary: Library) -> Iterator[str]:
-    numbers = {library.name: part.label_numbers(library.name) for library in part.info.outputs.libraries}
+def _features(part: Store, primary: Library, rule: Rule) -> Iterator[str]:
+    probabilities, outputs = part.probabilities, part.info.outputs
+    numbers = best_labels(probabilities, outputs, rule)
+    chosen = decide(probabilities, outputs, rule)
     classification = [
         f'"classification":{json.dumps({"name": label, "color": list(colour)})},'
         for label, colour in zip(primary.labels, primary.colours, strict=True)
     ] + [""]  # the last one is number -1, no label
-    for identity, geometry, number, measurements, metadata in zip(
-        part.ids, _geometries(part), numbers[primary.name], _measurements(part), _metadata(part, numbers), strict=True
-    ):
+    members = zip(
+        part.ids,
+        _geometries(part),
+        numbers[primary.name],
+        _measurements(part, probabilities, numbers),
+        _metadata(chosen, outputs),
+        strict=True,
+    )
+    for identity, geometry, number, measurements, metadata in members:
         yield (
             f'{{"type":"Feature","id":"{identity}","geometry":{geometry},'
             f'"properties":{{"objectType":"detection",{classification[number]}'
@@ -77,11 +87,15 @@ def _features(part: Store, primary: Library) -> Iterator[str]:
         )
 
 
-def _measurements(part: Store) -> Iterator[str]:
+def _measurements(
+    part: Store, probabilities: npt.NDArray[np.float32], numbers: dict[str, npt.NDArray[np.int8]]
+) -> Iterator[str]:
     """The members of each nucleus's ``measurements``; what is not finite is left out."""
     columns = {"Detection probability": part.detection_p, "Area µm^2": part.area_um2}
-    for library in part.info.outputs.libraries:
-        columns[f"{library.name} probability"] = part.label_probabilities(library.name)
+    for name, columns_of in part.info.outputs.slices.items():
+        number = numbers[name]
+        best = probabilities[np.arange(len(number)), columns_of.start + np.maximum(number, 0)]
+        columns[f"{name} probability"] = np.where(number < 0, np.float32(np.nan), best)
     members = []
     for name, values in columns.items():
         key = json.dumps(name)
@@ -91,12 +105,15 @@ def _measurements(part: Store) -> Iterator[str]:
     return (",".join(filter(None, row)) for row in zip(*members, strict=True))
 
 
-def _metadata(part: Store, numbers: dict[str, npt.NDArray[np.int8]]) -> Iterator[str]:
-    """The members of each nucleus's ``metadata``: its labels by library; one that it has not is left out."""
+def _metadata(chosen: npt.NDArray[np.bool_], outputs: Outputs) -> Iterator[str]:
+    """The members of each nucleus's ``metadata``: its labels by library, several of one library as one text; a library
+    of which it has none is left out."""
     members = []
-    for library in part.info.outputs.libraries:
-        texts = [f"{json.dumps(library.name)}:{json.dumps(label)}" for label in library.labels] + [""]
-        members.append([texts[number] for number in numbers[library.name].tolist()])
+    for library in outputs.libraries:
+        rows, which = np.unique(chosen[:, outputs.slices[library.name]], axis=0, return_inverse=True)
+        sets = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in rows]
+        texts = [f"{json.dumps(library.name)}:{json.dumps(labels)}" if labels else "" for labels in sets]
+        members.append([texts[k] for k in which.reshape(-1).tolist()])
     return (",".join(filter(None, row)) for row in zip(*members, strict=True))
 
 

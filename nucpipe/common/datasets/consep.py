@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import scipy.io
+import scipy.io.matlab
 import scipy.ndimage
 
 from nucpipe.common.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
@@ -26,6 +27,17 @@ LABELS = (
 """Codes 1 to 7 of ``inst_type``."""
 
 MPP = 0.25
+# Broken files make SciPy raise nearly anything.
+UNREADABLE = (
+    scipy.io.matlab.MatReadError,
+    OSError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    TypeError,
+    IndexError,
+    zlib.error,
+)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 
 
@@ -49,7 +61,7 @@ class ConsepImage(AnnotatedImage):
         try:
             mat = scipy.io.loadmat(str(self.label_path))
             instances = mat["inst_map"].astype(np.int32)
-        except (OSError, KeyError, ValueError, NotImplementedError, TypeError, IndexError, zlib.error) as error:
+        except UNREADABLE as error:
             raise DataError(f"{self.label_path}: expected a MATLAB file with inst_map ({error}).") from error
         ids = np.unique(instances)
         ids = ids[ids > 0]
