@@ -75,17 +75,18 @@ class Journal:
         """
         if len(nuclei) != len(labels):
             raise ValueError(f"region {index}: {len(nuclei)} nuclei with {len(labels)} rows of labels")
+        arrays: dict[str, Any] = {
+            "centroids": nuclei.centroids,
+            "contour_offsets": nuclei.contour_offsets,
+            "contour_points": nuclei.contour_points,
+            "detection_p": nuclei.detection_p,
+            "area_um2": nuclei.area_um2,
+            "probabilities": labels.probabilities,
+        }
+        if nuclei.types is not None:
+            arrays["types"] = nuclei.types
         payload = io.BytesIO()
-        np.savez(
-            payload,
-            centroids=nuclei.centroids,
-            contour_offsets=nuclei.contour_offsets,
-            contour_points=nuclei.contour_points,
-            detection_p=nuclei.detection_p,
-            area_um2=nuclei.area_um2,
-            probabilities=labels.probabilities,
-            **({} if nuclei.types is None else {"types": nuclei.types}),
-        )
+        np.savez(payload, **arrays)
         with written_whole(self._path(index)) as partial, partial.open("wb") as file:
             file.write(_digest(payload.getbuffer()))
             file.write(payload.getbuffer())
@@ -108,7 +109,7 @@ class Journal:
                 contour_points=arrays["contour_points"],
                 detection_p=arrays["detection_p"],
                 area_um2=arrays["area_um2"],
-                types=arrays["types"] if "types" in arrays else None,
+                types=arrays.get("types"),
             )
             return nuclei, Labels(arrays["probabilities"])
 
