@@ -37,7 +37,7 @@ def survey(journal: Journal, regions: Iterable[int]) -> Survey:
         nuclei, _ = journal.read(region)
         count += len(nuclei)
         points += int(nuclei.contour_offsets[-1])
-        for row in np.unique(_blocks(nuclei)[:, 1]).tolist():
+        for row in np.unique(blocks_of(nuclei)[:, 1]).tolist():
             regions_of_row.setdefault(row, []).append(region)
     return Survey(count, points, regions_of_row)
 
@@ -47,8 +47,8 @@ def _hundredths(nuclei: Nuclei) -> npt.NDArray[np.int64]:
     return np.floor(nuclei.centroids * 100 + ROUNDING).astype(np.int64)
 
 
-def _blocks(nuclei: Nuclei) -> npt.NDArray[np.int64]:
-    """(N, 2): column and row of each nucleus's block."""
+def blocks_of(nuclei: Nuclei) -> npt.NDArray[np.int64]:
+    """(N, 2): column and row of each nucleus's block, in blocks of ``BLOCK_L0``."""
     return _hundredths(nuclei) // (100 * BLOCK_L0)
 
 
@@ -71,11 +71,11 @@ def _sorted_row(row: int, parts: Iterable[tuple[Nuclei, Labels]]) -> tuple[Nucle
     inside = [
         (nuclei.select(which), Labels(labels.probabilities[which]))
         for nuclei, labels in parts
-        for which in [_blocks(nuclei)[:, 1] == row]
+        for which in [blocks_of(nuclei)[:, 1] == row]
     ]
     nuclei, labels = _concatenated(inside)
     x, y = _hundredths(nuclei).T
-    order = np.lexsort((nuclei.detection_p, nuclei.area_um2, x, y, _blocks(nuclei)[:, 0]))
+    order = np.lexsort((nuclei.detection_p, nuclei.area_um2, x, y, blocks_of(nuclei)[:, 0]))
     return nuclei.select(order), Labels(labels.probabilities[order])
 
 

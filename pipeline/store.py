@@ -28,7 +28,7 @@ from pipeline.anndata_encoding import (
 )
 from pipeline.files import cannot_write
 from pipeline.journal import Journal
-from pipeline.order import Survey, in_order, nucleus_ids, survey
+from pipeline.order import BLOCK_L0, Survey, blocks_of, in_order, nucleus_ids, survey
 from segmentation.nuclei import Nuclei
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ SCHEMA_VERSION = 1
 CHUNK_ROWS = 65536  # of a column
 CHUNK_ROWS_X = 16384  # of the probabilities
 CHUNK_POINTS = 262144  # of the outlines
+GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is opened anyway costs no more
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def _write(journal: Journal, found: Survey, path: Path, info: StoreInfo) -> None
     # float32 holds every half pixel of a slide up to 8 million pixels wide, and 0.01 px of one of 100,000.
     points = add_array(contours, "points", (found.points, 2), np.float32, CHUNK_POINTS)
     offsets[:1] = np.zeros(1, np.int64)
+    counts = np.zeros(blocks_across(info.size_l0), np.int64)
     start, start_point = 0, 0
     for nuclei, labels in in_order(journal, found):
         end, end_point = start + len(nuclei), start_point + len(nuclei.contour_points)
@@ -135,7 +137,16 @@ def _write(journal: Journal, found: Survey, path: Path, info: StoreInfo) -> None
             arrays[name][start:end] = values
         offsets[start + 1 : end + 1] = nuclei.contour_offsets[1:] + start_point
         points[start_point:end_point] = nuclei.contour_points
+        np.add.at(counts, tuple(blocks_of(nuclei)[:, ::-1].T), 1)
         start, start_point = end, end_point
+    first_rows = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    add_values(root.create_group("index"), "blocks", first_rows)
+
+
+def blocks_across(size_l0: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of blocks that cover the slide, and the rim by which the working grid may reach beyond it."""
+    width, height = size_l0
+    return height // BLOCK_L0 + 2, width // BLOCK_L0 + 2
 
 
 def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, zarr.Array[Any]]:
@@ -202,28 +213,58 @@ def _add_uns(table: zarr.Group, info: StoreInfo) -> None:
 
 @dataclass(frozen=True)
 class Store:
-    """A finished store, or some consecutive nuclei of it; every array is read from the disk when asked for.
+    """A finished store, or some nuclei of it; every array is read from the disk when asked for.
 
     Nuclei are numbered from 0 in the store's order. N below is the number of nuclei, ``len(store)``.
 
     Attributes:
         path: of ``nuclei.zarr``.
         info: what the store says of itself.
-        start, stop: the nuclei of the whole store that these are.
+        rows: the nuclei of the whole store that these are, by number, ascending.
     """
 
     path: Path
     info: StoreInfo
-    start: int
-    stop: int
+    rows: range | npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.rows)
 
     def batches(self, size: int = 16384) -> Iterator[Store]:
         """These nuclei in parts of ``size``, in order; none where there are no nuclei."""
-        for start in range(self.start, self.stop, size):
-            yield replace(self, start=start, stop=min(start + size, self.stop))
+        for start in range(0, len(self), size):
+            yield replace(self, rows=self.rows[start : start + size])
+
+    def window(self, x0: float, y0: float, x1: float, y1: float) -> Store:
+        """Those of these nuclei whose centroid lies in a box of level-0 pixels, ``x0 <= x < x1`` and ``y0 <= y < y1``.
+
+        Only the blocks that the box touches are read, so it takes as long on a large slide as on a small one.
+
+        Raises:
+            OutputError: the store was written before stores had the index that this needs.
+        """
+        rows = self._rows_of_blocks(x0, y0, x1, y1)
+        if isinstance(self.rows, range):
+            rows = rows[(rows >= self.rows.start) & (rows < self.rows.stop)]
+        else:
+            rows = np.intersect1d(rows, self.rows, assume_unique=True)
+        near = replace(self, rows=rows)
+        x, y = near.centroids_l0.T
+        return replace(self, rows=rows[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)])
+
+    def _rows_of_blocks(self, x0: float, y0: float, x1: float, y1: float) -> npt.NDArray[np.int64]:
+        """The nuclei of the blocks that a box touches, by number."""
+        if not (self.path / "index/blocks").is_dir():
+            raise OutputError(f"{self.path}: written by an earlier nucpipe, without an index; run the slide again.")
+        down, across = blocks_across(self.info.size_l0)
+        # A centroid just below a block's edge counts as in the next one, by less than a hundredth of a pixel.
+        left, top = (max(0, int(edge // BLOCK_L0)) for edge in (x0, y0))
+        right, bottom = min(across, int((x1 + 0.01) // BLOCK_L0) + 1), min(down, int((y1 + 0.01) // BLOCK_L0) + 1)
+        if left >= right or top >= bottom:
+            return np.zeros(0, np.int64)
+        first = self._read_rows("index/blocks", top * across, (bottom - 1) * across + right + 1)
+        runs = [(first[row * across + left], first[row * across + right]) for row in range(bottom - top)]
+        return np.concatenate([np.arange(start, stop) for start, stop in runs])
 
     @property
     def table(self) -> AnnData:
@@ -231,7 +272,7 @@ class Store:
         import anndata
 
         table = anndata.read_zarr(self.path / "table")
-        return table if len(table) == len(self) else table[self.start : self.stop].copy()
+        return table if len(table) == len(self) else table[np.asarray(self.rows)].copy()
 
     @property
     def centroids_l0(self) -> npt.NDArray[np.float64]:
@@ -279,12 +320,27 @@ class Store:
 
         Nucleus i is the ring ``points[offsets[i]:offsets[i + 1]]``, as in :class:`segmentation.nuclei.Nuclei`.
         """
-        offsets = self._read_rows("contours/offsets", self.start, self.stop + 1)
-        points = self._read_rows("contours/points", int(offsets[0]), int(offsets[-1]))
-        return offsets - offsets[0], points
+        lengths, parts = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.float32)]
+        for start, stop, which in self._spans():
+            offsets = self._read_rows("contours/offsets", start, stop + 1)
+            points = self._read_rows("contours/points", int(offsets[0]), int(offsets[-1]))
+            chosen = np.zeros(stop - start, bool)
+            chosen[which] = True
+            lengths.append(np.diff(offsets)[which])
+            parts.append(points if chosen.all() else points[np.repeat(chosen, np.diff(offsets))])
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))]), np.concatenate(parts)
 
     def _read(self, name: str) -> npt.NDArray[Any]:
-        return self._read_rows(name, self.start, self.stop)
+        spans = self._spans() or [(0, 0, slice(0))]
+        return np.concatenate([self._read_rows(name, start, stop)[which] for start, stop, which in spans])
+
+    def _spans(self) -> list[tuple[int, int, slice | npt.NDArray[np.int64]]]:
+        """What to read for these nuclei: start and stop of rows that lie together, and which of those they are."""
+        rows = self.rows
+        if isinstance(rows, range):
+            return [(rows.start, rows.stop, slice(None))] if rows else []
+        parts = np.split(rows, np.flatnonzero(np.diff(rows) > GAP_ROWS) + 1)
+        return [(int(part[0]), int(part[-1]) + 1, part - part[0]) for part in parts if len(part)]
 
     def _read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         import zarr
@@ -314,4 +370,4 @@ def open_store(path: Path) -> Store:
             f"{path}: written by another nucpipe (store version {version}, this one reads {SCHEMA_VERSION}); "
             "update nucpipe or run the slide again."
         )
-    return Store(path, info, 0, count)
+    return Store(path, info, range(count))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 from pathlib import Path
 from uuid import UUID
 
@@ -241,10 +242,64 @@ def test_parts_add_up_to_the_whole(made: tuple[Store, Nuclei, Labels]) -> None:
     offsets, points = store.contours()
     for part in parts:
         part_offsets, part_points = part.contours()
+        part_start = offsets[part.rows[0]]
         assert part_offsets[0] == 0
-        np.testing.assert_array_equal(part_offsets, offsets[part.start : part.stop + 1] - offsets[part.start])
-        np.testing.assert_array_equal(part_points, points[offsets[part.start] : offsets[part.stop]])
+        np.testing.assert_array_equal(part_offsets, offsets[part.rows[0] : part.rows[-1] + 2] - part_start)
+        np.testing.assert_array_equal(part_points, points[part_start : offsets[part.rows[-1] + 1]])
         assert list(part.table.obs_names) == part.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 9000, 7000), (1000, 900, 2100, 3100), (1024, 1024, 2048, 2048), (-50, -50, 30, 7000), (8990, 0, 9e9, 9)],
+)
+@pytest.mark.parametrize("gap", [0, 8192])
+def test_a_window_holds_what_lies_in_it(
+    made: tuple[Store, Nuclei, Labels], monkeypatch: pytest.MonkeyPatch, box: tuple[float, ...], gap: int
+) -> None:
+    monkeypatch.setattr("pipeline.store.GAP_ROWS", gap)
+    store = made[0]
+    x, y = store.centroids_l0.T
+    inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    window = store.window(*box)
+    assert window.rows.tolist() == np.flatnonzero(inside).tolist()  # type: ignore[union-attr]
+    np.testing.assert_array_equal(window.ids, store.ids[inside])
+    np.testing.assert_array_equal(window.probabilities, store.probabilities[inside])
+    assert list(window.table.obs_names) == store.ids[inside].tolist()
+    offsets, points = store.contours()
+    window_offsets, window_points = window.contours()
+    rings = [points[offsets[i] : offsets[i + 1]] for i in np.flatnonzero(inside)]
+    assert np.diff(window_offsets).tolist() == [len(ring) for ring in rings]
+    np.testing.assert_array_equal(window_points, np.concatenate([*rings, np.zeros((0, 2))]))
+
+
+def test_a_window_on_the_edge_of_blocks_takes_its_own_side(tmp_path: Path) -> None:
+    # 1023.997 is kept in the next block, being 1024.00 in hundredths.
+    nuclei = some_nuclei(3)
+    centroids = np.array([[1023.997, 1023.997], [1024.0, 1024.0], [9000.4, 7000.4]])
+    nuclei = Nuclei(centroids, nuclei.contour_offsets, nuclei.contour_points, nuclei.detection_p, nuclei.area_um2)
+    store = make_store(tmp_path, nuclei, some_labels(3), 4096)
+    assert store.window(0, 0, 1024, 1024).centroids_l0.tolist() == [[1023.997, 1023.997]]
+    assert store.window(1024, 1024, 2048, 2048).centroids_l0.tolist() == [[1024.0, 1024.0]]
+    assert store.window(9000, 7000, 9001, 7001).centroids_l0.tolist() == [[9000.4, 7000.4]]
+
+
+def test_windows_of_windows_and_of_parts(made: tuple[Store, Nuclei, Labels]) -> None:
+    store = made[0]
+    outer = store.window(1000, 1000, 6000, 6000)
+    inner = store.window(3000, 3000, 7000, 5000)
+    rows = sorted(set(outer.rows) & set(inner.rows))
+    assert list(outer.window(3000, 3000, 7000, 5000).rows) == rows
+    parts = [part.window(1000, 1000, 6000, 6000) for part in store.batches(128)]
+    assert [row for part in parts for row in part.rows] == list(outer.rows)
+    assert [row for part in outer.batches(50) for row in part.rows] == list(outer.rows)
+
+
+def test_a_store_without_an_index_says_so(made: tuple[Store, Nuclei, Labels], tmp_path: Path) -> None:
+    shutil.copytree(made[0].path, tmp_path / "nuclei.zarr")
+    shutil.rmtree(tmp_path / "nuclei.zarr" / "index")
+    with pytest.raises(OutputError, match="without an index; run the slide again"):
+        open_store(tmp_path / "nuclei.zarr").window(0, 0, 10, 10)
 
 
 def test_no_nuclei(tmp_path: Path) -> None:
@@ -259,6 +314,8 @@ def test_no_nuclei(tmp_path: Path) -> None:
     assert points.shape == (0, 2)
     assert store.ids.shape == (0,)
     assert list(store.batches()) == []
+    assert len(store.window(0, 0, 9000, 7000)) == 0
+    assert len(store.window(0, 0, 9000, 7000).contours()[1]) == 0
 
 
 def test_no_regions(tmp_path: Path) -> None:
