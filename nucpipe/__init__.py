@@ -11,9 +11,11 @@ except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+source"
 
 if TYPE_CHECKING:
+    from pipeline.result import Result as Result
+    from pipeline.result import open_result as open
     from pipeline.run import run as run
 
-__all__ = ["__version__", "run"]
+__all__ = ["Result", "__version__", "open", "run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.run import run
 
         return run
+    if name in ("open", "Result"):
+        from pipeline import result
+
+        return result.Result if name == "Result" else result.open_result
     raise AttributeError(f"module 'nucpipe' has no attribute '{name}'")

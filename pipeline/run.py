@@ -161,7 +161,7 @@ def run_slide(path: Path, folder: Path, models: Models, config: RunConfig, repor
         store = open_store(store_path)
         export(store, slide, folder, config)
         clock.lap("exports")
-        write_run_json(folder, info, config, clock, store, tissue.area_mm2)
+        write_run_json(path, folder, info, config, clock, store, tissue.area_mm2)
         Journal(folder / "journal").remove()
     return SlideResult(path, folder, "done", len(store), tissue.area_mm2, clock.total())
 
@@ -288,13 +288,20 @@ class Clock:
 
 
 def write_run_json(
-    folder: Path, info: StoreInfo, config: RunConfig, clock: Clock, store: Store, tissue_mm2: float
+    slide_path: Path,
+    folder: Path,
+    info: StoreInfo,
+    config: RunConfig,
+    clock: Clock,
+    store: Store,
+    tissue_mm2: float,
 ) -> None:
-    """``run.json``: versions, models, settings, times, counts."""
+    """``run.json``: the slide's place, versions, models, settings, times, counts."""
     counts = {library.name: label_counts(store, library.name, library.labels) for library in info.outputs.libraries}
     facts = info.to_dict()
     del facts["outputs"]
     facts |= {
+        "slide": os.path.abspath(slide_path),  # noqa: PTH100  (Path.resolve would follow links)
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": {**facts["settings"], "primary": config.primary, "region_size": config.region_size},
         "seconds": {**clock.stages, "total": clock.total()},

@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.grid import WorkingGrid
 from pipeline.resample import Box, Image, fold, resample
 
+BLOCK_PX = 2048  # side of what is read at a time to be shrunk
 LEVEL_TOLERANCE = 0.01  # a level that misses the wanted pixel size by less is not called too coarse
 
 
@@ -144,14 +145,34 @@ class Slide(ABC):
         w, h = max(1, round(width / shrink)), max(1, round(height / shrink))
         if (w, h) == self.size_l0:
             return self.read_level(0, (0, 0, w, h))
-        thumbnail = np.empty((h, w, 3), np.uint8)
-        # Block by block, so that a slide without a pyramid is never held whole.
-        block = max(16, int(2048 * self.levels[self._best_level(shrink)].downsample / shrink))
-        for y in range(0, h, block):
-            for x in range(0, w, block):
-                box = (x, y, min(x + block, w), min(y + block, h))
-                thumbnail[box[1] : box[3], box[0] : box[2]] = self._resampled(width / w, height / h, box)
-        return thumbnail
+        return self._in_blocks(width / w, height / h, (0, 0, w, h))
+
+    def shrunk(self, l0_per_px: float, box: Box) -> Image:
+        """A part of the slide in small.
+
+        Args:
+            l0_per_px: level-0 pixels per pixel, at least 1.
+            box: x0, y0, x1, y1 in such pixels, within the slide's extent rounded up.
+
+        Returns:
+            (y1 - y0, x1 - x0, 3) uint8 RGB; boxes that overlap agree to the bit, whatever they are cut into.
+
+        Raises:
+            SlideError: the file is broken there.
+        """
+        return self.read_level(0, box) if l0_per_px == 1 else self._in_blocks(l0_per_px, l0_per_px, box)
+
+    def _in_blocks(self, l0_per_px_x: float, l0_per_px_y: float, box: Box) -> Image:
+        """As :meth:`_resampled`, block by block, so that a slide without a pyramid is never held whole."""
+        x0, y0, x1, y1 = box
+        shrink = min(l0_per_px_x, l0_per_px_y)
+        block = max(16, int(BLOCK_PX * self.levels[self._best_level(shrink)].downsample / shrink))
+        image = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        for y in range(y0, y1, block):
+            for x in range(x0, x1, block):
+                part = (x, y, min(x + block, x1), min(y + block, y1))
+                image[y - y0 : part[3] - y0, x - x0 : part[2] - x0] = self._resampled(l0_per_px_x, l0_per_px_y, part)
+        return image
 
 
 def slide_name(path: Path) -> str:

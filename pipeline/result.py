@@ -1,0 +1,201 @@
+"""A finished result in Python: ``nucpipe.open("results/slide")``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nucpipe.common.errors import SlideError, UsageError
+from pipeline.store import Store, open_store
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+    from pipeline.slide import Slide
+
+Window = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in level-0 pixels; the nuclei whose centroid has ``x0 <= x < x1`` and ``y0 <= y < y1`` are in it."""
+
+STORE_NAME = "nuclei.zarr"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One slide's finished result. Arrays are read from the disk when they are asked for.
+
+    Nuclei are in the store's order, so row k of one method's answer is row k of another's for the same window.
+
+    Attributes:
+        folder: the slide's folder of results.
+        store: its nuclei, as arrays.
+    """
+
+    folder: Path
+    store: Store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def name(self) -> str:
+        """The slide's name."""
+        return self.store.info.slide_name
+
+    @property
+    def mpp(self) -> float:
+        """Micrometres per level-0 pixel."""
+        return self.store.info.mpp
+
+    @property
+    def size_l0(self) -> tuple[int, int]:
+        """(width, height) in level-0 pixels."""
+        return self.store.info.size_l0
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """The names of the label systems."""
+        return tuple(library.name for library in self.store.info.outputs.libraries)
+
+    @property
+    def primary(self) -> str:
+        """The library that gave the colours in the run; the last one where the run does not say."""
+        name = _facts(self.folder).get("settings", {}).get("primary")
+        return name if name in self.libraries else self.libraries[-1]
+
+    @property
+    def table(self) -> AnnData:
+        """All nuclei as AnnData: probabilities in ``X``, labels in ``obs``, centroids in ``obsm["spatial"]``."""
+        return self.store.table
+
+    def within(self, window: Window | None) -> Store:
+        """The nuclei of a window, as arrays; all of them for None."""
+        return self.store if window is None else self.store.window(*window)
+
+    def labels(self, library: str, window: Window | None = None) -> pd.Series[str]:
+        """Each nucleus's label in one library's words.
+
+        Args:
+            library: its name, in any case of letters.
+            window: only the nuclei in it.
+
+        Returns:
+            A categorical series of all labels of the library, missing where a nucleus has none; its index are the
+            nuclei's UUIDs.
+
+        Raises:
+            UsageError: no such library.
+        """
+        import pandas as pd
+
+        part, known = self.within(window), self.store.info.outputs.library(library)
+        values = pd.Categorical.from_codes(part.label_numbers(known.name), pd.Index(known.labels))
+        return pd.Series(values, index=pd.Index(part.ids, dtype=object), name=known.name)
+
+    def probabilities(self, library: str, window: Window | None = None) -> pd.DataFrame:
+        """Each nucleus's probability of each label of one library; rows sum to 1, untrained labels have 0."""
+        import pandas as pd
+
+        part, known = self.within(window), self.store.info.outputs.library(library)
+        values = part.probabilities[:, part.info.outputs.slices[known.name]]
+        return pd.DataFrame(values, index=pd.Index(part.ids, dtype=object), columns=list(known.labels))
+
+    def centroids(self, window: Window | None = None) -> npt.NDArray[np.float64]:
+        """(N, 2) x and y of each nucleus's centre of mass, level-0 pixels."""
+        return self.within(window).centroids_l0
+
+    def contours(self, window: Window | None = None) -> list[npt.NDArray[np.float32]]:
+        """The outline of each nucleus: (K, 2) x and y in level-0 pixels, on pixel corners, not closed."""
+        offsets, points = self.within(window).contours()
+        return np.split(points, offsets[1:-1]) if len(offsets) > 1 else []
+
+    def slide_path(self, given: str | Path | None = None) -> Path:
+        """Where the slide lies: ``given``, else where the run found it.
+
+        Raises:
+            UsageError: it is not there (any more).
+        """
+        remembered = _facts(self.folder).get("slide")
+        path = Path(given) if given is not None else Path(remembered) if remembered else None
+        if path is None or not path.exists():
+            where = "its place is not known" if path is None else f"it is not at {path}"
+            raise UsageError(f"the slide {self.name} is needed, but {where}; give its path (--slide).")
+        return path
+
+    def open_slide(self, given: str | Path | None = None) -> Slide:
+        """The slide itself, to read pixels from; to be closed, or used in a ``with``.
+
+        Raises:
+            UsageError: it is not there (any more).
+            SlideError: it cannot be read, or is not the one of this result.
+        """
+        from pipeline.slide import open_slide
+
+        path = self.slide_path(given)
+        slide = open_slide(path, self.mpp)
+        if slide.size_l0 != self.size_l0:
+            slide.close()
+            raise SlideError(
+                f"{path.name}: {slide.size_l0[0]} x {slide.size_l0[1]} pixels, but this result is of a slide of "
+                f"{self.size_l0[0]} x {self.size_l0[1]}; give the slide {self.name}."
+            )
+        return slide
+
+    def plot(
+        self,
+        window: Window | None = None,
+        library: str | None = None,
+        ax: Axes | None = None,
+        slide: str | Path | None = None,
+        labels: Sequence[str] | None = None,
+    ) -> Axes:
+        """Draw nuclei in the colours of one library, over the slide's pixels where the slide is at hand.
+
+        Args:
+            window: only that part; the whole slide for None.
+            library: whose labels give the colours; :attr:`primary` for None.
+            ax: where to draw; a new figure for None.
+            slide: where the slide lies, if it has moved since the run.
+            labels: only nuclei with one of these labels.
+
+        Returns:
+            The axes, in level-0 pixels, y down.
+
+        Raises:
+            UsageError: no such library or label; ``slide`` is given and not there.
+        """
+        from pipeline.plot import plot_nuclei
+
+        return plot_nuclei(self, window, library or self.primary, ax, slide, labels)
+
+
+def open_result(result: str | Path) -> Result:
+    """Open a finished result.
+
+    Args:
+        result: a slide's folder, or the ``nuclei.zarr`` in it.
+
+    Raises:
+        OutputError: there is none, or it is of a later version of nucpipe.
+    """
+    path = Path(result)
+    if not (path / STORE_NAME).exists():
+        store = open_store(path)
+        return Result(path.parent, store)
+    return Result(path, open_store(path / STORE_NAME))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What ``run.json`` tells; nothing where there is none, for a store can be used alone."""
+    try:
+        facts = json.loads((folder / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
