@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from classifier.labels import Labels
 from classifier.libraries import Outputs
-from nucpipe.common.errors import ModelError
+from nucpipe.common.errors import ModelError, UsageError
 from nucpipe.common.modelfile import ModelHeader, load_model
 
 BACKBONE = "tf_efficientnet_lite0"
@@ -34,6 +34,8 @@ class JointClassifier(nn.Module):
     Attributes:
         size_px: the side of the input that the network was last trained on.
         columns: the number of outputs.
+        strides: of an EfficientNet's stem and of each of its stages where they are not the published ones (see
+            :func:`set_strides`); else empty.
     """
 
     mean: Tensor
@@ -47,11 +49,15 @@ class JointClassifier(nn.Module):
         mean: tuple[float, float, float] = MEAN,
         std: tuple[float, float, float] = STD,
         dropout: float = 0.0,
+        strides: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.size_px = size_px
         self.columns = columns
+        self.strides = strides
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=columns, drop_rate=dropout)
+        if strides:
+            set_strides(self.backbone, strides)
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -59,6 +65,37 @@ class JointClassifier(nn.Module):
         """Logits (N, columns) of RGB windows (N, 3, H, W), uint8 or float in 0-255."""
         logits: Tensor = self.backbone((windows.float() - self.mean) / self.std)
         return logits
+
+
+def set_strides(backbone: nn.Module, strides: tuple[int, ...]) -> None:
+    """Change, in place, where an EfficientNet halves its maps; the weights fit as before.
+
+    The published strides are made for 224 px and leave 2x2 places of a window of 64 px. With smaller ones it is looked
+    at as it is, not enlarged, and its detail survives.
+
+    Args:
+        backbone: an EfficientNet, or another network that timm builds in its shape (``conv_stem`` and ``blocks``).
+        strides: 1 or 2, of the stem and of each stage.
+
+    Raises:
+        UsageError: another kind of network, or another number of stages.
+    """
+    stages: list[nn.Sequential] = list(getattr(backbone, "blocks", []))
+    stem = getattr(backbone, "conv_stem", None)
+    if not stages or not isinstance(stem, nn.Conv2d):
+        raise UsageError(f"strides can be set of EfficientNets only, and {type(backbone).__name__} is none.")
+    convolutions = [stem, *(_strided(stage[0]) for stage in stages)]
+    if len(strides) != len(convolutions) or not set(strides) <= {1, 2}:
+        given = ",".join(map(str, strides))
+        raise UsageError(f"strides {given}: expected {len(convolutions)} of 1 or 2, for the stem and each stage.")
+    for convolution, stride in zip(convolutions, strides, strict=True):
+        convolution.stride = (stride, stride)
+
+
+def _strided(block: nn.Module) -> nn.Conv2d:
+    """The convolution by which a stage's first block halves its maps, or would."""
+    wide = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > 1]
+    return next((m for m in wide if m.stride[0] > 1), wide[0])
 
 
 def enlarge(crops: Tensor, size_px: int = SIZE_PX) -> Tensor:
@@ -132,8 +169,9 @@ def build(header: ModelHeader) -> JointClassifier:
     try:
         backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
         columns = len(Outputs.from_dict(header.outputs))
-        model = JointClassifier(columns, backbone, size_px, header.mean, header.std)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        strides = tuple(map(int, header.architecture.get("strides", ())))
+        model = JointClassifier(columns, backbone, size_px, header.mean, header.std, strides=strides)
+    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
         raise ModelError(f"model '{header.name}' cannot be built ({error}); it may need a newer timm.") from error
     return model.eval()
 

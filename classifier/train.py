@@ -20,6 +20,7 @@ from classifier.augment import augment
 from classifier.calibrate import calibrate
 from classifier.card import model_card
 from classifier.complete import complete
+from classifier.distil import Teacher, ask_teacher, distillation_loss
 from classifier.evaluate import evaluate_logits, predict_logits
 from classifier.libraries import Outputs, libraries_of
 from classifier.loss import LOSSES, JointLoss
@@ -64,6 +65,7 @@ class ClassifierTraining:
         backbone: timm name.
         sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
             because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
+        strides: of an EfficientNet's stem and stages, see ``classifier.model.set_strides``; empty: as published.
         start_from: a classifier whose weights the training starts from, instead of ImageNet's; outputs of labels that
             it has too start as they are there.
         match, similarity, match_table: which label teaches another library's, see ``classifier.matching``.
@@ -89,6 +91,7 @@ class ClassifierTraining:
     precision: str = "auto"
     backbone: str = BACKBONE
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
+    strides: tuple[int, ...] = ()
     start_from: Path | None = None
     match: str = "table"
     similarity: float = SIMILARITY
@@ -103,6 +106,9 @@ class ClassifierTraining:
     check_every: int = 100
     complete: Path | None = None
     complete_above: float = 0.99
+    distil: Path | None = None
+    distil_weight: float = 1.0
+    distil_temperature: float = 2.0
 
     def __post_init__(self) -> None:
         """Check what has a few values only.
@@ -122,14 +128,17 @@ class ClassifierTraining:
                 raise UsageError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}.")
         if not 0 < self.complete_above < 1:
             raise UsageError(f"--complete-above {self.complete_above}: expected a number between 0 and 1.")
+        if self.distil_weight <= 0 or self.distil_temperature <= 0:
+            raise UsageError("--distil-weight and --distil-temperature: expected numbers above 0.")
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
-        left_out = {"libraries", "out", "device", "precision", "match_table", "complete", "start_from"}
+        left_out = {"libraries", "out", "device", "precision", "match_table", "complete", "start_from", "distil"}
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
         settings["precision"] = str(self.autocast)
-        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "start_from")}
+        settings["strides"] = list(self.strides)
+        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "start_from", "distil")}
         return settings
 
     @property
@@ -188,7 +197,11 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     if config.complete is not None:
         train = complete(train, outputs, config.complete, config.complete_above, device, config.autocast, say)
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    tensors, steps = _fit(config, train, held, outputs, say)
+    teacher = None
+    if config.distil is not None:
+        cache = config.out.with_suffix(".teacher.npz")
+        teacher = ask_teacher(config.distil, train, outputs, device, config.autocast, cache, say)
+    tensors, steps = _fit(config, train, held, outputs, teacher, say)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
@@ -223,7 +236,7 @@ def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -
 
 
 def _new_model(config: ClassifierTraining, outputs: Outputs, say: Callable[[str], None]) -> JointClassifier:
-    model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT)
+    model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT, strides=config.strides)
     if config.start_from is not None:
         _start_from(model, config.backbone, outputs, config.start_from, say)
     elif (weights := imagenet_state_dict(config.backbone)) is None:
@@ -284,7 +297,12 @@ class _Watch:
 
 
 def _fit(
-    config: ClassifierTraining, samples: Samples, held: Samples, outputs: Outputs, say: Callable[[str], None]
+    config: ClassifierTraining,
+    samples: Samples,
+    held: Samples,
+    outputs: Outputs,
+    teacher: Teacher | None,
+    say: Callable[[str], None],
 ) -> tuple[dict[str, torch.Tensor], int]:
     """The averaged model's tensors, and after how many steps they were taken."""
     with torch.random.fork_rng():
@@ -314,7 +332,7 @@ def _fit(
             while step < config.steps and not watch.converged(config):
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _rate(step, config.steps)
-                loss = _step(model, optimizer, config, samples, draw, outputs, step)
+                loss = _step(model, optimizer, config, samples, draw, outputs, teacher, step)
                 average.update(model, step)
                 total, parts = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
@@ -384,6 +402,7 @@ def _step(
     samples: Samples,
     draw: _Draw,
     outputs: Outputs,
+    teacher: Teacher | None,
     step: int,
 ) -> JointLoss:
     """One step; all its random numbers follow from the seed and the step, so that a resumed training repeats them."""
@@ -399,6 +418,9 @@ def _step(
         logits = model(pixels)
     targets = torch.from_numpy(samples.targets[chosen]).to(device)
     loss = LOSSES[config.loss](logits.float(), targets, outputs, SMOOTHING)
+    if teacher is not None:
+        soft = distillation_loss(logits.float(), teacher, chosen, outputs, config.distil_temperature)
+        loss = dataclasses.replace(loss, total=loss.total + config.distil_weight * soft)
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -450,7 +472,9 @@ def _header(
             "steps": steps,
             "batch_size": config.batch_size,
             "match": config.match,
-        },
+        }
+        | ({"strides": list(config.strides)} if config.strides else {})
+        | ({"distilled_from": config.distil.stem} if config.distil else {}),
         mpp=MPP,
         mean=MEAN,
         std=STD,

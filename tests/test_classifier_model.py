@@ -19,7 +19,7 @@ from classifier.model import MEAN, MPP, STD, JointClassifier, classify, enlarge,
 from classifier.samples import Samples, cut_windows, gather, sampling_weights
 from nucpipe.common.datasets import AnnotatedImage, Annotation
 from nucpipe.common.depthwise import use_fast_depthwise
-from nucpipe.common.errors import DataError, ModelError
+from nucpipe.common.errors import DataError, ModelError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 
@@ -71,6 +71,35 @@ def test_wrong_model_files_are_told_apart(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=message) as caught:
             load_classifier(path)
         assert "\n" not in str(caught.value)
+
+
+def test_strides_change_where_the_maps_are_halved_and_come_back_from_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = JointClassifier(35, "test_efficientnet", 64).eval()
+    count = len(plain.backbone.blocks) + 1
+    strided = JointClassifier(35, "test_efficientnet", 64, strides=(1,) * count).eval()
+    strided.load_state_dict(plain.state_dict())
+    pixels = torch.from_numpy(crops(2)).permute(0, 3, 1, 2)
+    assert plain.backbone.forward_features(pixels.float()).shape[-1] < 64
+    assert strided.backbone.forward_features(pixels.float()).shape[-1] == 64
+    fields = {"backbone": "test_efficientnet", "window_px": 64, "size_px": 64, "strides": [1] * count}
+    save_model(tmp_path / "m.safetensors", header(architecture=fields), strided.state_dict())
+    again = load_classifier(tmp_path / "m.safetensors")[0]
+    assert again.strides == (1,) * count
+    torch.testing.assert_close(again(pixels), strided(pixels), atol=0.02, rtol=0.02)
+    with pytest.raises(UsageError, match=f"strides 1,1: expected {count} of 1 or 2"):
+        JointClassifier(35, "test_efficientnet", 64, strides=(1, 1))
+    with pytest.raises(UsageError, match="strides can be set of EfficientNets only, and ResNet is none"):
+        JointClassifier(35, "resnet10t", 64, strides=(1, 1))
+
+
+def test_the_published_strides_change_nothing() -> None:
+    torch.manual_seed(0)
+    plain = JointClassifier(35, size_px=64).eval()
+    strided = JointClassifier(35, size_px=64, strides=(2, 1, 2, 2, 2, 1, 2, 1)).eval()
+    strided.load_state_dict(plain.state_dict())
+    pixels = torch.from_numpy(crops(2)).permute(0, 3, 1, 2)
+    assert torch.equal(plain(pixels), strided(pixels))
 
 
 def test_one_by_one_equals_a_batch(model_file: Path) -> None:

@@ -16,11 +16,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from classifier.model import load_classifier
+from classifier.model import classify, load_classifier
 from classifier.samples import Samples
 from classifier.train import ClassifierTraining, _Draw, open_libraries, train_classifier
 from nucpipe.common import training
 from nucpipe.common.errors import DataError, UsageError
+from nucpipe.common.modelfile import save_model
 from pipeline.cli import main
 
 
@@ -224,6 +225,32 @@ def test_confident_predictions_complete_what_a_label_does_not_say(
     assert "MoNuSAC: 0 nuclei of other libraries completed" in said
     with pytest.raises(UsageError, match="--complete-above 2"):
         dataclasses.replace(second, complete_above=2)
+
+
+def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, tmp_path: Path) -> None:
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2)
+    train_classifier(first, quiet)
+    teacher, told, _ = load_classifier(first.out)
+    with torch.no_grad():
+        teacher.backbone.classifier.bias[33] += 20  # whatever it sees, PanNuke calls it dead
+    save_model(first.out, told, teacher.state_dict())
+    pupil = dataclasses.replace(config, out=tmp_path / "pupil.safetensors", steps=30, distil=first.out)
+    said: list[str] = []
+    header = train_classifier(dataclasses.replace(pupil, distil_weight=10.0), said.append)
+    assert "first looks at 52 nuclei" in said
+    assert header.architecture["distilled_from"] == "first"
+    model, _, outputs = load_classifier(pupil.out)
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
+    assert (outputs.best(classify(model, outputs, pixels, torch.device("cpu")).probabilities)["PanNuke"] == 3).all()
+    again: list[str] = []
+    train_classifier(dataclasses.replace(pupil, distil_weight=10.0), again.append)
+    assert not any("looks at" in line for line in again)
+    strangers = dataclasses.replace(config, out=tmp_path / "x.safetensors", libraries=config.libraries[:1], match="own")
+    train_classifier(dataclasses.replace(strangers, steps=1, hold_out=("c",)), quiet)
+    with pytest.raises(DataError, match="none of its labels is taught"):
+        train_classifier(
+            dataclasses.replace(pupil, libraries=config.libraries[1:], match="own", distil=strangers.out), quiet
+        )
 
 
 @pytest.mark.parametrize("field", ["sampling", "balance", "loss", "stop", "keep"])

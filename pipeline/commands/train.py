@@ -93,6 +93,11 @@ def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
     "[default: 224, after smaller sides earlier in the training]",
 )
 @click.option(
+    "--strides",
+    metavar="N,N,...",
+    help="Strides of an EfficientNet's stem and of each stage, for windows that are not enlarged.",
+)
+@click.option(
     "--start-from",
     metavar="NAME|PATH",
     help="A classifier to start from instead of ImageNet's weights, such as joint-lite0.",
@@ -124,9 +129,18 @@ def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
     metavar="MODEL",
     help="A second round: confident predictions of this model teach the libraries that a nucleus has no label of.",
 )
+@click.option(
+    "--distil",
+    metavar="NAME|PATH",
+    help="A model whose probabilities teach every library's labels of every nucleus, beside its own label.",
+)
+@click.option("--distil-weight", type=float, help="Of what that model teaches, beside 1 for labels.  [default: 1]")
+@click.option("--distil-temperature", type=float, help="That makes probabilities softer for it.  [default: 2]")
 @click.option("--check", is_flag=True, help="Train nothing: report counts per label and split, and every problem.")
 @click.option("--complete-above", type=float, metavar="P", help="What counts as confident.  [default: 0.99]")
-def classifier(data: tuple[tuple[str, Path], ...], size: int | None, check: bool, **options: Any) -> None:
+def classifier(
+    data: tuple[tuple[str, Path], ...], size: int | None, strides: str | None, check: bool, **options: Any
+) -> None:
     """Train one classifier jointly on several libraries. The same command goes on after an interruption.
 
     A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
@@ -139,11 +153,23 @@ def classifier(data: tuple[tuple[str, Path], ...], size: int | None, check: bool
         if size < 32:
             raise UsageError(f"--size {size}: expected at least 32.")
         options["sizes"] = ((1.0, size),)
-    if options["start_from"] is not None:
-        options["start_from"] = find_model("classifier", options["start_from"])
+    if strides is not None:
+        options["strides"] = _strides(strides)
+    for name in ("start_from", "distil"):
+        if options[name] is not None:
+            options[name] = find_model("classifier", options[name])
     config = ClassifierTraining(libraries=data, **given(options))
     if check:
         from classifier.check import check_training
 
         sys.exit(1 if check_training(config, click.echo) else 0)
     train_classifier(config, click.echo)
+
+
+def _strides(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--strides {text}: expected numbers with commas between them, such as 2,1,2,2,1,2,2,1."
+        ) from None
