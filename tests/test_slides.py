@@ -130,6 +130,19 @@ def test_every_level_is_the_slide_in_small(slide: Slide, pixels: make.Image) -> 
         assert np.array_equal(part, expected[5 : height - 11, 3 : width - 7])
 
 
+@pytest.mark.parametrize("shrink", [1, 2, 5.3, 16])
+def test_a_part_in_small_is_cut_from_the_whole_in_small(
+    slide: Slide, shrink: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    width, height = int(np.ceil(WIDTH / shrink)), int(np.ceil(HEIGHT / shrink))
+    whole = slide.shrunk(shrink, (0, 0, width, height))
+    if shrink == 1:
+        np.testing.assert_array_equal(whole, slide.read_level(0, (0, 0, WIDTH, HEIGHT)))
+    box = (width // 3, height // 4, width - 2, height)
+    monkeypatch.setattr("pipeline.slide.BLOCK_PX", 64)
+    np.testing.assert_array_equal(slide.shrunk(shrink, box), whole[box[1] : box[3], box[0] : box[2]])
+
+
 @pytest.mark.parametrize("max_px", [1, 40, 200, 10_000])
 def test_thumbnail_is_the_whole_slide(slide: Slide, pixels: make.Image, max_px: int) -> None:
     thumbnail = slide.thumbnail(max_px)
