@@ -17,7 +17,7 @@ import numpy as np
 import nucpipe
 from classifier.model import classify
 from pipeline.config import RunConfig
-from pipeline.engine import shrink
+from pipeline.engine import resize
 from pipeline.grid import WorkingGrid
 from pipeline.models import load_models
 from pipeline.regions import cut_regions
@@ -40,7 +40,7 @@ def main(slide: Path, out: Path, mpp: float | None) -> None:
         grid = WorkingGrid.for_slide(opened.size_l0, opened.mpp)
         regions = cut_regions(grid, tissue_from("auto", opened), config.region_size, halo_w(models))
         began = time.perf_counter()
-        windows = [shrink(opened.read(grid, region.window_w), 2 // grid.stride) for region in regions]
+        windows = [resize(opened.read(grid, region.window_w), grid.stride, 2) for region in regions]
         reading = time.perf_counter() - began
     began = time.perf_counter()
     for window in windows:

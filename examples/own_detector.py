@@ -1,4 +1,4 @@
-"""A detector of your own in place of HoVer-Net: any object with the methods of ``segmentation.detector.Detector``.
+"""A detector of your own in place of HoVer-Net: a class that fills in ``segmentation.detector.Detector``.
 
 python examples/own_detector.py SLIDE results/
 
@@ -19,11 +19,12 @@ from skimage.measure import label
 from pipeline.config import RunConfig
 from pipeline.models import load_models
 from pipeline.run import Silent, run_slide
+from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
 from segmentation.postprocess import outline_instances
 
 
-class Haematoxylin:
+class Haematoxylin(Detector):
     """Whatever takes up much haematoxylin."""
 
     input_mpp = 0.5

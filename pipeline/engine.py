@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from classifier.labels import Labels
 from pipeline.crops import cut_crops
-from pipeline.grid import WorkingGrid
+from pipeline.grid import FINE_MPP, WorkingGrid
 from pipeline.models import Models
 from pipeline.regions import Region
 from pipeline.slide import Slide
 from pipeline.tissue import TissueMask
+from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
 
 A = TypeVar("A")
@@ -32,7 +33,7 @@ class Window:
 
     region: Region
     pixels: Pixels
-    shrunk: Pixels
+    resized: Pixels
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,19 @@ def process_regions(
         SlideError: the slide cannot be read at some place.
     """
 
+    w_per_px = working_px(models.detector)
+
     def read(region: Region) -> Window:
         pixels = slide.read(grid, region.window_w)
-        return Window(region, pixels, shrink(pixels, 2 // grid.stride))
+        return Window(region, pixels, resize(pixels, grid.stride, w_per_px))
 
     def predict(window: Window) -> tuple[Window, npt.NDArray[np.float32]]:
-        return window, models.detector.predict(window.shrunk)
+        return window, models.detector.predict(window.resized)
 
     def find(predicted: tuple[Window, npt.NDArray[np.float32]]) -> Found:
         window, prediction = predicted
-        nuclei = models.detector.nuclei(prediction, grid.mpp_w * 2)
-        return own(window, nuclei, grid, tissue)
+        nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
+        return own(window, nuclei, grid, tissue, w_per_px)
 
     with ThreadPoolExecutor(workers, "nucpipe") as pool:
         windows = ahead(pool, read, regions, depth=2)
@@ -89,25 +92,35 @@ def process_regions(
         yield from classify_found(found, models, batch_size)
 
 
-def shrink(pixels: Pixels, factor: int) -> Pixels:
-    """Mean over squares of ``factor`` x ``factor`` pixels; the sides are multiples of it."""
-    if factor == 1:
+def working_px(detector: Detector) -> int:
+    """Working pixels per pixel of the detector: 2 for one that takes 0.5 um, 1 for 0.25 um."""
+    return round(detector.input_mpp / FINE_MPP)
+
+
+def resize(pixels: Pixels, stride: int, w_per_px: int) -> Pixels:
+    """Pixels of ``stride`` working pixels as pixels of ``w_per_px`` working pixels; the sides come out whole.
+
+    Shrinking takes the mean, enlarging (a slide at 0.5 um for a detector that takes 0.25 um) is cubic.
+    """
+    if stride == w_per_px:
         return pixels
-    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    height, width = (side * stride // w_per_px for side in pixels.shape[:2])
+    how = cv2.INTER_AREA if w_per_px > stride else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (width, height), interpolation=how).astype(np.uint8, copy=False)
 
 
-def own(window: Window, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask) -> Found:
+def own(window: Window, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask, w_per_px: int = 2) -> Found:
     """Keep the nuclei that the region owns and that lie on tissue, and cut their crops.
 
     Args:
         window: of the region.
-        nuclei: in pixels of ``window.shrunk``, two working pixels each.
+        nuclei: in pixels of ``window.resized``.
         grid: the slide's.
         tissue: the slide's.
+        w_per_px: working pixels per pixel of ``window.resized``.
     """
     origin_w = window.region.window_w[:2]
-    nuclei_w = nuclei.moved(2.0, origin_w)
+    nuclei_w = nuclei.moved(float(w_per_px), origin_w)
     nuclei_w = nuclei_w.select(window.region.owns(nuclei_w.centroids))
     nuclei_w = nuclei_w.select(tissue.contains(grid.to_l0(nuclei_w.centroids)))
     crops = cut_crops(window.pixels, (nuclei_w.centroids - origin_w) / grid.stride, grid.stride)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nucpipe.common.errors import UsageError
 from nucpipe.common.modelfile import ModelHeader, fingerprint, read_header
+from segmentation.zoo import PUBLISHED, SUFFIXES
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +30,14 @@ class Models:
         detector: finds and outlines nuclei.
         classifier: names them.
         outputs: the classifier's columns.
-        described: name and fingerprint of both, for the store.
+        described: name and fingerprint of both, and the segmentor's own types if it gives any, for the store.
         device, precision: where and how they run.
     """
 
     detector: Detector
     classifier: JointClassifier
     outputs: Outputs
-    described: dict[str, dict[str, str]]
+    described: dict[str, dict[str, Any]]
     device: torch.device
     precision: torch.dtype | None
 
@@ -48,25 +49,44 @@ def bundled_models(kind: str) -> dict[str, Path]:
 
 
 def find_model(kind: str, name: str) -> Path:
-    """The file of a model given by the name of a bundled one or by its path.
+    """The file of a model given by its name (a bundled one, or a published HoVer-Net, fetched once) or by its path.
 
     Raises:
         UsageError: neither.
+        ModelError: a published model's weights cannot be fetched.
     """
     bundled = bundled_models(kind)
     if name in bundled:
         return bundled[name]
-    if Path(name).suffix == ".safetensors" and Path(name).is_file():
+    if kind == "segmentor" and name in PUBLISHED:
+        from segmentation.zoo import zoo_weights
+
+        return zoo_weights(name)
+    suffixes = (".safetensors", *(SUFFIXES if kind == "segmentor" else ()))
+    if Path(name).suffix.lower() in suffixes and Path(name).is_file():
         return Path(name)
+    names = [*bundled, *(PUBLISHED if kind == "segmentor" else ())]
+    of_authors = ", or of a HoVer-Net of its authors (.tar, .pth)" if kind == "segmentor" else ""
     raise UsageError(
-        f"--{kind} {name}: no such model. Expected {' or '.join(bundled) or 'a bundled name'}, "
-        "or the path of a .safetensors file that nucpipe trained."
+        f"--{kind} {name}: no such model. Expected {' or '.join(names) or 'a bundled name'}, "
+        f"or the path of a .safetensors file that nucpipe trained{of_authors}."
     )
 
 
 def describe_models() -> list[tuple[Path, ModelHeader]]:
     """Path and header of every bundled model."""
     return [(path, read_header(path)) for kind in KINDS for path in bundled_models(kind).values()]
+
+
+def published_models() -> list[tuple[str, str, str]]:
+    """Of each published HoVer-Net its name, what taught it, and where its weights lie or will be put."""
+    from segmentation.zoo import zoo_path
+
+    paths = {name: zoo_path(name) for name in PUBLISHED}
+    return [
+        (name, data, f"{'fetched' if paths[name].is_file() else 'not fetched yet'}: {paths[name]}")
+        for name, data in PUBLISHED.items()
+    ]
 
 
 def load_models(segmentor: str, classifier: str, device_name: str, precision_name: str) -> Models:
@@ -79,11 +99,15 @@ def load_models(segmentor: str, classifier: str, device_name: str, precision_nam
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
     from classifier.model import load_classifier
     from nucpipe.common.device import pick_device, pick_precision
-    from segmentation.detector import load_detector
+    from segmentation.load import load_detector
 
     device = pick_device(device_name)
     precision = pick_precision(precision_name, device)
     detector = load_detector(paths["segmentor"], device, precision)
     network, _, outputs = load_classifier(paths["classifier"])
-    described = {kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()}
+    described: dict[str, dict[str, Any]] = {
+        kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()
+    }
+    if detector.types:
+        described["segmentor"]["types"] = list(detector.types)
     return Models(detector, network.to(device).eval(), outputs, described, device, precision)

@@ -13,7 +13,8 @@ from pipeline.grid import WorkingGrid
 from pipeline.tissue import TissueMask
 
 EDGE_W = 32
-"""How far a window may reach beyond the slide, into its reflection: half of a crop, and a multiple of 32."""
+"""How far a window reaches at least beyond the slide, into its reflection, where tissue is near the edge: half of a
+crop."""
 
 BoxW = tuple[int, int, int, int]
 
@@ -25,8 +26,8 @@ class Region:
     Attributes:
         index: its number in the slide-wide grid of regions, row by row; the same whatever tissue is there.
         core_w: x0, y0, x1, y1 in working pixels; what it owns. Cores tile the slide without gap or overlap.
-        window_w: x0, y0, x1, y1; the tissue in the core and a halo round it, aligned to the network's grid. At the
-            slide's edge it reaches ``EDGE_W`` beyond the slide.
+        window_w: x0, y0, x1, y1; the tissue in the core and a halo round it, aligned to the detector's grid, and the
+            detector's margin. At the slide's edge it reaches at least ``EDGE_W`` beyond the slide.
     """
 
     index: int
@@ -40,16 +41,23 @@ class Region:
         return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
 
 
-def cut_regions(grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int) -> list[Region]:
+def cut_regions(
+    grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int, align_w: int = REGION_ALIGN_W, margin_w: int = 0
+) -> list[Region]:
     """The regions that have tissue in their core, row by row.
 
     Args:
         grid: the slide's working grid.
         tissue: where to look.
         size_w: side of a core, a multiple of 32.
-        halo_w: how far a window reaches beyond its core, a multiple of 32.
+        halo_w: how far a window reaches at least beyond the tissue in its core, its margin not counted.
+        align_w: corners of windows without their margin are multiples of so many working pixels.
+        margin_w: rim of a window, on each side, that the detector only looks at.
     """
     width, height = grid.size_w
+    # Beyond the slide's edge a window reaches half of a crop at least.
+    beyond = align(max(0, EDGE_W - margin_w), align_w)
+    right_most, lowest = (align(length, align_w) + beyond for length in (width, height))
     columns, rows = -(-width // size_w), -(-height // size_w)
     regions = []
     for index in range(columns * rows):
@@ -58,18 +66,18 @@ def cut_regions(grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int)
         extent = tissue.extent((grid.to_l0(core[0]), grid.to_l0(core[1]), grid.to_l0(core[2]), grid.to_l0(core[3])))
         if extent is None:
             continue
-        left, top = (align(math.floor(grid.to_w(edge)) + 1 - REGION_ALIGN_W) for edge in extent[:2])
-        right, bottom = (align(math.ceil(grid.to_w(edge))) for edge in extent[2:])
+        left, top = (align(math.floor(grid.to_w(edge)) - halo_w + 1 - align_w, align_w) for edge in extent[:2])
+        right, bottom = (align(math.ceil(grid.to_w(edge)) + halo_w, align_w) for edge in extent[2:])
         window = (
-            max(left - halo_w, -EDGE_W),
-            max(top - halo_w, -EDGE_W),
-            min(right + halo_w, align(width) + EDGE_W),
-            min(bottom + halo_w, align(height) + EDGE_W),
+            max(left, -beyond) - margin_w,
+            max(top, -beyond) - margin_w,
+            min(right, right_most) + margin_w,
+            min(bottom, lowest) + margin_w,
         )
         regions.append(Region(index, core, window))
     return regions
 
 
-def align(length_w: int) -> int:
-    """The next multiple of the alignment."""
-    return -(-length_w // REGION_ALIGN_W) * REGION_ALIGN_W
+def align(length_w: int, step_w: int) -> int:
+    """The next multiple of ``step_w``."""
+    return -(-length_w // step_w) * step_w

@@ -141,7 +141,7 @@ def run_slide(path: Path, folder: Path, models: Models, config: RunConfig, repor
         tissue = tissue_from(config.tissue, slide)
         if config.overwrite or not store_path.exists():
             grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
-            regions = cut_regions(grid, tissue, config.region_size, halo_w(models))
+            regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
             if config.overwrite:
                 Journal(folder / "journal").remove()
             journal = Journal.open(folder / "journal", {**info.to_dict(), "region_size": config.region_size})
@@ -188,7 +188,17 @@ def export(store: Store, slide: Slide, folder: Path, config: RunConfig) -> None:
 
 def halo_w(models: Models) -> int:
     """How far a region's window reaches beyond its core, in working pixels."""
-    return max(2 * models.detector.context_px, HALO_LEAST_W)
+    from pipeline.engine import working_px
+
+    return max(working_px(models.detector) * models.detector.context_px, HALO_LEAST_W)
+
+
+def window_grid_w(models: Models) -> tuple[int, int]:
+    """What the corners of windows are multiples of, and the windows' margin, in working pixels."""
+    from pipeline.engine import working_px
+
+    scale = working_px(models.detector)
+    return scale * models.detector.align_px, scale * models.detector.margin_px
 
 
 def region_mm2(region: Region, grid: WorkingGrid, tissue: TissueMask) -> float:

@@ -69,6 +69,11 @@ class StoreInfo:
     slide_fingerprint: str = ""
 
     @property
+    def segmentor_types(self) -> tuple[str, ...]:
+        """The detector's own names of the types that it gives to nuclei; empty where it gives none."""
+        return tuple(self.models.get("segmentor", {}).get("types", ()))
+
+    @property
     def rule(self) -> Rule:
         """How the run decided on labels."""
         return Rule.from_dict(self.settings.get("decide", {}))
@@ -155,12 +160,14 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     names = [library.name for library in outputs.libraries]
     numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2"]
     table = add_group(root, "table", "anndata")
-    obs = add_dataframe(table, "obs", [*names, *numbers])
+    types = {"segmentor_type": info.segmentor_types} if info.segmentor_types else {}
+    obs = add_dataframe(table, "obs", [*names, *types, *numbers])
     arrays = [
         add_array(table, "X", (count, len(outputs)), np.float32, CHUNK_ROWS_X),
         add_array(add_group(table, "obsm", "dict"), "spatial", (count, 2), np.float64, CHUNK_ROWS),
         add_string_array(obs, "_index", count, CHUNK_ROWS),
         *(add_categorical(obs, lib.name, lib.labels, count, CHUNK_ROWS) for lib in outputs.libraries),
+        *(add_categorical(obs, name, labels, count, CHUNK_ROWS) for name, labels in types.items()),
         *(add_array(obs, number, (count,), np.float32, CHUNK_ROWS) for number in numbers),
     ]
     _add_var(table, outputs)
@@ -177,6 +184,8 @@ def _rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDAr
         "table/obs/detection_p": nuclei.detection_p,
         "table/obs/area_um2": nuclei.area_um2,
     }
+    if nuclei.types is not None and info.segmentor_types:
+        values["table/obs/segmentor_type/codes"] = nuclei.types
     for name, number in best_labels(labels.probabilities, info.outputs, info.rule).items():
         group = labels.probabilities[:, info.outputs.slices[name]]
         chosen = group[np.arange(len(group)), np.maximum(number, 0)]
@@ -298,6 +307,13 @@ class Store:
     def area_um2(self) -> npt.NDArray[np.float32]:
         """(N,) float32, square micrometres."""
         return self._read("table/obs/area_um2")
+
+    @property
+    def type_numbers(self) -> npt.NDArray[np.int8]:
+        """(N,) int8, number of each nucleus's type in ``info.segmentor_types``; -1 where the detector gave none."""
+        if not self.info.segmentor_types:
+            return np.full(len(self), -1, np.int8)
+        return self._read("table/obs/segmentor_type/codes")
 
     def label_numbers(self, library: str) -> npt.NDArray[np.int8]:
         """(N,) int8, the number of each nucleus's label in that library; -1 where it has none.

@@ -91,10 +91,10 @@ class HoVerNetDetector(Detector):
         return find_nuclei(prediction, mpp / 2, self.settings, frame_scale=0.5)
 
 
-def load_detector(
+def load_hovernet(
     path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None
 ) -> HoVerNetDetector:
-    """The detector in a model file.
+    """The compact HoVer-Net in a model file of nucpipe.
 
     Raises:
         ModelError: no such file, or no segmentor of a kind that this version knows.

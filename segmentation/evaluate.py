@@ -27,12 +27,16 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
     """
     scale = detector.input_mpp / mpp
     height, width = (round(side / scale) for side in pixels.shape[:2])
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    align = detector.align_px
-    padded = np.pad(small, ((0, -height % align), (0, -width % align), (0, 0)), mode="reflect")
-    found = detector.nuclei(detector.predict(np.ascontiguousarray(padded)), detector.input_mpp).moved(scale, (0, 0))
-    width_px, height_px = pixels.shape[1], pixels.shape[0]
-    return found.select((found.centroids[:, 0] < width_px) & (found.centroids[:, 1] < height_px))
+    how = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(pixels, (width, height), interpolation=how)
+    align, margin = detector.align_px, detector.margin_px
+    rims = [(margin, -side % align + margin) for side in (height, width)]
+    padded = np.pad(resized, (*rims, (0, 0)), mode="reflect")
+    found = detector.nuclei(detector.predict(np.ascontiguousarray(padded)), detector.input_mpp)
+    found = found.moved(scale, (-margin * scale, -margin * scale))
+    height_px, width_px = pixels.shape[:2]
+    x, y = found.centroids.T
+    return found.select((x >= 0) & (y >= 0) & (x < width_px) & (y < height_px))
 
 
 def draw_instances(nuclei: Nuclei, shape: tuple[int, int]) -> npt.NDArray[np.int32]:

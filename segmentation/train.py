@@ -92,9 +92,9 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     model = _fit(config, train, say)
     header = _header(config, sets)
     save_model(config.out, header, model.state_dict())
-    from segmentation.detector import load_detector
+    from segmentation.detector import load_hovernet
 
-    figures = evaluate_segmentor(load_detector(config.out, config.device), held)
+    figures = evaluate_segmentor(load_hovernet(config.out, config.device), held)
     header = dataclasses.replace(header, figures=figures)
     save_model(config.out, header, model.state_dict())
     from segmentation.card import model_card

@@ -12,6 +12,7 @@ import torch
 from classifier.libraries import Outputs, published_libraries
 from classifier.model import JointClassifier
 from pipeline.models import Models
+from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
 from segmentation.postprocess import find_nuclei
 from segmentation.targets import hv_maps
@@ -56,7 +57,7 @@ def draw_slide(width: int, height: int, spacing: int = 44, seed: int = 0) -> Dra
     return Drawn(image, np.array(centres), np.array(areas))
 
 
-class DarkSpots:
+class DarkSpots(Detector):
     """A detector for drawn slides: what is dark is nuclear, through HoVer-Net's maps and post-processing."""
 
     input_mpp = 0.5

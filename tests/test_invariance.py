@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.engine import Window, own, shrink
+from pipeline.engine import Window, own, resize
 from pipeline.grid import WorkingGrid
 from pipeline.models import find_model
 from pipeline.regions import cut_regions
 from pipeline.slide import open_slide
 from pipeline.tissue import TissueMask
-from segmentation.detector import HoVerNetDetector, load_detector
+from segmentation.detector import HoVerNetDetector, load_hovernet
 from segmentation.metrics import match_by_distance
 from segmentation.nuclei import Nuclei
 
@@ -21,7 +21,7 @@ BOX_PX = 8  # of the tissue mask; the square is 320 x 320 level-0 pixels, 640 x 
 
 @pytest.fixture(scope="module")
 def detector() -> HoVerNetDetector:
-    return load_detector(find_model("segmentor", RunConfig().segmentor))
+    return load_hovernet(find_model("segmentor", RunConfig().segmentor))
 
 
 def detect(path: Path, detector: HoVerNetDetector, size_w: int) -> Nuclei:
@@ -33,8 +33,8 @@ def detect(path: Path, detector: HoVerNetDetector, size_w: int) -> Nuclei:
         found = []
         for region in cut_regions(grid, tissue, size_w, 2 * detector.context_px):
             pixels = slide.read(grid, region.window_w)
-            window = Window(region, pixels, shrink(pixels, 2 // grid.stride))
-            nuclei = detector.nuclei(detector.predict(window.shrunk), grid.mpp_w * 2)
+            window = Window(region, pixels, resize(pixels, grid.stride, 2))
+            nuclei = detector.nuclei(detector.predict(window.resized), grid.mpp_w * 2)
             found.append(own(window, nuclei, grid, tissue).nuclei_l0)
     return Nuclei.concatenate(found)
 

@@ -12,7 +12,7 @@ from nucpipe.common import training
 from nucpipe.common.datasets import open_dataset
 from nucpipe.common.errors import DataError, ModelError
 from nucpipe.common.modelfile import read_header
-from segmentation.detector import load_detector
+from segmentation.detector import load_hovernet
 from segmentation.samples import TileSource
 from segmentation.train import SegmentorTraining, train_segmentor
 from synthetic import draw_slide
@@ -63,7 +63,7 @@ def test_resumed_training_gives_the_model_of_an_uninterrupted_one(
     said: list[str] = []
     train_segmentor(config(data, tmp_path / "parts.safetensors", 4), said.append)
     assert "going on from step 2" in said
-    whole, parts = (load_detector(tmp_path / f"{n}.safetensors").model.state_dict() for n in ("whole", "parts"))
+    whole, parts = (load_hovernet(tmp_path / f"{n}.safetensors").model.state_dict() for n in ("whole", "parts"))
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[name], rtol=0, atol=0, msg=name)
     rows = [(tmp_path / f"{n}.losses.csv").read_text() for n in ("whole", "parts")]
@@ -99,6 +99,6 @@ def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
 def test_a_file_that_is_no_segmentor(data: Path, tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="expected a nucpipe model"):
-        load_detector(tmp_path / "m.safetensors")
+        load_hovernet(tmp_path / "m.safetensors")
     with pytest.raises(ModelError, match="no such model file"):
-        load_detector(tmp_path / "none.safetensors")
+        load_hovernet(tmp_path / "none.safetensors")

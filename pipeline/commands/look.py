@@ -21,12 +21,14 @@ def info(slide: Path, mpp: float | None) -> None:
 
 @click.command()
 def models() -> None:
-    """List the bundled models."""
-    from pipeline.models import describe_models
+    """List the bundled models, and the published ones that are fetched once."""
+    from pipeline.models import describe_models, published_models
 
     for path, header in describe_models():
         click.echo(
-            f"{path.stem:<20} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
+            f"{path.stem:<25} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
         )
         for data in (d for d in header.data if d["images"]):
-            click.echo(f"{'':<20} trained on {data['name']} ({data['images']} images)")
+            click.echo(f"{'':<25} trained on {data['name']} ({data['images']} images)")
+    for name, taught, place in published_models():
+        click.echo(f"{name:<25} segmentor  0.25 µm  HoVer-Net as published, trained on {taught}; {place}")

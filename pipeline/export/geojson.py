@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.decide import Rule, best_labels, decide
-from classifier.libraries import Library, Outputs
+from classifier.libraries import Library
 from pipeline.files import written_whole
 from pipeline.store import Store
 
@@ -76,7 +76,7 @@ def _features(part: Store, primary: Library, rule: Rule) -> Iterator[str]:
         _geometries(part),
         numbers[primary.name],
         _measurements(part, probabilities, numbers),
-        _metadata(chosen, outputs),
+        _metadata(part, chosen),
         strict=True,
     )
     for identity, geometry, number, measurements, metadata in members:
@@ -105,10 +105,14 @@ def _measurements(
     return (",".join(filter(None, row)) for row in zip(*members, strict=True))
 
 
-def _metadata(chosen: npt.NDArray[np.bool_], outputs: Outputs) -> Iterator[str]:
-    """The members of each nucleus's ``metadata``: its labels by library, several of one library as one text; a library
-    of which it has none is left out."""
+def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
+    """The members of each nucleus's ``metadata``: its labels by library, several of one library as one text, and the
+    detector's own type; what it has not is left out."""
+    outputs = part.info.outputs
     members = []
+    if types := part.info.segmentor_types:
+        texts = [f'"Segmentor type":{json.dumps(name)}' for name in types] + [""]  # the last one is number -1
+        members.append([texts[number] for number in part.type_numbers.tolist()])
     for library in outputs.libraries:
         rows, which = np.unique(chosen[:, outputs.slices[library.name]], axis=0, return_inverse=True)
         sets = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in rows]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nucpipe.common.errors import SlideError
+from nucpipe.common.toolbox import quiet, toolbox
 from pipeline.resample import Box, Image
 from pipeline.slide import Level, Slide
 from pipeline.slides.causes import cause
@@ -27,7 +24,7 @@ class ToolboxSlide(Slide):
         """Open ``path``; ``kind`` is ``jp2`` or ``dicom``."""
         self._lock = threading.Lock()
         try:
-            with _quiet():
+            with quiet():
                 self._reader = _open(path, kind)
                 info = self._reader.info
         # tiatoolbox hands on whatever wsidicom and glymur raise.
@@ -49,7 +46,7 @@ class ToolboxSlide(Slide):
         downsample = self.levels[level].downsample
         place = round(x0 * downsample), round(y0 * downsample)
         try:
-            with self._lock, _quiet():
+            with self._lock, quiet():
                 pixels = self._reader.read_rect(place, (x1 - x0, y1 - y0), resolution=level, units="level")
         except Exception as error:
             raise SlideError(
@@ -64,30 +61,9 @@ class ToolboxSlide(Slide):
             wsi.close()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No warnings or log records: tiatoolbox warns of things that are of no account here, through the root logger."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            # SimpleITK, which tiatoolbox imports, crashes Python where its warnings are turned into errors.
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def _open(path: Path, kind: str) -> Any:
-    """tiatoolbox's reader. Importing it takes seconds and sets up the root logger, which is undone."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        from tiatoolbox.wsicore import wsireader
-    finally:
-        logging.captureWarnings(False)
-        root.handlers[:] = handlers
-        root.setLevel(level)
+    """tiatoolbox's reader."""
+    wsireader = toolbox("wsicore.wsireader")
     return wsireader.DICOMWSIReader(path) if kind == "dicom" else _open_jp2(path, wsireader)
 
 

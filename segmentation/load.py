@@ -1,0 +1,28 @@
+"""The detector in a model file, whatever kind it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segmentation.zoo import SUFFIXES
+
+if TYPE_CHECKING:
+    import torch
+
+    from segmentation.detector import Detector
+
+
+def load_detector(path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None) -> Detector:
+    """The detector in a model file of nucpipe, or in one that HoVer-Net's authors published (``.tar``, ``.pth``).
+
+    Raises:
+        ModelError: no such file, or no segmentor of a kind that this version knows.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        from segmentation.published import load_published
+
+        return load_published(path, device, precision)
+    from segmentation.detector import load_hovernet
+
+    return load_hovernet(path, device, precision)

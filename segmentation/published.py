@@ -1,0 +1,227 @@
+"""The HoVer-Net that its authors published (Graham et al. 2019), with their weights, as a detector.
+
+The network is tiatoolbox's. Its convolutions are partly unpadded: of a window of 256 pixels it maps the middle 164
+(``fast``, PanNuke and MoNuSAC), of 270 the middle 80 (``original``, CoNSeP and Kumar). Padding inside the network makes
+the maps depend on where a window lies, so windows stand on one grid for the whole slide and are always of that size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from skimage.draw import polygon
+
+from nucpipe.common.errors import ModelError
+from nucpipe.common.toolbox import quiet, toolbox
+from segmentation.detector import Detector
+from segmentation.nuclei import Nuclei
+from segmentation.postprocess import PostProcessing, find_nuclei
+from segmentation.zoo import cause
+
+INPUT_MPP = 0.25
+
+TYPES = {
+    "pannuke": ("neoplastic", "inflammatory", "connective", "dead", "epithelial"),
+    "monusac": ("epithelial", "lymphocyte", "macrophage", "neutrophil"),
+    # As the authors' training code numbers them. tiatoolbox's own table names them in another order.
+    "consep": ("miscellaneous", "inflammatory", "epithelial", "spindle_shaped"),
+    "kumar": (),
+}
+"""Names of the types 1, 2, ... by the data that taught a published model; type 0 is background."""
+
+CONSEP_GROUPS = {
+    "other": "miscellaneous",
+    "inflammatory": "inflammatory",
+    "healthy_epithelial": "epithelial",
+    "malignant_epithelial": "epithelial",
+    "fibroblast": "spindle_shaped",
+    "muscle": "spindle_shaped",
+    "endothelial": "spindle_shaped",
+}
+"""CoNSeP's labels as the types of the model that learnt from it (section 4.3 of the paper)."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How the network is fed.
+
+    Attributes:
+        input_px: side of the window that it takes.
+        output_px: side of the middle part that it maps.
+    """
+
+    input_px: int
+    output_px: int
+
+
+WINDOWS = {"fast": Windows(256, 164), "original": Windows(270, 80)}
+ENLARGED_PX = 3
+"""At the edge of a region, so many pixels of a slide that was enlarged twofold depend on where the edge is."""
+
+
+class PublishedHoVerNet(Detector):
+    """The published HoVer-Net with nucpipe's post-processing.
+
+    Args:
+        network: tiatoolbox's, with weights, on its device.
+        types: names of the types 1, 2, ... that it gives; empty if it gives none.
+        precision: type for autocast, None for float32.
+        batch_size: windows at a time; None: 16 on a GPU, 1 on a CPU, where more bring nothing.
+        settings: constants of the post-processing.
+    """
+
+    input_mpp = INPUT_MPP
+    # The widest nuclei reach so far beyond a region's core; what the network looks at round them is the margin.
+    context_px = 128
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        types: tuple[str, ...] = (),
+        precision: torch.dtype | None = None,
+        batch_size: int | None = None,
+        settings: PostProcessing | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.types = types
+        self.windows = WINDOWS[str(network.mode)]
+        self.align_px = self.windows.output_px
+        self.rim_px = (self.windows.input_px - self.windows.output_px) // 2
+        # An even number, because a slide at 0.5 um is read in pixels of two.
+        self.margin_px = (self.rim_px + ENLARGED_PX + 1) // 2 * 2
+        self.precision = precision
+        self.device = next(network.parameters()).device
+        self.batch_size = batch_size or (16 if self.device.type == "cuda" else 1)
+        self.settings = settings or PostProcessing()
+
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The maps of a region's window.
+
+        Args:
+            pixels: (H + 2 M, W + 2 M, 3) uint8 RGB at 0.25 um with M = ``margin_px``; H and W multiples of
+                ``align_px``.
+
+        Returns:
+            (3 or 4, H, W) float32: nuclear logit, horizontal and vertical map, and, if the model gives types, the type
+            of each pixel (0 = background).
+        """
+        side, step, skip = self.windows.input_px, self.windows.output_px, self.margin_px - self.rim_px
+        rows, columns = ((length - 2 * self.margin_px) // step for length in pixels.shape[:2])
+        maps = np.zeros((3 + bool(self.types), rows * step, columns * step), np.float32)
+        places = [(i * step, j * step) for i in range(rows) for j in range(columns)]
+        for first in range(0, len(places), self.batch_size):
+            chosen = places[first : first + self.batch_size]
+            batch = np.stack([pixels[y + skip :, x + skip :][:side, :side] for y, x in chosen])
+            for (y, x), found in zip(chosen, self._maps(batch), strict=True):
+                maps[:, y : y + step, x : x + step] = found
+        return maps
+
+    def _maps(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """(N, side, side, 3) windows to (N, 3 or 4, step, step). The network takes 0-255 and scales by itself."""
+        batch = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float()
+        cast = torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
+        with torch.inference_mode(), cast:
+            branches: Mapping[str, torch.Tensor] = self.network(batch)
+        nuclear = branches["np"].float()
+        parts = [nuclear[:, 1:] - nuclear[:, :1], branches["hv"].float()]
+        if self.types:
+            parts.append(branches["tp"].float().argmax(1, keepdim=True).float())
+        return torch.cat(parts, 1).cpu().numpy()
+
+    def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
+        """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
+        found = find_nuclei(prediction[:3], mpp, self.settings)
+        if self.types:
+            found = replace(found, types=majority_types(found, prediction[3]))
+        return found.moved(1.0, (self.margin_px, self.margin_px))
+
+
+def majority_types(nuclei: Nuclei, types: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """The commonest type of each nucleus's pixels, background aside, as the authors choose it.
+
+    Args:
+        nuclei: in pixels of ``types``.
+        types: (H, W), 0 = background, then 1, 2, ...
+
+    Returns:
+        (N,) int8, the type less 1; -1 where all pixels are background.
+    """
+    chosen = np.full(len(nuclei), -1, np.int8)
+    for i in range(len(nuclei)):
+        ring = nuclei.contour(i) - 0.5  # pixel centres lie on whole numbers
+        inside = polygon(ring[:, 1], ring[:, 0], types.shape)  # type: ignore[no-untyped-call]
+        counts = np.bincount(types[inside].astype(np.int64))
+        if counts[1:].any():
+            chosen[i] = counts[1:].argmax()
+    return chosen
+
+
+def load_published(
+    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None
+) -> PublishedHoVerNet:
+    """The detector in a file of HoVer-Net's authors (``.tar``, weights under ``desc``) or of tiatoolbox (``.pth``).
+
+    Mode and number of types are read from the weights. Types are named if the file's name says on what data the model
+    learnt (as the published ones do) and their number fits; else they are ``type_1``, ``type_2``, ...
+
+    Raises:
+        ModelError: no such file, something else than weights in it, or those of another network.
+    """
+    weights = _read_weights(path)
+    try:
+        kernel = weights["decoder.np.u3.conva.weight"].shape[-1]
+        out = weights.get("decoder.tp.u0.conv.bias")
+        mode = {3: "fast", 5: "original"}[kernel]
+        count = None if out is None else len(out)
+    except (KeyError, IndexError, TypeError) as error:
+        raise ModelError(
+            f"{path}: expected the weights of a HoVer-Net as published; its tensors are others."
+        ) from error
+    network = _network(mode, count)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path}: expected the weights of a HoVer-Net ({mode}); they do not fit ({first}).") from error
+    return PublishedHoVerNet(network.to(device), _type_names(path.stem, count), precision)
+
+
+def _network(mode: str, types: int | None) -> torch.nn.Module:
+    try:
+        architecture: Any = toolbox("models.architecture.hovernet")
+    except ImportError as error:
+        raise ModelError(f"the published HoVer-Net needs tiatoolbox ({error}); install it.") from error
+    with quiet():
+        network: torch.nn.Module = architecture.HoVerNet(num_types=types, mode=mode)
+    return network
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name. Nothing but tensors and plain containers is unpickled."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    # Broken files make torch raise nearly anything.
+    except Exception as error:
+        raise ModelError(
+            f"{path}: expected weights saved by PyTorch; it cannot be read safely ({cause(error)})."
+        ) from error
+    weights = content.get("desc", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise ModelError(f"{path}: expected weights by name, or those under 'desc'; found something else.")
+    return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
+
+
+def _type_names(stem: str, count: int | None) -> tuple[str, ...]:
+    """Names of the types 1 to ``count`` - 1 of a model whose file is called ``stem``."""
+    if count is None:
+        return ()
+    known = next((names for data, names in TYPES.items() if data in stem.lower() and len(names) == count - 1), None)
+    return known or tuple(f"type_{k}" for k in range(1, count))
