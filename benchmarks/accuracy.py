@@ -5,80 +5,77 @@ python benchmarks/accuracy.py --out /tmp/accuracy \
     --hold-out train_6 --hold-out Testis ...
 
 Images are written as PNG, `nucpipe.run` processes the folder, and the stores are compared with the annotations:
-Dice and PQ (means over images), F1 of detection (centroids within 3 um, one to one), and, where the set has labels,
-how many of the matched nuclei bear the right label of that library.
+Dice, AJI, DQ, SQ and PQ (means over images, and all images as one), detection (centroids within 3 um, one to one), and,
+where the set has labels, how many of the matched nuclei bear the right label of that library, and F_c of each label.
+Any --segmentor and --classifier of `nucpipe run` can be measured; the figures also go to OUT/figures.json.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import click
 import cv2
-import numpy as np
 
 import nucpipe
+from classifier.libraries import Library
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
-from pipeline.store import open_store
-from segmentation.evaluate import RADIUS_UM, draw_instances
-from segmentation.metrics import dice, f1_score, match_by_distance, panoptic_quality
+from pipeline.store import Store, open_store
+from segmentation.metrics import DetectionCounts
 from segmentation.nuclei import Nuclei
+from segmentation.scores import ImageScore, figures_of, type_figures
 
 
-@dataclass
-class Score:
-    """What adds up over the images of a set."""
-
-    dice: list[float] = field(default_factory=list)
-    pq: list[float] = field(default_factory=list)
-    matched: int = 0
-    true: int = 0
-    found: int = 0
-    labels: list[tuple[str, str]] = field(default_factory=list)  # of matched nuclei: true, predicted
-
-
-def score_image(score: Score, image: AnnotatedImage, result: Path, library: str) -> None:
+def score_store(image: AnnotatedImage, store: Store, library: Library | None) -> ImageScore:
+    """The nuclei of a finished store against the image's annotation, and their labels in that library."""
     annotation = image.annotation()
-    store = open_store(result / "nuclei.zarr")
     offsets, points = store.contours()
-    n = len(store)
     nuclei = Nuclei(store.centroids_l0, offsets, points.astype(float), store.detection_p, store.area_um2)
-    assert annotation.instances is not None
-    drawn = draw_instances(nuclei, annotation.instances.shape)
-    score.dice.append(dice(annotation.instances, drawn))
-    score.pq.append(panoptic_quality(annotation.instances, drawn)[2])
-    true, found = match_by_distance(annotation.centroids, nuclei.centroids, RADIUS_UM / image.mpp)
-    score.matched, score.true, score.found = (
-        score.matched + len(true),
-        score.true + len(annotation.labels),
-        score.found + n,
-    )
-    if any(annotation.labels):
-        names = store.info.outputs.library(library).labels
-        numbers = store.label_numbers(library)
-        score.labels += [(annotation.labels[i], names[numbers[j]]) for i, j in zip(true, found, strict=True)]
+    types = None
+    if library is not None:
+        names = (*library.labels, "")  # the last one is number -1
+        types = [names[number] for number in store.label_numbers(library.name).tolist()]
+    return ImageScore.of(image.name, annotation, nuclei, image.mpp, types)
 
 
-def report(name: str, score: Score) -> None:
-    print(
-        f"\n{name}: {len(score.pq)} images, {score.true} nuclei annotated, {score.found} found\n"
-        f"  Dice {np.mean(score.dice):.3f}  PQ {np.mean(score.pq):.3f} (least {min(score.pq):.3f})  "
-        f"detection F1 {f1_score(score.matched, score.true, score.found):.3f} "
-        f"(precision {score.matched / max(1, score.found):.3f}, recall {score.matched / max(1, score.true):.3f})"
-    )
-    if not score.labels:
-        return
-    right = [a == b for a, b in score.labels]
-    print(f"  label accuracy on {len(right)} matched nuclei {np.mean(right):.3f}")
-    for label in sorted({a for a, _ in score.labels}):
-        hits = sum(a == b == label for a, b in score.labels)
-        n_true, n_said = (sum(pair[k] == label for pair in score.labels) for k in (0, 1))
-        print(
-            f"    {label:<22} {n_true:>5} nuclei  precision {hits / max(1, n_said):.3f}  recall {hits / n_true:.3f}  "
-            f"F1 {f1_score(hits, n_true, n_said):.3f}"
-        )
+def report(name: str, scores: Sequence[ImageScore], library: Library | None) -> dict[str, Any]:
+    """Print and return the figures of a set."""
+    figures = figures_of(scores)
+    found = DetectionCounts.total(score.detection for score in scores)
+    worst = min(scores, key=lambda score: score.segmentation.pq)
+    print(f"\n{name}: {len(scores)} images, {found.true} nuclei annotated, {found.found} found")
+    print("  " + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in ("dice", "aji", "dq", "sq", "pq")))
+    print("  all images as one: " + "  ".join(f"{key.upper()} {value:.3f}" for key, value in figures["set"].items()))
+    print(f"  least PQ {worst.segmentation.pq:.3f} ({worst.name})")
+    print(f"  detection F1 {found.f1:.3f} (precision {found.precision:.3f}, recall {found.recall:.3f})")
+    if library is None:
+        return figures
+    groupings: dict[str, Any] = {"labels": {label: (label,) for label in library.labels}, **library.groups}
+    for grouping, groups in groupings.items():
+        merged = {label: group for group, labels in groups.items() for label in labels}
+        figures[grouping] = type_figures(scores, groups, merged)
+        print(f"  {grouping}: accuracy of matched nuclei {figures[grouping]['accuracy']:.3f}; F_c:")
+        print("    " + "  ".join(f"{group} {value:.3f}" for group, value in figures[grouping]["f1"].items()))
+    return figures
+
+
+def run_images(images: Sequence[AnnotatedImage], out: Path, models: dict[str, str]) -> tuple[list[Store], float]:
+    """The finished store of each image, and the seconds that the runs took; images of one pixel size in one run."""
+    seconds = 0.0
+    for mpp in {image.mpp for image in images}:
+        folder = out / f"images_{mpp:g}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for image in images:
+            if image.mpp == mpp:
+                cv2.imwrite(str(folder / f"{image.name}.png"), image.pixels()[..., ::-1])
+        results = nucpipe.run(folder, out / f"results_{mpp:g}", mpp=mpp, overwrite=True, geojson=False, **models)
+        failed = [result.cause for result in results if result.status != "done"]
+        assert not failed, failed
+        seconds += sum(result.seconds for result in results)
+    return [open_store(out / f"results_{i.mpp:g}" / i.name / "nuclei.zarr") for i in images], seconds
 
 
 @click.command()
@@ -90,21 +87,17 @@ def report(name: str, score: Score) -> None:
 def main(sets: Sequence[str], hold_out: Sequence[str], out: Path, **models: str | None) -> None:
     """Score the finished stores of held-out images."""
     chosen = {key: value for key, value in models.items() if value}
+    figures = {}
     for text in sets:
         name, path = text.split("=", 1)
         held = split_groups(open_dataset(Path(path)), hold_out)[1]
-        images = out / name / "images"
-        images.mkdir(parents=True, exist_ok=True)
-        for image in held:
-            cv2.imwrite(str(images / f"{image.name}.png"), image.pixels()[..., ::-1])
-        results = nucpipe.run(images, out / name / "results", mpp=held[0].mpp, overwrite=True, geojson=False, **chosen)
-        failed = [result.cause for result in results if result.status != "done"]
-        assert not failed, failed
-        score = Score()
-        for image in held:
-            score_image(score, image, out / name / "results" / image.name, name)
-        report(name, score)
-        print(f"  {sum(r.seconds for r in results):.1f} s for {len(results)} images")
+        stores, seconds = run_images(held, out / name, chosen)
+        libraries = stores[0].info.outputs.libraries
+        library = next((lib for lib in libraries if lib.name.lower() == name.lower()), None)
+        scores = [score_store(image, store, library) for image, store in zip(held, stores, strict=True)]
+        figures[name] = report(name, scores, library)
+        print(f"  {seconds:.1f} s for {len(held)} images")
+    (out / "figures.json").write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -11,10 +12,9 @@ import numpy.typing as npt
 
 from nucpipe.common.datasets import AnnotatedImage
 from segmentation.detector import Detector
-from segmentation.metrics import dice, f1_score, match_by_distance, panoptic_quality
 from segmentation.nuclei import Nuclei
-
-RADIUS_UM = 3.0
+from segmentation.scores import ImageScore, figures_of
+from segmentation.zoo import CONSEP_GROUPS
 
 
 def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) -> Nuclei:
@@ -39,47 +39,28 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
     return found.select((x >= 0) & (y >= 0) & (x < width_px) & (y < height_px))
 
 
-def draw_instances(nuclei: Nuclei, shape: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """An instance map (H, W) int32 of outlines in pixels of that map, ids 1..N; exact for outlines on pixel corners."""
-    instances = np.zeros(shape, np.int32)
-    for i in range(len(nuclei)):
-        ring = nuclei.contour(i)
-        x0, y0 = np.floor(ring.min(0)).astype(int)
-        x1, y1 = np.ceil(ring.max(0)).astype(int)
-        # Drawn at eight times the size from corner to corner, then read at the pixels' centres.
-        fine = np.zeros(((y1 - y0) * 8 + 1, (x1 - x0) * 8 + 1), np.uint8)
-        cv2.fillPoly(fine, [np.round((ring - (x0, y0)) * 8).astype(np.int32)], 1)
-        mask = fine[4::8, 4::8] > 0
-        top, left = max(0, y0), max(0, x0)
-        bottom, right = min(shape[0], y1), min(shape[1], x1)
-        if top < bottom and left < right:
-            instances[top:bottom, left:right][mask[top - y0 : bottom - y0, left - x0 : right - x0]] = i + 1
-    return instances
+def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterator[tuple[ImageScore, Nuclei]]:
+    """Score and found nuclei of each image that has outlines, one after the other.
+
+    Where the detector gives types in the words of the annotation (CoNSeP's merged as the paper merges them), they are
+    judged too.
+    """
+    for image in images:
+        annotation = image.annotation()
+        if annotation.instances is None:
+            continue
+        found = detect_image(detector, image.pixels(), image.mpp)
+        merged = dataclasses.replace(annotation, labels=tuple(CONSEP_GROUPS.get(x, x) for x in annotation.labels))
+        judged = next((a for a in (annotation, merged) if set(a.labels) <= {*detector.types}), None)
+        if found.types is None or judged is None:
+            yield ImageScore.of(image.name, annotation, found, image.mpp), found
+        else:
+            names = (*detector.types, "")  # the last one is number -1
+            types = [names[number] for number in found.types.tolist()]
+            yield ImageScore.of(image.name, judged, found, image.mpp, types), found
 
 
 def evaluate_segmentor(detector: Detector, sets: Mapping[str, Sequence[AnnotatedImage]]) -> dict[str, Any]:
-    """Means over the images of each set: Dice, DQ, SQ, PQ, and F1 of detection over the whole set.
-
-    Centroids count as found within 3 um, one to one.
-    """
-    figures: dict[str, Any] = {}
-    for name, images in sets.items():
-        scores: list[tuple[float, float, float, float]] = []
-        matched = n_true = n_found = 0
-        for image in images:
-            annotation = image.annotation()
-            if annotation.instances is None:
-                continue
-            found = detect_image(detector, image.pixels(), image.mpp)
-            drawn = draw_instances(found, annotation.instances.shape)
-            scores.append((dice(annotation.instances, drawn), *panoptic_quality(annotation.instances, drawn)))
-            pairs = match_by_distance(annotation.centroids, found.centroids, RADIUS_UM / image.mpp)
-            matched, n_true, n_found = matched + len(pairs[0]), n_true + len(annotation.labels), n_found + len(found)
-        if scores:
-            means = np.mean(scores, axis=0)
-            figures[name] = {
-                "images": len(scores),
-                **{k: round(float(v), 4) for k, v in zip(("dice", "dq", "sq", "pq"), means, strict=True)},
-                "detection_f1": round(f1_score(matched, n_true, n_found), 4),
-            }
-    return figures
+    """The figures (see :func:`segmentation.scores.figures_of`) of each set that has images with outlines."""
+    scores = {name: [score for score, _ in score_images(detector, images)] for name, images in sets.items()}
+    return {name: figures_of(some) for name, some in scores.items() if some}

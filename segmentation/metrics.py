@@ -6,7 +6,7 @@ Sources: AJI, Kumar et al. 2017 (IEEE TMI 36); DQ, SQ, PQ, Kirillov et al. 2019;
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -287,6 +287,14 @@ class TypePairs:
             tuple(pair for part in parts for pair in part.matched),
             tuple(name for part in parts for name in part.missed),
             tuple(name for part in parts for name in part.invented),
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> TypePairs:
+        """The same with other names of the types; what ``names`` has not keeps its own."""
+        return TypePairs(
+            tuple((names.get(a, a), names.get(b, b)) for a, b in self.matched),
+            tuple(names.get(name, name) for name in self.missed),
+            tuple(names.get(name, name) for name in self.invented),
         )
 
     @property

@@ -35,17 +35,6 @@ TYPES = {
 }
 """Names of the types 1, 2, ... by the data that taught a published model; type 0 is background."""
 
-CONSEP_GROUPS = {
-    "other": "miscellaneous",
-    "inflammatory": "inflammatory",
-    "healthy_epithelial": "epithelial",
-    "malignant_epithelial": "epithelial",
-    "fibroblast": "spindle_shaped",
-    "muscle": "spindle_shaped",
-    "endothelial": "spindle_shaped",
-}
-"""CoNSeP's labels as the types of the model that learnt from it (section 4.3 of the paper)."""
-
 
 @dataclass(frozen=True)
 class Windows:

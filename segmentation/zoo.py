@@ -15,6 +15,17 @@ PUBLISHED = {
 }
 """The models of tiatoolbox's zoo that can be named, and what taught them."""
 
+CONSEP_GROUPS = {
+    "other": "miscellaneous",
+    "inflammatory": "inflammatory",
+    "healthy_epithelial": "epithelial",
+    "malignant_epithelial": "epithelial",
+    "fibroblast": "spindle_shaped",
+    "muscle": "spindle_shaped",
+    "endothelial": "spindle_shaped",
+}
+"""CoNSeP's labels as the types of the model that learnt from it (section 4.3 of the paper)."""
+
 SUFFIXES = (".tar", ".pth", ".pt")
 """Of files that PyTorch saved, as HoVer-Net's authors and tiatoolbox publish them."""
 

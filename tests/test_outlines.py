@@ -5,10 +5,10 @@ import pytest
 from scipy import ndimage
 from shapely.geometry import Polygon
 
-from segmentation.evaluate import draw_instances
 from segmentation.nuclei import Nuclei
 from segmentation.outlines import trace_outline
 from segmentation.postprocess import outline_instances, polygon_moments
+from segmentation.scores import draw_instances
 
 
 def test_square_of_ten_pixels_has_area_100() -> None:
