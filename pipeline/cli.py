@@ -9,7 +9,7 @@ import click
 
 import nucpipe
 from nucpipe.common.errors import NucpipeError
-from pipeline.commands import evaluate, export, libraries, look, run, train
+from pipeline.commands import evaluate, export, libraries, look, run, train, view
 
 
 class OneLineErrors(click.Group):
@@ -44,6 +44,7 @@ COMMANDS = (
     look.info,
     look.models,
     libraries.libraries,
+    view.view,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -1,0 +1,336 @@
+// The viewer's page: OpenSeadragon shows two layers of tiles, the slide and its nuclei, both drawn by the server.
+// Frames: x and y are pixels of level 0 (as in the store); OpenSeadragon's own frame has the slide's width as 1.
+
+const $ = (id) => document.getElementById(id);
+const result = await (await fetch("/api/result")).json();
+const [width, height] = result.size;
+const hasSlide = !result.note;
+const GALLERY = 12;
+
+// What is shown. The address keeps all of it, so that a link leads back to it.
+const state = { library: result.primary, off: new Set(), leastP: 0, nucleus: null };
+let uncertainStart = 0, uncertain = [], uncertainAt = -1;
+
+const libraryOf = (name) => result.libraries.find((one) => one.name.toLowerCase() === String(name).toLowerCase());
+const number = (n) => n.toLocaleString("en");
+const colour = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
+const words = (label) => label.replaceAll("_", " ");
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+function choice(more = {}) {
+  return new URLSearchParams({
+    library: state.library, off: [...state.off].sort((a, b) => a - b).join(","), p: state.leastP, ...more, v: result.version,
+  });
+}
+async function ask(path, parameters) {
+  const answer = await fetch(`${path}?${parameters}`);
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(content.error);
+  return content;
+}
+function say(text) { $("said").textContent = text; }
+
+// ---- the two layers
+
+const viewer = OpenSeadragon({
+  element: $("slide"),
+  drawer: "canvas",  // the others need a graphics card
+  showNavigationControl: false,
+  showNavigator: true,
+  navigatorPosition: "TOP_RIGHT",
+  preserveViewport: true,  // the first layer that arrives shall not undo a link's place
+  navigatorSizeRatio: 0.16,
+  navigatorAutoFade: false,
+  navigatorBackground: "#fff",
+  navigatorOpacity: 1,
+  navigatorBorderColor: "#b9bec6",
+  maxZoomPixelRatio: 2,
+  minZoomImageRatio: 0.7,
+  visibilityRatio: 0.4,
+  zoomPerScroll: 1.3,
+  animationTime: 0.6,
+  gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+});
+window.viewer = viewer;
+
+function tileSource(name, kind, tileOverlap, enlargedLevels, parameters) {
+  const enlarged = 2 ** enlargedLevels;
+  return {
+    width: width * enlarged, height: height * enlarged, tileSize: result.tile, tileOverlap,
+    minLevel: 0, maxLevel: result.fullLevel + enlargedLevels,
+    getTileUrl: (level, x, y) => `/tiles/${name}/${level}/${x}_${y}.${kind}?${parameters}`,
+    hasTransparency: () => name === "nuclei",
+  };
+}
+
+let slideLayer = null, nucleiLayer = null, drawing = 0;
+if (hasSlide) {
+  viewer.addTiledImage({
+    tileSource: tileSource("slide", "jpg", result.overlap, 0, `v=${result.version}`), x: 0, y: 0, width: 1, index: 0,
+    success: (event) => { slideLayer = event.item; slideLayer.setOpacity($("show-slide").checked ? 1 : 0); },
+  });
+}
+
+// The old layer goes once the new one has all its tiles, so that nothing blinks.
+function drawNuclei() {
+  const turn = ++drawing;
+  viewer.addTiledImage({
+    tileSource: tileSource("nuclei", "png", 0, result.enlargedLevels, choice()), x: 0, y: 0, width: 1,
+    opacity: $("opacity").value / 100,
+    success: ({ item }) => {
+      if (turn !== drawing) { viewer.world.removeItem(item); return; }
+      const old = nucleiLayer;
+      nucleiLayer = item;
+      const swap = () => { if (old) viewer.world.removeItem(old); document.body.dataset.drawn = turn; };
+      if (item.getFullyLoaded()) swap(); else item.addOnceHandler("fully-loaded-change", swap);
+    },
+  });
+}
+let waiting;
+function changed() {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => { drawNuclei(); uncertainStart = 0; fillGallery(); writeLink(); }, 120);
+}
+
+function extent() {
+  viewer.addOverlay({ element: element("div", { className: "extent" }), location: new OpenSeadragon.Rect(0, 0, 1, height / width) });
+}
+
+// ---- the place: link, scale bar
+
+const zoomOf = () => viewer.viewport.getZoom(true) * viewer.viewport.getContainerSize().x / width;  // screen px per px
+function centre() {
+  const { x, y } = viewer.viewport.getCenter(true);
+  return [x * width, y * width];
+}
+function goTo(x, y, screenPxPerPx, immediately = false) {
+  viewer.viewport.panTo(new OpenSeadragon.Point(x / width, y / width), immediately);
+  viewer.viewport.zoomTo(screenPxPerPx * width / viewer.viewport.getContainerSize().x, undefined, immediately);
+}
+function writeLink() {
+  const [x, y] = centre();
+  const place = { x: x.toFixed(1), y: y.toFixed(1), zoom: zoomOf().toPrecision(4), library: state.library };
+  if (state.off.size) place.off = [...state.off].sort((a, b) => a - b).join(",");
+  if (state.leastP) place.p = state.leastP;
+  if (state.nucleus !== null) place.nucleus = state.nucleus;
+  history.replaceState(null, "", "#" + new URLSearchParams(place));
+}
+async function readLink() {
+  const link = new URLSearchParams(location.hash.slice(1));
+  const known = libraryOf(link.get("library") ?? result.primary) ?? libraryOf(result.primary);
+  state.library = known.name;
+  state.off = new Set((link.get("off") ?? "").split(",").filter(Boolean).map(Number).filter(Number.isInteger));
+  state.leastP = Math.min(1, Math.max(0, Number(link.get("p")) || 0));
+  const [x, y, zoom] = ["x", "y", "zoom"].map((name) => Number(link.get(name)));
+  const placed = link.has("x") && [x, y, zoom].every(Number.isFinite) && zoom > 0;
+  showControls();
+  if (placed) goTo(x, y, zoom, true);
+  const chosen = Number(link.get("nucleus"));
+  if (link.has("nucleus") && Number.isInteger(chosen) && chosen >= 0 && chosen < result.nuclei) await choose(chosen, !placed);
+  else forget();
+}
+function showPlace() {
+  const um = result.mpp / zoomOf();  // of a pixel of the screen
+  const most = 160 * um, ten = 10 ** Math.floor(Math.log10(most));
+  const length = [5, 2, 1].map((step) => step * ten).find((step) => step <= most);
+  $("scale-bar").style.width = `${length / um}px`;
+  $("scale-bar").firstElementChild.textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
+  const [x, y] = centre();
+  $("place").textContent = `x ${Math.round(x)}, y ${Math.round(y)}`;
+}
+
+// ---- the panel
+
+function showControls() {
+  const library = libraryOf(state.library);
+  $("libraries").replaceChildren(...result.libraries.map((one) => {
+    const button = element("button", { textContent: one.name, onclick: () => chooseLibrary(one.name) });
+    button.setAttribute("role", "radio");
+    button.setAttribute("aria-checked", one.name === state.library);
+    return button;
+  }));
+  $("labels").replaceChildren(...library.labels.flatMap((label, i) => {
+    if (!label.given && !label.count) return [];
+    const box = element("input", { type: "checkbox", checked: !state.off.has(i), onchange: (event) => {
+      if (event.target.checked) state.off.delete(i); else state.off.add(i);
+      changed();
+    } });
+    const swatch = element("span", { className: "swatch" });
+    swatch.style.background = colour(label.colour);
+    const row = element("label", {}, box, swatch, element("span", { textContent: words(label.name) }),
+      element("span", { className: "count", textContent: number(label.count) }));
+    if (!label.count) row.classList.add("never");
+    return [element("li", {}, row)];
+  }));
+  $("least-p").value = state.leastP;
+  $("least-p-value").textContent = state.leastP.toFixed(2);
+}
+function chooseLibrary(name) {
+  if (name === state.library) return;
+  state.library = name;
+  state.off.clear();
+  showControls();
+  changed();
+}
+function switchAll(on) {
+  const labels = libraryOf(state.library).labels;
+  state.off = new Set(on ? [] : labels.keys());
+  showControls();
+  changed();
+}
+
+// ---- a nucleus
+
+let outline = null;
+function forget() {
+  state.nucleus = null;
+  if (outline) viewer.removeOverlay(outline);
+  outline = null;
+  $("nucleus").hidden = true;
+  markGallery();
+}
+async function choose(n, move) { show(await ask(`/api/nuclei/${n}`, ""), move); }
+function show(nucleus, move) {
+  forget();
+  state.nucleus = nucleus.number;
+  const xs = nucleus.outline.map(([x]) => x), ys = nucleus.outline.map(([, y]) => y);
+  const x0 = Math.min(...xs), y0 = Math.min(...ys), w = Math.max(...xs) - x0, h = Math.max(...ys) - y0;
+  outline = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  outline.setAttribute("class", "chosen-outline");
+  outline.setAttribute("viewBox", `0 0 ${w} ${h}`);
+  outline.setAttribute("preserveAspectRatio", "none");
+  const d = "M" + nucleus.outline.map(([x, y]) => `${x - x0} ${y - y0}`).join("L") + "Z";
+  for (let k = 0; k < 2; k++) {
+    const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", d);
+    outline.append(path);
+  }
+  viewer.addOverlay({ element: outline, location: new OpenSeadragon.Rect(x0 / width, y0 / width, w / width, h / width) });
+  if (move) goTo(nucleus.x, nucleus.y, Math.max(zoomOf(), 4 * result.mpp / 0.25));
+  $("crop").hidden = !hasSlide;
+  if (hasSlide) $("crop").src = `/api/nuclei/${nucleus.number}/crop.png?v=${result.version}`;
+  const measures = {
+    place: `${nucleus.x.toFixed(1)}, ${nucleus.y.toFixed(1)}`, area: `${nucleus.area_um2.toFixed(1)} µm²`,
+    nuclear: nucleus.detection_p.toFixed(2), number: nucleus.number, id: nucleus.id,
+  };
+  $("measures").replaceChildren(...Object.entries(measures).flatMap(([name, value]) =>
+    [element("dt", { textContent: name }), element("dd", { textContent: value })]));
+  $("probabilities").replaceChildren(...Object.entries(nucleus.labels).map(([name, labels]) =>
+    element("div", { className: "system" }, element("b", { textContent: name }),
+      ...labels.filter((label, k) => k < 2 || label.chosen || label.p >= 0.05).map((label) => {
+        const fill = element("i");
+        fill.style.width = `${100 * label.p}%`;
+        fill.style.background = colour(label.colour);
+        return element("div", { className: label.chosen ? "bar chosen" : "bar" }, fill,
+          element("span", { textContent: words(label.name) }), element("span", { textContent: label.p.toFixed(2) }));
+      }))));
+  $("nucleus").hidden = false;
+  markGallery();
+  writeLink();
+}
+
+// ---- the least certain
+
+async function fillGallery() {
+  const library = state.library;
+  const found = await ask("/api/nuclei/uncertain", choice({ start: uncertainStart, count: GALLERY }));
+  if (library !== state.library) return;
+  uncertain = found;
+  uncertainAt = -1;
+  $("gallery").replaceChildren(...found.map((one) => {
+    const title = `${words(one.label)}, ${one.p.toFixed(2)}`;
+    const button = element("button", { title, onclick: () => choose(one.number, true) });
+    if (hasSlide) button.append(element("img", { alt: title, src: `/api/nuclei/${one.number}/crop.png?v=${result.version}` }));
+    button.append(one.p.toFixed(2));
+    button.dataset.number = one.number;
+    return button;
+  }));
+  $("range").textContent = found.length ? `${number(uncertainStart + 1)}–${number(uncertainStart + found.length)}` : "none";
+  $("less").disabled = uncertainStart === 0;
+  $("more").disabled = found.length < GALLERY;
+  markGallery();
+}
+function markGallery() {
+  for (const button of $("gallery").children) {
+    button.setAttribute("aria-current", Number(button.dataset.number) === state.nucleus);
+  }
+}
+async function turnPage(by) {
+  uncertainStart = Math.max(0, uncertainStart + by * GALLERY);
+  await fillGallery();
+}
+async function step(by) {
+  const now = uncertain.findIndex((one) => one.number === state.nucleus);
+  let next = now < 0 ? 0 : now + by;
+  if (next >= uncertain.length && !$("more").disabled) { await turnPage(1); next = 0; }
+  if (next < 0 && uncertainStart > 0) { await turnPage(-1); next = uncertain.length - 1; }
+  if (uncertain[next]) await choose(uncertain[next].number, true);
+}
+
+// ---- what the user does
+
+$("zoom-in").onclick = () => viewer.viewport.zoomBy(1.6);
+$("zoom-out").onclick = () => viewer.viewport.zoomBy(1 / 1.6);
+$("home").onclick = () => viewer.viewport.goHome();
+$("all").onclick = () => switchAll(true);
+$("none").onclick = () => switchAll(false);
+$("close").onclick = () => { forget(); writeLink(); };
+$("less").onclick = () => turnPage(-1);
+$("more").onclick = () => turnPage(1);
+$("least-p").oninput = (event) => {
+  state.leastP = Number(event.target.value);
+  $("least-p-value").textContent = state.leastP.toFixed(2);
+  changed();
+};
+$("opacity").oninput = (event) => {
+  $("opacity-value").textContent = `${event.target.value} %`;
+  nucleiLayer?.setOpacity(event.target.value / 100);
+};
+$("show-slide").onchange = (event) => slideLayer?.setOpacity(event.target.checked ? 1 : 0);
+$("copy").onclick = async () => {
+  writeLink();
+  try { await navigator.clipboard.writeText(location.href); say("copied"); } catch { say("copy it from the address bar"); }
+  setTimeout(() => say(""), 4000);
+};
+viewer.addHandler("canvas-click", async (event) => {
+  if (!event.quick) return;
+  const point = viewer.viewport.pointFromPixel(event.position);
+  const found = await ask("/api/nuclei/at", choice({ x: point.x * width, y: point.y * width, tolerance: 6 / zoomOf() }));
+  if (found) show(found, false); else { forget(); writeLink(); }
+});
+viewer.addHandler("update-viewport", showPlace);
+viewer.addHandler("animation-finish", writeLink);
+viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
+addEventListener("hashchange", async () => { await readLink(); changed(); });
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT" && event.target.type !== "checkbox") return;
+  const key = event.key;
+  if (key >= "1" && key <= String(Math.min(9, result.libraries.length))) chooseLibrary(result.libraries[Number(key) - 1].name);
+  else if (key === "n") step(1);
+  else if (key === "p") step(-1);
+  else if (key === "h") nucleiLayer?.setOpacity(nucleiLayer.getOpacity() > 0 ? 0 : $("opacity").value / 100);
+  else if (key === "0") viewer.viewport.goHome();
+  else if (key === "+" || key === "=") viewer.viewport.zoomBy(1.6);
+  else if (key === "-") viewer.viewport.zoomBy(1 / 1.6);
+  else if (key === "Escape") { forget(); writeLink(); }
+});
+
+// ---- begin
+
+document.title = `${result.name} – nucpipe`;
+$("name").textContent = result.name;
+const mm = (px) => (px * result.mpp / 1000).toPrecision(3);
+$("facts").textContent = `${number(result.nuclei)} nuclei · ${mm(width)} × ${mm(height)} mm`;
+if (!hasSlide) {
+  $("note").hidden = false;
+  $("note").textContent = `The nuclei alone: ${result.note}`;
+  $("slide-toggle").hidden = true;
+}
+viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), true);
+extent();
+await readLink();
+drawNuclei();
+fillGallery();

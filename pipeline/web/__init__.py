@@ -1,0 +1,1 @@
+"""What the viewer and the service share: how they are served, and the parts of their pages."""

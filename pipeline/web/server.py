@@ -1,0 +1,114 @@
+"""Serving a web application: on which address, to whom, and with which headers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nucpipe.common.errors import UsageError
+
+LOOPBACK = "127.0.0.1"
+LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
+HEADERS = {
+    # Nothing from elsewhere: pages work offline, and what they show stays here.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "no-referrer",
+}
+
+App = TypeVar("App", bound=Starlette)
+
+
+class _Headers:
+    """Adds :data:`HEADERS` to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def with_safe_headers(app: App, local_only: bool) -> App:
+    """The application, whose pages load nothing from elsewhere.
+
+    Args:
+        app: the application.
+        local_only: it answers only to this machine's own names: a page of another site whose name suddenly points here
+            (DNS rebinding) reads nothing.
+    """
+    app.add_middleware(_Headers)
+    if local_only:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL_NAMES)
+    return app
+
+
+def listen(host: str, port: int, or_next: bool = False) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: address or name of this machine.
+        port: 0 for any free one.
+        or_next: take any free port where that one is taken.
+
+    Raises:
+        UsageError: no such address, or the port is taken.
+    """
+    try:
+        family, kind, protocol, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With its protocol named asyncio sends at once; else small answers would wait 40 ms for an acknowledgement.
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        if or_next and port:
+            return listen(host, 0)
+        why = getattr(error, "strerror", None) or error
+        raise UsageError(f"cannot listen on {host}, port {port} ({why}); give another --port.") from error
+    listener.listen(128)
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    """The URL of what listens."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def serve(app: ASGIApp, listener: socket.socket, begun: Callable[[], None], log_level: str = "warning") -> None:
+    """Serve until the user stops it (Ctrl-C) or the process is told to end.
+
+    Args:
+        app: the application.
+        listener: what it listens on.
+        begun: called once it answers.
+        log_level: of uvicorn.
+    """
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            begun()
+
+    config = uvicorn.Config(app, log_level=log_level, server_header=False, timeout_graceful_shutdown=5)
+    try:
+        Server(config).run([listener])
+    except KeyboardInterrupt:
+        pass  # uvicorn has ended everything in order and passes the signal on
+    finally:
+        listener.close()
