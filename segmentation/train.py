@@ -165,9 +165,9 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
     """The network with the weights that the training starts from."""
     if config.start_from is not None:
-        from segmentation.detector import load_detector
+        from segmentation.detector import load_hovernet
 
-        detector = load_detector(config.start_from)
+        detector = load_hovernet(config.start_from)
         if (encoder := detector.header.architecture["encoder"]) != config.encoder:
             raise DataError(f"--start-from {config.start_from}: its encoder is {encoder}, not {config.encoder}.")
         return detector.model.float()
