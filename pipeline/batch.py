@@ -2,147 +2,198 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
+import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nucpipe.common.errors import NucpipeError, UsageError
+from nucpipe.common.errors import NucpipeError, OutputError, UsageError
 from pipeline.config import RunConfig
-from pipeline.files import cannot_write, written_whole
+from pipeline.destination import Destination
+from pipeline.files import cannot_write
+from pipeline.locks import Lock, LostLock, held
+from pipeline.plan import Job, plan
 from pipeline.run import Reporter, SlideResult, run_slide
-from pipeline.slide import is_slide_folder, printable, slide_name
-from pipeline.tissue import check_tissue_option
+from pipeline.slide import printable
 
 if TYPE_CHECKING:
     from pipeline.models import Models
 
-SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in "svs ndpi mrxs scn vms vmu bif svslide tif tiff btf dcm zarr jp2 png jpg jpeg".split()  # noqa: SIM905
+POLL_S = 2.0
+"""How often to look after slides that another process works on."""
+NO_DISK = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENXIO", "ENODEV", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
+    if hasattr(errno, name)
 )
-"""What is taken for a slide in a folder; a file named on the command line is tried whatever its name."""
-SUMMARY = "summary.csv"
-COLUMNS = [field.name for field in dataclasses.fields(SlideResult)]
+"""What the system says of a disk that is full or gone: no later slide would fare better."""
 
 
-def run_batch(paths: Sequence[Path], out: Path, config: RunConfig, reporter: Reporter) -> list[SlideResult]:
+def run_batch(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    config: RunConfig,
+    reporter: Reporter,
+    max_failures: int | None = None,
+    cluster: str | None = None,
+) -> list[SlideResult]:
     """Run every slide; see :func:`pipeline.run.run`."""
-    jobs = plan(paths, out)
-    check_tissue_option(config.tissue)
+    jobs = plan(inputs, config)
+    if max_failures is not None and max_failures < 1:
+        raise UsageError(f"--max-failures {max_failures}: expected at least 1.")
+    if cluster is not None:
+        from pipeline.cluster import run_on_cluster
+
+        return run_on_cluster(cluster, jobs, out, reporter, max_failures)
     # OpenMP's threads shall sleep when they have nothing to do: they would take the time of the other stages.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline.models import load_models
 
     models = load_models(config.segmentor, config.classifier, config.device, config.precision)
-    config = dataclasses.replace(config, primary=models.outputs.library(config.primary).name)
-    results = []
-    with summary(out) as write:
-        for slide, folder in jobs:
-            result = try_slide(slide, folder, models, config, reporter)
-            write(result)
-            reporter.end(result)
-            results.append(result)
-    return results
+    jobs = with_library_names(jobs, models)
+    tally = Tally(Destination(out), reporter, max_failures)
+    waiting = run_free(jobs, models, tally)
+    while waiting and not tally.stopped:
+        time.sleep(POLL_S)
+        waiting = run_free(waiting, models, tally)
+    tally.tell_stopped(len(jobs))
+    return tally.results
 
 
-def try_slide(slide: Path, folder: Path, models: Models, config: RunConfig, reporter: Reporter) -> SlideResult:
-    """One slide; what stops it is kept as the result's cause, for the other slides go on."""
-    try:
-        return run_slide(slide, folder, models, config, reporter)
-    except NucpipeError as error:
-        cause = str(error)
-    except MemoryError:
-        cause = "out of memory; use a smaller --region-size or --batch-size."
-    except Exception as error:  # of a library, on a file that none of its authors thought of
-        logging.getLogger(__name__).debug("%s failed", slide, exc_info=True)
-        cause = f"unexpected {type(error).__name__}: {error}; please report it."
-    return SlideResult(slide, folder, "failed", cause=printable(cause))
-
-
-def plan(paths: Sequence[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each slide with the folder of its results; sub-folders are kept, and no two slides share a folder.
+def with_library_names(jobs: list[Job], models: Models) -> list[Job]:
+    """The jobs with ``--primary`` as the library writes its name.
 
     Raises:
-        UsageError: a path does not exist, or a folder has no slide.
+        UsageError: a job names a library that the classifier does not know.
     """
-    jobs: dict[Path, Path] = {}
-    taken = {out / SUMMARY}
-    for path in paths:
-        for slide, folder in _slides(path, out):
-            if slide in jobs:
+    names = {
+        primary: models.outputs.library(primary).name for primary in dict.fromkeys(job.config.primary for job in jobs)
+    }
+    return [replace(job, config=replace(job.config, primary=names[job.config.primary])) for job in jobs]
+
+
+class Tally:
+    """What became of the slides so far, and whether to go on.
+
+    Attributes:
+        to: where the results go.
+        reporter: is told of each.
+        results: of the slides that are done with.
+        stopped: no further slide shall be begun.
+    """
+
+    def __init__(self, to: Destination, reporter: Reporter, max_failures: int | None) -> None:
+        self.to, self.reporter, self.max_failures = to, reporter, max_failures
+        self.results: list[SlideResult] = []
+        self.stopped = False
+        self._told: set[Path] = set()
+
+    def add(self, job: Job, result: SlideResult) -> None:
+        """A slide is done with.
+
+        Raises:
+            OutputError: the summary cannot be written.
+        """
+        result = replace(result, slide=job.slide, folder=self.to.shown(job))
+        self.results.append(result)
+        self.reporter.end(result)
+        self.to.summary_line(result, job)
+        failures = sum(one.status == "failed" for one in self.results)
+        self.stopped = failures == self.max_failures
+
+    def tell_stopped(self, slides: int) -> None:
+        """That the limit of failures was reached before all of so many slides were begun."""
+        if self.stopped and (left := slides - len(self.results)):
+            logging.getLogger(__name__).warning(
+                "stopped after %d failures (--max-failures); %d slides were not begun.", self.max_failures, left
+            )
+
+    def tell_once(self, job: Job, holder: object) -> None:
+        """That a slide waits for another process."""
+        if job.folder not in self._told:
+            self._told.add(job.folder)
+            logging.getLogger(__name__).warning(
+                "%s: %s works on it; waiting.", printable(job.slide.name), holder or "another process"
+            )
+
+
+def run_free(jobs: list[Job], models: Models, tally: Tally) -> list[Job]:
+    """Run the slides that no other process works on; returns the others.
+
+    Raises:
+        OutputError: the results cannot be written any more, whatever the slide.
+    """
+    others = []
+    for job in jobs:
+        if tally.stopped:
+            break
+        try:
+            lock = Lock(tally.to.folder(job))
+            if not lock.acquire():
+                tally.tell_once(job, lock.holder())
+                others.append(job)
                 continue
-            if folder in taken:  # a.svs and a.tif, or one name from two folders
-                folder = folder.with_name(slide.name.replace(".", "_"))
-            base, k = folder, 2
-            while folder in taken:
-                folder, k = base.with_name(f"{base.name}_{k}"), k + 1
-            taken.add(folder)
-            jobs[slide] = folder
-    return list(jobs.items())
-
-
-def _slides(path: Path, out: Path) -> Iterator[tuple[Path, Path]]:
-    try:
-        if not os.path.lexists(path):
-            raise UsageError(f"{path}: no such slide or folder.")
-        if not path.is_dir() or is_slide_folder(path):
-            yield path, out / slide_name(path)
-            return
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
-    found = False
-    for folder, names, files in os.walk(path):
-        here = Path(folder)
-        if is_result(here):
-            names.clear()
+            with held(lock):
+                result = try_slide(job, tally.to, models, tally.reporter, lock.check)
+        except LostLock:
+            others.append(job)
             continue
-        # A slide may be a folder (DICOM, zarr); what lies in it is no slide of its own.
-        slide_folders = [name for name in names if is_slide_folder(here / name)]
-        names[:] = sorted(name for name in names if name not in slide_folders and not name.startswith("."))
-        slides = [name for name in files if is_slide_name(name) and not is_special(here / name)]
-        for name in sorted(slides + slide_folders):
-            found = True
-            yield here / name, out / here.relative_to(path) / slide_name(here / name)
-    if not found:
-        raise UsageError(f"{path}: no slide in this folder; expected files such as .svs, .ndpi, .mrxs, .tif or .png.")
+        except OutputError as error:
+            result = SlideResult(job.slide, job.folder, "failed", cause=printable(error))
+            if is_disk_gone(error):
+                with suppress(OutputError):  # the summary lies on the same disk
+                    tally.add(job, result)
+                raise OutputError(
+                    f"stopped with {len(jobs) - jobs.index(job)} slides to go, for {error} What is done stays; "
+                    "the same command goes on."
+                ) from error
+        tally.add(job, result)
+    return others
 
 
-def is_slide_name(name: str) -> bool:
-    """Whether a file in a folder is taken for a slide."""
-    return Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+def try_slide(
+    job: Job, to: Destination, models: Models, reporter: Reporter, still_ours: Callable[[], None]
+) -> SlideResult:
+    """One slide; what stops it is kept as the result's cause, for the other slides go on.
 
-
-def is_special(path: Path) -> bool:
-    """Whether a path is a pipe, a socket or a device, which would be read for ever."""
-    return path.exists() and not path.is_file()
-
-
-def is_result(folder: Path) -> bool:
-    """Whether a folder holds what a run wrote for a slide, so that an overview is not taken for a slide."""
-    return (folder / "nuclei.zarr").is_dir() or (folder / "journal" / "journal.json").is_file()
-
-
-@contextmanager
-def summary(out: Path) -> Iterator[Callable[[SlideResult], None]]:
-    """``summary.csv``: a line a slide, written as soon as the slide is finished; lines of other slides stay."""
-    path = out / SUMMARY
-    lines: dict[str, list[str]] = {}
+    Raises:
+        OutputError: the disk for the results is full or gone, so that no other slide would fare better.
+        LostLock: another process has the slide now.
+    """
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8", errors="replace") as file:
-                lines = {row["folder"]: list(row.values()) for row in csv.DictReader(file) if set(row) == set(COLUMNS)}
-    except (OSError, csv.Error) as error:
-        raise cannot_write(path, error) from error
+        return to.run(
+            job, models, lambda path, folder, config: run_slide(path, folder, models, config, reporter, still_ours)
+        )
+    except LostLock:
+        raise
+    except Exception as error:
+        if isinstance(error, OutputError) and is_disk_gone(error):
+            raise
+        if isinstance(error, OSError) and error.errno in NO_DISK:
+            raise cannot_write(to.folder(job), error) from error
+        logging.getLogger(__name__).debug("%s failed", job.slide, exc_info=True)
+        return SlideResult(job.slide, job.folder, "failed", cause=explain(error))
 
-    def write(result: SlideResult) -> None:
-        lines[printable(result.folder)] = [printable(value) for value in dataclasses.astuple(result)]
-        with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([COLUMNS, *lines.values()])
 
-    yield write
+def explain(error: Exception) -> str:
+    """What a user is told of an error that stopped one slide, on one line."""
+    match error:
+        case NucpipeError():
+            text = str(error)
+        case MemoryError():
+            text = "out of memory; use a smaller --region-size or --batch-size."
+        case OSError():
+            text = f"{error}; the same command tries again."
+        case _:  # of a library, on a file that none of its authors thought of
+            text = f"unexpected {type(error).__name__}: {error}; please report it."
+    return printable(text)
+
+
+def is_disk_gone(error: OutputError) -> bool:
+    """Whether a result could not be written for a reason that will stop every other slide too."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_DISK

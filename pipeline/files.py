@@ -17,13 +17,17 @@ def cannot_write(path: Path, error: Exception) -> OutputError:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
     """A path beside ``path`` to write a file to; when the block ends well it becomes ``path``, else it is removed.
+
+    Args:
+        path: of the file.
+        writer: where several processes may write the same file at once, something unique to this one.
 
     Raises:
         OutputError: the file cannot be written (a full disk, no permission).
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + writer + ".partial")
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,16 @@ class Journal:
             partial.write_text(json.dumps(fingerprint, indent=1), "utf-8")
         return cls(folder)
 
+    @classmethod
+    def join(cls, folder: Path, fingerprint: dict[str, Any]) -> Journal:
+        """Write to a journal that another process has begun, without looking at all that is in it.
+
+        Raises:
+            OutputError: it is not there, or was begun with another fingerprint.
+        """
+        check_unchanged(folder, "a run", _read_header(folder / "journal.json"), json.loads(json.dumps(fingerprint)))
+        return cls(folder)
+
     @property
     def done(self) -> frozenset[int]:
         """The regions that are written, by index."""
@@ -87,10 +99,16 @@ class Journal:
             arrays["types"] = nuclei.types
         payload = io.BytesIO()
         np.savez(payload, **arrays)
-        with written_whole(self._path(index)) as partial, partial.open("wb") as file:
+        # A worker that was given up on may still write the region that another does again.
+        writer = f".{socket.gethostname()}.{os.getpid()}"
+        with written_whole(self._path(index), writer) as partial, partial.open("wb") as file:
             file.write(_digest(payload.getbuffer()))
             file.write(payload.getbuffer())
         self._done.add(index)
+
+    def is_whole(self, index: int) -> bool:
+        """Whether a region is written, by whichever process."""
+        return _read_whole(self._path(index)) is not None
 
     def read(self, index: int) -> tuple[Nuclei, Labels]:
         """A region as it was written.
@@ -164,7 +182,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     return fingerprint
 
 
-def check_unchanged(path: Path, what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
+def check_unchanged(path: Path | str, what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
     """See that ``what`` lies at ``path`` was made from the same slide, models and settings.
 
     Raises:

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,8 +19,10 @@ from pipeline.files import cannot_write, written_whole
 from pipeline.journal import check_unchanged
 
 if TYPE_CHECKING:
+    from pipeline.addresses import Address
     from pipeline.engine import Named
     from pipeline.grid import WorkingGrid
+    from pipeline.journal import Journal
     from pipeline.models import Models
     from pipeline.regions import Region
     from pipeline.slide import Slide
@@ -38,22 +40,24 @@ class SlideResult:
     """What became of one slide.
 
     Attributes:
-        slide: the file.
-        folder: where its results lie.
+        slide: the file, or its address.
+        folder: where its results lie; an address where ``--out`` is one.
         status: ``done``, ``finished before`` (its results stood there already) or ``failed``.
         nuclei: how many were found.
         tissue_mm2: area that was looked at, square millimetres.
         seconds: wall time of this run.
         cause: of the failure; "" otherwise.
+        counts: how many nuclei have each label, by library and label; empty where it failed.
     """
 
-    slide: Path
-    folder: Path
+    slide: Path | Address
+    folder: Path | Address
     status: str
     nuclei: int = 0
     tissue_mm2: float = 0.0
     seconds: float = 0.0
     cause: str = ""
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 class Reporter(Protocol):
@@ -87,15 +91,20 @@ def run(
     out: str | Path,
     config: RunConfig | None = None,
     reporter: Reporter | None = None,
+    *,
+    max_failures: int | None = None,
+    cluster: str | None = None,
     **settings: Any,
 ) -> list[SlideResult]:
     """Find, outline and name every nucleus of slides; what ``nucpipe run`` does.
 
     Args:
-        slides: a slide, a folder of slides, or several of both.
+        slides: a slide, a folder of slides, a pattern, a manifest, an address, or several of them.
         out: results of a slide lie in ``out/<slide's name>/``; ``out/summary.csv`` lists all slides.
         config: the settings; or give them by name, as in ``run("a.svs", "results", mpp=0.25)``.
         reporter: is told of the progress; nobody by default.
+        max_failures: stop after so many slides have failed.
+        cluster: the address of a Dask scheduler, or ``local:N`` for N processes on this machine.
         **settings: fields of :class:`~pipeline.config.RunConfig`.
 
     Returns:
@@ -107,12 +116,19 @@ def run(
     """
     from pipeline.batch import run_batch
 
-    paths = [slides] if isinstance(slides, str | Path) else list(slides)
+    inputs = [slides] if isinstance(slides, str | Path) else list(slides)
     chosen = replace(config or RunConfig(), **settings)
-    return run_batch([Path(p) for p in paths], Path(out), chosen, reporter or Silent())
+    return run_batch(inputs, out, chosen, reporter or Silent(), max_failures, cluster)
 
 
-def run_slide(path: Path, folder: Path, models: Models, config: RunConfig, reporter: Reporter) -> SlideResult:
+def run_slide(
+    path: Path,
+    folder: Path,
+    models: Models,
+    config: RunConfig,
+    reporter: Reporter,
+    still_ours: Callable[[], None] = lambda: None,
+) -> SlideResult:
     """One slide: slide -> tissue -> regions -> [read -> segment -> crop -> classify -> store] -> finish -> exports.
 
     Args:
@@ -121,49 +137,109 @@ def run_slide(path: Path, folder: Path, models: Models, config: RunConfig, repor
         models: loaded.
         config: the settings.
         reporter: is told of the progress.
+        still_ours: is called before anything is written to ``folder``, and raises where another process has it now.
 
     Raises:
         NucpipeError: the slide cannot be processed; what was done stays in the journal.
     """
-    from pipeline.grid import WorkingGrid
-    from pipeline.journal import Journal
-    from pipeline.regions import cut_regions
     from pipeline.slide import open_slide
-    from pipeline.store import finish, open_store
-    from pipeline.tissue import tissue_from
 
     clock = Clock()
     with open_slide(path, config.mpp) as slide:
         info = store_info(slide, models, config)
-        store_path = folder / "nuclei.zarr"
         if not config.overwrite and (before := finished_before(path, folder, info, config)):
             return before
-        tissue = tissue_from(config.tissue, slide)
-        if config.overwrite or not store_path.exists():
-            grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
-            regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
-            if config.overwrite:
-                Journal(folder / "journal").remove()
-            journal = Journal.open(folder / "journal", {**info.to_dict(), "region_size": config.region_size})
-            mm2 = {region.index: region_mm2(region, grid, tissue) for region in regions}
-            finished = journal.done
-            todo = [region for region in regions if region.index not in finished]
-            reporter.begin(slide.name, sum(mm2[region.index] for region in todo), len(todo))
+        work = cut(slide, folder, info, models, config)
+        if config.overwrite or not work.store_path.exists():
+            journal = begin(work, config)
+            todo = [region for region in work.regions if region.index not in journal.done]
+            reporter.begin(slide.name, sum(map(work.mm2, todo)), len(todo))
             clock.lap("prepare")
-            for done in process(slide, grid, tissue, todo, models, config):
+            for done in process(slide, work.grid, work.tissue, todo, models, config):
+                still_ours()
                 journal.write(done.region.index, done.nuclei_l0, done.labels)
-                reporter.advance(len(done.nuclei_l0), mm2[done.region.index])
+                reporter.advance(len(done.nuclei_l0), work.mm2(done.region))
             clock.lap("nuclei")
-            if config.overwrite:  # the old results stand until the new ones are ready
-                remove(*(folder / name for name in RESULTS))
-            finish(journal, [region.index for region in regions], store_path, info)
+            still_ours()
+            finish_store(work, journal, config)
             clock.lap("store")
-        store = open_store(store_path)
-        export(store, slide, folder, config)
-        clock.lap("exports")
-        write_run_json(path, folder, info, config, clock, store, tissue.area_mm2)
-        Journal(folder / "journal").remove()
-    return SlideResult(path, folder, "done", len(store), tissue.area_mm2, clock.total())
+        still_ours()
+        return conclude(work, config, clock)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A slide that is open and cut into regions, and what its results will say of themselves."""
+
+    slide: Slide
+    folder: Path
+    info: StoreInfo
+    tissue: TissueMask
+    grid: WorkingGrid
+    regions: list[Region]
+
+    @property
+    def store_path(self) -> Path:
+        """Of the store, finished or not yet there."""
+        return self.folder / "nuclei.zarr"
+
+    @property
+    def journal_path(self) -> Path:
+        """Of the journal, while the slide is unfinished."""
+        return self.folder / "journal"
+
+    def mm2(self, region: Region) -> float:
+        """Area of tissue in a region's core, square millimetres."""
+        return region_mm2(region, self.grid, self.tissue)
+
+
+def cut(slide: Slide, folder: Path, info: StoreInfo, models: Models, config: RunConfig) -> Work:
+    """Find the tissue and cut it into regions; nothing is written."""
+    from pipeline.grid import WorkingGrid
+    from pipeline.regions import cut_regions
+    from pipeline.tissue import tissue_from
+
+    tissue = tissue_from(config.tissue, slide)
+    grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+    regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
+    return Work(slide, folder, info, tissue, grid, regions)
+
+
+def begin(work: Work, config: RunConfig) -> Journal:
+    """The journal of the slide's regions, new or of a run that was stopped."""
+    from pipeline.journal import Journal
+
+    if config.overwrite:
+        Journal(work.journal_path).remove()
+    return Journal.open(work.journal_path, fingerprint(work, config))
+
+
+def fingerprint(work: Work, config: RunConfig) -> dict[str, Any]:
+    """What the regions in the journal depend on."""
+    return {**work.info.to_dict(), "region_size": config.region_size}
+
+
+def finish_store(work: Work, journal: Journal, config: RunConfig) -> None:
+    """The store, from a journal that holds every region."""
+    from pipeline.store import finish
+
+    if config.overwrite:  # the old results stand until the new ones are ready
+        remove(*(work.folder / name for name in RESULTS))
+    finish(journal, [region.index for region in work.regions], work.store_path, work.info)
+
+
+def conclude(work: Work, config: RunConfig, clock: Clock) -> SlideResult:
+    """All that is made from a finished store; ``run.json`` last, and then the journal has served."""
+    from pipeline.journal import Journal
+    from pipeline.store import open_store
+
+    store = open_store(work.store_path)
+    export(store, work.slide, work.folder, config)
+    clock.lap("exports")
+    counts = write_run_json(work.slide.path, work.folder, work.info, config, clock, store, work.tissue.area_mm2)
+    Journal(work.journal_path).remove()
+    area = work.tissue.area_mm2
+    return SlideResult(work.slide.path, work.folder, "done", len(store), area, clock.total(), counts=counts)
 
 
 def process(
@@ -249,7 +325,9 @@ def finished_before(path: Path, folder: Path, info: StoreInfo, config: RunConfig
         same = facts["settings"]["primary"] == config.primary
         wanted = ["overview.png", *(["nuclei.geojson"] if config.geojson else [])]
         if same and all((folder / name).is_file() for name in wanted):
-            return SlideResult(path, folder, "finished before", facts["nuclei"], facts["tissue_mm2"])
+            return SlideResult(
+                path, folder, "finished before", facts["nuclei"], facts["tissue_mm2"], counts=facts["counts"]
+            )
     except (OSError, ValueError, KeyError, TypeError):
         pass  # run.json is written last: without a good one, what is made from the store is made again
     return None
@@ -305,8 +383,8 @@ def write_run_json(
     clock: Clock,
     store: Store,
     tissue_mm2: float,
-) -> None:
-    """``run.json``: the slide's place, versions, models, settings, times, counts."""
+) -> dict[str, dict[str, int]]:
+    """``run.json``: the slide's place, versions, models, settings, times, counts; the counts are given back."""
     counts = {library.name: label_counts(store, library.name, library.labels) for library in info.outputs.libraries}
     facts = info.to_dict()
     del facts["outputs"]
@@ -326,6 +404,7 @@ def write_run_json(
     }
     with written_whole(folder / "run.json") as partial:
         partial.write_text(json.dumps(facts, indent=1, ensure_ascii=False), "utf-8")
+    return counts
 
 
 def label_counts(store: Store, library: str, labels: Sequence[str]) -> dict[str, int]:

@@ -178,10 +178,12 @@ class Slide(ABC):
 def slide_name(path: Path) -> str:
     """The name that results are filed under: the file's name without its extension (``.ome.tiff`` counts as one).
 
-    It can be printed on one line: white space is one blank, and what is no UTF-8 is replaced.
+    It can be printed on one line: white space is one blank, and what is no UTF-8 is replaced. As a folder it lies where
+    it is put: it is never ``..``.
     """
     name = path.name.removesuffix(".zarr") if path.is_dir() else path.stem
-    return printable(name.removesuffix(".ome")) or "slide"
+    name = printable(name.removesuffix(".ome"))
+    return name if name.strip(".") else "slide"
 
 
 def printable(text: object) -> str:
@@ -190,16 +192,22 @@ def printable(text: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in whole).split())
 
 
-FINGERPRINT_BLOCKS, FINGERPRINT_BYTES = 16, 65536
+FINGERPRINT_BLOCKS, FINGERPRINT_BYTES, FINGERPRINT_WHOLE_BYTES = 16, 65536, 2**24
 
 
 def slide_fingerprint(path: Path) -> str:
-    """What tells one slide from another of the same name: sizes of the files, and a hash of blocks spread over them.
+    """What tells one slide from another of the same name: sizes of the files, and a hash of what is in them.
 
-    Of a folder, each file's first block counts. Reading a whole slide would take as long as running it.
+    Of a large file, blocks spread over it count, and of a folder each file's first block: reading a whole slide would
+    take as long as running it.
     """
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else []
+    for folder in (path, *([path.with_suffix("")] if path.suffix.lower() == ".mrxs" else [])):
+        if folder.is_dir():
+            files += sorted(p for p in folder.rglob("*") if p.is_file())
+    if len(files) == 1 and files[0].stat().st_size <= FINGERPRINT_WHOLE_BYTES:
+        return "sha256:" + hashlib.sha256(files[0].read_bytes()).hexdigest()
     blocks = FINGERPRINT_BLOCKS if len(files) == 1 else 1
     for file in files:
         size = file.stat().st_size

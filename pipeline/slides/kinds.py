@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 import openslide
@@ -69,6 +70,8 @@ def _open_folder(path: Path, mpp: float | None) -> Slide:
 def _head(path: Path) -> bytes:
     """The file's first bytes."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read, for ever
+            raise SlideError(f"{path.name}: {EXPECTED}; it is a pipe or a device.")
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
     except FileNotFoundError as error:
