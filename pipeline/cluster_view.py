@@ -49,7 +49,6 @@ class ClusterView:
     def __init__(self, reporter: Reporter, slides: int) -> None:
         self.reporter, self.total = reporter, slides
         self.console = reporter.console if isinstance(reporter, Bars) else Console(stderr=True)
-        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True)
         self.is_live, self.is_plain = isinstance(reporter, Bars), isinstance(reporter, Lines)
         self.lock = threading.Lock()
         self.slides: dict[str, SlideRow] = {}
@@ -57,6 +56,7 @@ class ClusterView:
         self.done = self.failed = 0
         self.mm2 = 0.0
         self.began = self.last = time.monotonic()
+        self.live = Live(console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Self:
         if self.is_live:
