@@ -346,6 +346,11 @@ class Store:
             parts.append(points if chosen.all() else points[np.repeat(chosen, np.diff(offsets))])
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))]), np.concatenate(parts)
 
+    def column(self, path: str) -> npt.NDArray[Any]:
+        """(N, ...) of any array of the table that has a row for each nucleus, by its path such as ``obs/area_um2``."""
+        values = self._read(f"table/{path}")
+        return values.astype(object) if values.dtype.kind == "T" else values
+
     def _read(self, name: str) -> npt.NDArray[Any]:
         spans = self._spans() or [(0, 0, slice(0))]
         return np.concatenate([self._read_rows(name, start, stop)[which] for start, stop, which in spans])

@@ -14,6 +14,7 @@ from pipeline.store import Store, StoreInfo, finish, open_store
 from segmentation.nuclei import Nuclei
 
 UNTRAINED = ("NuCLS:plasma_cell", "BreCaHAD:non_mitosis")
+TYPES = ["round", "long"]  # of the detector
 
 
 def published_outputs() -> Outputs:
@@ -34,7 +35,7 @@ def random_store(
 ) -> Store:
     """Octagons at random places that lie on half pixels, with random probabilities; deterministic.
 
-    Each octagon's area in the table is its true one at 0.25 µm.
+    Each octagon's area in the table is its true one at 0.25 µm. The detector's own types are in the table too.
     """
     rng = np.random.default_rng(seed)
     outputs = published_outputs()
@@ -51,13 +52,14 @@ def random_store(
         rings.reshape(-1, 2),
         rng.uniform(0.5, 1, count).astype(np.float32),
         (areas_px * 0.25**2).astype(np.float32),
+        rng.integers(-1, len(TYPES), count).astype(np.int8),
     )
     probabilities = np.where(outputs.trained, rng.exponential(1, (count, len(outputs))) ** 2, 0)
     for columns in outputs.slices.values():
         probabilities[:, columns] /= probabilities[:, columns].sum(1, keepdims=True)
     journal = Journal.open(folder / "journal", {})
     journal.write(0, nuclei, Labels(probabilities.astype(np.float32)))
-    info = StoreInfo(name, size_l0, 0.25, origin_l0, outputs, {}, settings or {}, "0.1.0")
+    info = StoreInfo(name, size_l0, 0.25, origin_l0, outputs, {"segmentor": {"types": TYPES}}, settings or {}, "0.1.0")
     finish(journal, [0], folder / "nuclei.zarr", info)
     journal.remove()
     return open_store(folder / "nuclei.zarr")

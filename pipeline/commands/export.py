@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nucpipe.common.errors import UsageError
-from pipeline.config import RunConfig
-
-DEFAULT = RunConfig()
+from pipeline.export.forms import FORMS, IMAGE_MPP
 
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
-@click.option("--to", "form", type=click.Choice(["geojson"]), required=True, help="What to write.")
+@click.option("--to", "form", type=click.Choice(list(FORMS)), required=True, help="What to write.")
 @click.option(
-    "--primary", metavar="LIBRARY", default=DEFAULT.primary, show_default=True, help="Whose labels colour the nuclei."
+    "--primary", metavar="LIBRARY", help="Whose labels are the classes, and are meant by --label.  [default: the run's]"
 )
+@click.option(
+    "--all-libraries", is_flag=True, help="A file for each library's classes (labels: all libraries in one folder)."
+)
+@click.option(
+    "--window",
+    "window_l0",
+    type=float,
+    nargs=4,
+    metavar="X0 Y0 X1 Y1",
+    help="Only nuclei whose centroid lies in this box of level-0 pixels.",
+)
+@click.option(
+    "--label", "labels", multiple=True, metavar="LABEL", help="Only nuclei with this label; repeat it for several."
+)
+@click.option("--centroids", is_flag=True, help="Points instead of outlines.")
+@click.option("--gz", is_flag=True, help="Compressed (geojson, csv).")
 @click.option(
     "--decide",
     type=click.Choice(["argmax", "best", "threshold"]),
@@ -25,25 +40,33 @@ DEFAULT = RunConfig()
 )
 @click.option("--threshold", type=float, metavar="P", help="A probability, for best and threshold.")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="File to write, .geojson or .geojson.gz.  [default: beside the store]",
+    "--image-mpp",
+    type=float,
+    metavar="UM",
+    help="Pixel size of the slide's pixels in spatialdata and labels; 0 leaves them out.  "
+    f"[default: {IMAGE_MPP:g}, if the slide is found]",
 )
+@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
+@click.option("--out", type=click.Path(path_type=Path), help="File or folder to write.  [default: beside nuclei.zarr]")
 def export(
-    result: Path, form: str, primary: str, decide: str | None, threshold: float | None, out: Path | None
+    result: Path, form: str, decide: str | None, threshold: float | None, out: Path | None, **options: Any
 ) -> None:
-    """Write a finished RESULT (a slide's folder, or its nuclei.zarr) in another form."""
+    """Write a finished RESULT (a slide's folder, or its nuclei.zarr) in another form.
+
+    \b
+    geojson          QuPath and others; the labels of --primary are the classes, all others metadata
+    csv, parquet     a line a nucleus; parquet (GeoParquet) with its outline
+    anndata          .h5ad for scanpy and squidpy
+    spatialdata      outlines, table and image for spatialdata.read_zarr
+    annotationstore  tiatoolbox's SQLite file, for its viewer and its queries
+    labels           OME-Zarr label images: nuclei, and classes
+    """
     from classifier.decide import Rule
-    from pipeline.export.geojson import write_geojson
-    from pipeline.store import open_store
+    from pipeline.export.forms import Wanted, export_result
+    from pipeline.result import open_result
 
     if decide is None and threshold is not None:
         raise UsageError("--threshold needs --decide best or --decide threshold.")
     rule = None if decide is None else Rule(decide, threshold)
-    path = result / "nuclei.zarr" if (result / "nuclei.zarr").exists() else result
-    store = open_store(path)
-    target = out or path.with_name(f"nuclei.{form}")
-    if not target.name.endswith((".geojson", ".geojson.gz")):
-        raise UsageError(f"--out {target}: expected a name that ends in .geojson or .geojson.gz.")
-    count = write_geojson(store, target, store.info.outputs.library(primary).name, rule)
-    click.echo(f"{count:,} nuclei -> {target}")
+    for path, count in export_result(open_result(result), form, Wanted(rule=rule, **options), out):
+        click.echo(f"{count:,} nuclei -> {path}")

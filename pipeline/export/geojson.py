@@ -7,21 +7,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from classifier.decide import Rule, best_labels, decide
 from classifier.libraries import Library
+from pipeline.export.outlines import geometries_of
 from pipeline.files import written_whole
 from pipeline.store import Store
 
-GRID_PX = 0.01  # QuPath snaps coordinates to it, so outlines must be valid on it
-DECIMALS = 2
 
-
-def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = None) -> int:
+def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = None, centroids: bool = False) -> int:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
 
     Outlines are valid, closed polygons in pixels of the image as QuPath shows it (level 0 minus ``origin_l0``), with
@@ -33,6 +31,7 @@ def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = No
         path: compressed where it ends in ``.gz``.
         primary: name of a library, in any case of letters.
         rule: how labels are decided on, from the stored probabilities; None: as in the run.
+        centroids: points instead of outlines.
 
     Returns:
         The number of features.
@@ -46,7 +45,9 @@ def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = No
         file.write(b'{"type":"FeatureCollection","features":[')
         separator = "\n"
         for part in store.batches():
-            file.write((separator + ",\n".join(_features(part, library, rule or store.info.rule))).encode("ascii"))
+            file.write(
+                (separator + ",\n".join(_features(part, library, rule or store.info.rule, centroids))).encode("ascii")
+            )
             separator = ",\n"
         file.write(b"\n]}\n")
     return len(store)
@@ -63,7 +64,7 @@ def _opened(path: Path, compressed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
             yield file
 
 
-def _features(part: Store, primary: Library, rule: Rule) -> Iterator[str]:
+def _features(part: Store, primary: Library, rule: Rule, centroids: bool) -> Iterator[str]:
     probabilities, outputs = part.probabilities, part.info.outputs
     numbers = best_labels(probabilities, outputs, rule)
     chosen = decide(probabilities, outputs, rule)
@@ -73,7 +74,7 @@ def _features(part: Store, primary: Library, rule: Rule) -> Iterator[str]:
     ] + [""]  # the last one is number -1, no label
     members = zip(
         part.ids,
-        _geometries(part),
+        _geometries(part, centroids),
         numbers[primary.name],
         _measurements(part, probabilities, numbers),
         _metadata(part, chosen),
@@ -121,45 +122,9 @@ def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
     return (",".join(filter(None, row)) for row in zip(*members, strict=True))
 
 
-def _geometries(part: Store) -> list[str]:
-    """The outline of each nucleus as a GeoJSON Polygon, whole numbers without their ``.0``."""
+def _geometries(part: Store, centroids: bool) -> list[str]:
+    """The outline or centroid of each nucleus as a GeoJSON geometry, whole numbers without their ``.0``."""
     import shapely
 
-    offsets, points = part.contours()
-    origin = np.array(part.info.origin_l0, float)
-    # Adding 0 makes -0.0 (a value just below 0, rounded) 0.0.
-    polygons = _polygons(offsets, np.round(points - origin, DECIMALS) + 0.0, part.centroids_l0 - origin)
-    return [text.replace(".0,", ",").replace(".0]", "]") for text in shapely.to_geojson(polygons)]
-
-
-def _polygons(
-    offsets: npt.NDArray[np.int64], points: npt.NDArray[np.float64], centroids: npt.NDArray[np.float64]
-) -> npt.NDArray[Any]:
-    """(N,) valid shapely polygons from rings that may be invalid; ``points`` lie on the grid."""
-    import shapely
-
-    lengths = np.diff(offsets)
-    polygons = np.empty(len(lengths), object)
-    ring = lengths >= 3  # fewer points are none, and shapely refuses them
-    which = np.repeat(ring, lengths)
-    index = np.repeat(np.arange(ring.sum()), lengths[ring])
-    if len(index):
-        polygons[ring] = shapely.polygons(shapely.linearrings(points[which], indices=index))
-    for i in np.flatnonzero(~shapely.is_valid(polygons)):
-        polygons[i] = _repaired(polygons[i], centroids[i])
-    return polygons
-
-
-def _repaired(invalid: Any, centroid: npt.NDArray[np.float64]) -> Any:
-    """The largest piece of an invalid polygon, without holes; one pixel at the centroid where nothing is left."""
-    import shapely
-
-    # make_valid cuts lines where they cross, which is seldom on the grid; set_precision brings the cuts onto it.
-    pieces = shapely.get_parts(shapely.get_parts(shapely.set_precision(shapely.make_valid(invalid), GRID_PX)))
-    largest = max(pieces, key=shapely.area, default=None)
-    if largest is not None and largest.area > 0:
-        polygon = shapely.Polygon(np.round(shapely.get_coordinates(largest.exterior), DECIMALS) + 0.0)
-        if polygon.is_valid:
-            return polygon
-    x, y = np.round(centroid, DECIMALS)
-    return shapely.box(x - 0.5, y - 0.5, x + 0.5, y + 0.5)
+    texts = shapely.to_geojson(geometries_of(part, centroids, part.info.origin_l0))
+    return [text.replace(".0,", ",").replace(".0]", "]") for text in texts]

@@ -1,0 +1,94 @@
+"""Nuclei as GeoParquet, for geopandas, DuckDB, QGIS and R."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import pandas as pd
+
+from nucpipe.common.errors import UsageError
+from pipeline.export.outlines import geometries_of
+from pipeline.export.select import Column, columns_of
+from pipeline.files import written_whole
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def write_parquet(store: Store, path: Path, centroids: bool = False) -> int:
+    """Write GeoParquet 1.1 (https://geoparquet.org/releases/v1.1.0/): a row a nucleus, its outline in ``geometry``.
+
+    The other columns are those of :func:`pipeline.export.select.columns_of`. Coordinates are level-0 pixels, y down,
+    without a coordinate reference system. Memory does not grow with the number of nuclei.
+
+    Args:
+        store: the nuclei.
+        path: of the file.
+        centroids: points instead of outlines.
+
+    Returns:
+        The number of nuclei.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+        OutputError: the file cannot be written.
+    """
+    with written_whole(path) as partial:
+        write_table(store, partial, "Point" if centroids else "Polygon")
+    return len(store)
+
+
+def write_table(store: Store, path: Path, kind: str, index: str | None = None) -> None:
+    """As :func:`write_parquet`, without the care for what stands at ``path``.
+
+    Args:
+        store: the nuclei.
+        path: of the file.
+        kind: of the geometries, ``Polygon`` or ``Point``.
+        index: the column that pandas shall take for the index; with it, there is no other column but the geometry.
+    """
+    pq = _pyarrow_parquet()
+    schema = None
+    for part in [*store.batches()] or [store]:
+        columns = columns_of(part)
+        if index is not None:
+            columns = {index: columns[index]}
+        table = _table(columns, geometries_of(part, kind == "Point"), kind, index)
+        if schema is None:
+            schema = table.schema
+            writer = pq.ParquetWriter(path, schema, compression="zstd")
+        writer.write_table(table)
+    writer.close()
+
+
+def _pyarrow_parquet() -> Any:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UsageError('this export needs pyarrow: pip install "nucpipe[parquet]"') from error
+    return pq
+
+
+def _table(
+    columns: dict[str, Column],
+    geometries: npt.NDArray[Any],
+    kind: str,
+    index: str | None,
+) -> pa.Table:
+    import pyarrow as pa
+    import shapely
+
+    frame = pd.DataFrame(columns)
+    if index is not None:
+        frame = frame.set_index(index)
+    table = pa.Table.from_pandas(frame.assign(geometry=shapely.to_wkb(geometries)))
+    geo = {
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": [kind], "crs": None}},
+    }
+    return table.replace_schema_metadata({**table.schema.metadata, "geo": json.dumps(geo)})

@@ -1,0 +1,120 @@
+"""Which nuclei of a store are exported, and how their labels are decided on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from classifier.decide import Rule, best_labels, decide
+from classifier.libraries import Library
+from nucpipe.common.errors import UsageError
+from pipeline.store import Store
+
+Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"
+
+
+def narrowed(
+    store: Store,
+    window_l0: tuple[float, float, float, float] | None = None,
+    library: str = "",
+    labels: Sequence[str] = (),
+    rule: Rule | None = None,
+) -> Store:
+    """The nuclei that were asked for; only their numbers are held in memory, and no numbers for a whole store.
+
+    Args:
+        store: of a run.
+        window_l0: x0, y0, x1, y1; the nuclei whose centroid is in it.
+        library: whose ``labels`` are meant.
+        labels: nuclei that have one of them, in any spelling that the library knows; all nuclei if none is given.
+        rule: how labels are decided on, from the stored probabilities; None: as in the run.
+
+    Returns:
+        A store whose ``info.rule`` is the rule.
+
+    Raises:
+        UsageError: no such library or label; a window without area.
+    """
+    if rule is not None:
+        store = replace(store, info=replace(store.info, settings={**store.info.settings, "decide": rule.to_dict()}))
+    if window_l0 is not None:
+        x0, y0, x1, y1 = window_l0
+        if not (x0 < x1 and y0 < y1):
+            raise UsageError(f"--window {x0:g} {y0:g} {x1:g} {y1:g}: expected X0 Y0 X1 Y1 with X0 < X1 and Y0 < Y1.")
+        store = store.window(*window_l0)
+    if not labels:
+        return store
+    known = store.info.outputs.library(library)
+    columns = store.info.outputs.slices[known.name].start + np.array(sorted(_numbers(known, labels)))
+    kept, first = [np.zeros(0, np.int64)], 0
+    for part in store.batches():
+        given = decide(part.probabilities, part.info.outputs, part.info.rule)[:, columns].any(1)
+        kept.append(first + np.flatnonzero(given))
+        first += len(part)
+    return replace(store, rows=np.asarray(store.rows)[np.concatenate(kept)])
+
+
+def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
+    """The numbers of labels; a group's name stands for its labels."""
+    from nucpipe.common.errors import DataError
+
+    try:
+        return {number for label in labels for number in library.resolve(label)}
+    except DataError as error:
+        raise UsageError(str(error)) from error
+
+
+def several(store: Store) -> bool:
+    """Whether a nucleus can have several labels of one library."""
+    return store.info.rule.kind == "threshold"
+
+
+def columns_of(part: Store) -> dict[str, Column]:
+    """What is told of each nucleus, by column name: place, size, and its label in each library with its probability.
+
+    The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``,
+    ``segmentor_type`` (of detectors that give one), and for each library ``<library>`` (the best label that the rule
+    gives, categorical) and ``<library>_p``; where the rule gives several labels also ``<library>_labels``, all of them.
+    """
+    outputs, rule = part.info.outputs, part.info.rule
+    probabilities = part.probabilities
+    x, y = part.centroids_l0.T
+    columns: dict[str, Column] = {
+        "id": part.ids,
+        "x_l0": x,
+        "y_l0": y,
+        "area_um2": part.area_um2,
+        "detection_p": part.detection_p,
+    }
+    if part.info.segmentor_types:
+        columns["segmentor_type"] = pd.Categorical.from_codes(part.type_numbers, pd.Index(part.info.segmentor_types))
+    numbers = best_labels(probabilities, outputs, rule)
+    for library in outputs.libraries:
+        number = numbers[library.name]
+        best = probabilities[np.arange(len(part)), outputs.slices[library.name].start + np.maximum(number, 0)]
+        columns[library.name] = pd.Categorical.from_codes(number, pd.Index(library.labels))
+        columns[f"{library.name}_p"] = np.where(number < 0, np.float32(np.nan), best)
+    if several(part):
+        for name, texts in all_labels(part, decide(probabilities, outputs, rule)).items():
+            columns[f"{name}_labels"] = texts
+    return columns
+
+
+def all_labels(part: Store, given: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.object_]]:
+    """By library (N,) the labels that each nucleus was given, as one text such as ``"tumor; lymphocyte"``.
+
+    Args:
+        part: the nuclei.
+        given: (N, columns), see :func:`classifier.decide.decide`.
+    """
+    texts = {}
+    for library in part.info.outputs.libraries:
+        rows, which = np.unique(given[:, part.info.outputs.slices[library.name]], axis=0, return_inverse=True)
+        sets = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in rows]
+        texts[library.name] = np.array(sets, object)[which.reshape(-1)]
+    return texts
