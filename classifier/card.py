@@ -47,6 +47,11 @@ def _enlarged(made: dict[str, Any]) -> str:
     return f"enlarged to {made['size_px']} px"
 
 
+def unmeasured(header: ModelHeader) -> list[str]:
+    """The libraries whose labels only other libraries' data taught, so that nothing measures them on their own."""
+    return [str(entry["name"]) for entry in header.data if not entry["images"]]
+
+
 def model_card(header: ModelHeader) -> str:
     """The card of a classifier, in Markdown."""
     made = header.architecture
@@ -80,10 +85,9 @@ def model_card(header: ModelHeader) -> str:
         if entry["images"]
     ]
     lines += [
-        f"- {entry['name']}: no images of its own; its labels were taught only through the table and could not be "
-        f"measured on {entry['name']}."
-        for entry in header.data
-        if not entry["images"]
+        f"- {name}: no images of its own; its labels were taught only through the table and could not be "
+        f"measured on {name}."
+        for name in unmeasured(header)
     ]
     lines.append("")
     for name, figures in header.figures.items():

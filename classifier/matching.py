@@ -27,12 +27,20 @@ SIMILARITY = 0.8
 
 @dataclass(frozen=True)
 class Pair:
-    """A label of one library that teaches a label of another; ``why`` says by which rule."""
+    """A label of one library that teaches another library.
+
+    Attributes:
+        source, label: the label that teaches.
+        library: the other library.
+        taught: its labels of which a nucleus that bears ``label`` must have one: several where ``label`` is
+            coarser.
+        why: by which rule.
+    """
 
     source: str
     label: str
     library: str
-    taught: str
+    taught: tuple[str, ...]
     why: str
 
 
@@ -62,7 +70,7 @@ class Matching:
             start += len(library.labels)
         labels = {library.name: library.labels for library in self.libraries}
         for pair in self.pairs:
-            for name, label in ((pair.source, pair.label), (pair.library, pair.taught)):
+            for name, label in ((pair.source, pair.label), *((pair.library, label) for label in pair.taught)):
                 if label not in labels.get(name, ()):
                     raise DataError(
                         f"the label table names '{label}' of {name}, which no library here has; correct it."
@@ -74,10 +82,12 @@ class Matching:
         return sum(len(library.labels) for library in self.libraries)
 
     @cached_property
-    def _taught(self) -> dict[tuple[str, int, str], int]:
+    def _taught(self) -> dict[tuple[str, int, str], tuple[int, ...]]:
         place = {library.name: library for library in self.libraries}
         return {
-            (p.source, place[p.source].labels.index(p.label), p.library): place[p.library].labels.index(p.taught)
+            (p.source, place[p.source].labels.index(p.label), p.library): tuple(
+                place[p.library].labels.index(label) for label in p.taught
+            )
             for p in self.pairs
         }
 
@@ -96,9 +106,9 @@ class Matching:
         row = np.zeros(self.columns, bool)
         numbers = own.resolve(text)
         for other in self.libraries:
-            found = numbers if other is own else [self._taught.get((library, n, other.name), -1) for n in numbers]
-            if min(found) >= 0:
-                row[[self._starts[other.name] + n for n in found]] = True
+            found = [(n,) if other is own else self._taught.get((library, n, other.name), ()) for n in numbers]
+            if all(found):
+                row[[self._starts[other.name] + n for some in found for n in some]] = True
         return row
 
     def taught(self, targets: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -153,14 +163,14 @@ def _by_text(source: Library, label: str, other: Library, mode: str, similarity:
     """The label of ``other`` whose text is the same as, or most like, ``label``."""
     for taught in other.labels:
         if plain(taught) == plain(label):
-            return Pair(source.name, label, other.name, taught, "equal text")
+            return Pair(source.name, label, other.name, (taught,), "equal text")
     if mode == "exact":
         return None
     ratios = [difflib.SequenceMatcher(None, plain(label), plain(taught)).ratio() for taught in other.labels]
     best = int(np.argmax(ratios))
     if ratios[best] <= similarity:
         return None
-    return Pair(source.name, label, other.name, other.labels[best], f"similar text, {ratios[best]:.2f}")
+    return Pair(source.name, label, other.name, (other.labels[best],), f"similar text, {ratios[best]:.2f}")
 
 
 def _read_table(path: Path | None, libraries: Sequence[Library]) -> list[Pair]:
@@ -168,12 +178,12 @@ def _read_table(path: Path | None, libraries: Sequence[Library]) -> list[Pair]:
     try:
         table = tomllib.loads(file.read_text("utf-8"))
         rows = [
-            Pair(source, label, library, taught, "table")
+            Pair(source, label, library, (taught,) if isinstance(taught, str) else tuple(map(str, taught)), "table")
             for source, labels in table.items()
             for label, taughts in labels.items()
             for library, taught in taughts.items()
         ]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{file}: expected [library.label] sections of library = 'label' ({error}).") from error
     if path is not None:
         return rows

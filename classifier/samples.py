@@ -102,9 +102,10 @@ def cut_windows(
     return np.stack(windows).astype(np.uint8) if windows else np.zeros((0, side_px, side_px, 3), np.uint8)
 
 
-def _at_working_mpp(
+def at_working_mpp(
     image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], mpp: float
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """An image (H, W, 3) and points (N, 2) of it at 0.25 micrometres per pixel, resampled where it has others."""
     if abs(mpp / MPP - 1) <= SAME_MPP:
         return image, centroids
     height, width = image.shape[:2]
@@ -129,7 +130,7 @@ def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matchin
         annotation = image.annotation()
         if "" in annotation.labels:
             raise DataError(f"{image.name}: its nuclei have no labels; the classifier needs those of {library.name}.")
-        pixels, at = _at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
+        pixels, at = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
         windows.append(cut_windows(pixels, at, SOURCE_PX))
         centroids.append(annotation.centroids)
         texts += annotation.labels

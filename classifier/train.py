@@ -201,7 +201,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     if config.distil is not None:
         cache = config.out.with_suffix(".teacher.npz")
         teacher = ask_teacher(config.distil, train, outputs, device, config.autocast, cache, say)
-    tensors, steps = _fit(config, train, held, outputs, teacher, say)
+    tensors, steps = fit(config, train, held, outputs, teacher, say)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
@@ -296,7 +296,7 @@ class _Watch:
         return config.stop == "converged" and self.stale >= config.patience
 
 
-def _fit(
+def fit(
     config: ClassifierTraining,
     samples: Samples,
     held: Samples,
@@ -304,7 +304,18 @@ def _fit(
     teacher: Teacher | None,
     say: Callable[[str], None],
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """The averaged model's tensors, and after how many steps they were taken."""
+    """Train a network on gathered samples, with a checkpoint beside ``config.out``.
+
+    Args:
+        config: what to do; its libraries are not read.
+        samples, held: what teaches, and what the loss is looked at on where ``config`` asks for it.
+        outputs: the columns of ``samples.targets``.
+        teacher: what another model says of ``samples``.
+        say: told of what happens, a line each.
+
+    Returns:
+        The averaged model's tensors, and after how many steps they were taken.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         device = torch.device(config.device)

@@ -9,7 +9,7 @@ import click
 
 import nucpipe
 from nucpipe.common.errors import NucpipeError
-from pipeline.commands import evaluate, export, libraries, look, run, train, view
+from pipeline.commands import classify, evaluate, export, libraries, look, run, train, view
 
 
 class OneLineErrors(click.Group):
@@ -38,6 +38,7 @@ def main() -> None:
 COMMANDS = (
     run.run,
     run.demo,
+    classify.classify,
     export.export,
     train.train,
     evaluate.evaluate,

@@ -107,10 +107,13 @@ def test_a_model_knows_what_taught_it(config: ClassifierTraining, tmp_path: Path
         "NuCLS tumor",
         "NuCLS apoptotic_body",
         "BreCaHAD tumor",
+        "BreCaHAD non_tumor",
         "BreCaHAD apoptosis",
+        "CoNSeP other",
         "CoNSeP inflammatory",
         "CoNSeP healthy_epithelial",
         "CoNSeP malignant_epithelial",
+        "MoNuSAC epithelial",
         "PanNuke neoplastic",
         "PanNuke inflammatory",
         "PanNuke dead",
@@ -214,10 +217,10 @@ def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_pa
 def test_confident_predictions_complete_what_a_label_does_not_say(
     config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2)
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2, match="own")
     train_classifier(first, quiet)
     said: list[str] = []
-    second = dataclasses.replace(config, out=tmp_path / "b.safetensors", steps=1, complete=first.out)
+    second = dataclasses.replace(config, out=tmp_path / "b.safetensors", steps=1, complete=first.out, match="own")
     train_classifier(dataclasses.replace(second, complete_above=1e-6), said.append)
     # every one of 32 CoNSeP and 20 BreCaHAD nuclei lacks a label of the other, and MoNuSAC is taught by nothing
     assert "CoNSeP: 20 nuclei of other libraries completed" in said
@@ -268,7 +271,10 @@ def test_check_reports_counts_and_every_problem_without_training(config: Classif
     good = CliRunner().invoke(main, command)
     assert good.exit_code == 0, good.output
     assert "training: 2 images in 2 groups, 32 nuclei, pixels of 0.25 µm" in good.output
-    assert "10 apoptosis                teaches NuCLS apoptotic_body, BreCaHAD apoptosis, PanNuke dead" in good.output
+    assert (
+        "10 apoptosis                teaches NuCLS apoptotic_body, BreCaHAD apoptosis, CoNSeP other, PanNuke dead"
+        in good.output
+    )
     assert "no problems" in good.output
     assert not (tmp_path / "m.safetensors").exists()
     (root / "consep/Labels/a.mat").write_bytes(b"MATLAB")

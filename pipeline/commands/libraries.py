@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 @library_option(required=False)
 def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float, match_table: Path | None) -> None:
     """Print the libraries' labels with their short forms, and which label teaches which library, and why."""
+    from classifier.card import unmeasured
     from classifier.libraries import Outputs, libraries_of
     from classifier.matching import make_matching
     from nucpipe.common.modelfile import read_header
@@ -25,12 +26,12 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
     header = read_header(find_model("classifier", RunConfig().classifier))
     outputs = Outputs.from_dict(header.outputs)
     untrained = {column for column, trained in zip(outputs.columns, outputs.trained, strict=True) if not trained}
-    elsewhere = {entry["name"] for entry in header.data if not entry["images"]}
+    elsewhere = unmeasured(header)
     for library in known:
         click.echo(f"{library.name}  {library.mpp} µm, {library.licence}")
         for number, label in enumerate(library.labels):
             pairs = [p for p in matching.pairs if (p.source, p.label) == (library.name, label)]
-            notes = [f"teaches {p.library} {p.taught} ({p.why})" for p in pairs]
+            notes = [f"teaches {p.library} {' or '.join(p.taught)} ({p.why})" for p in pairs]
             if (library.name, label) in untrained:
                 notes.append("untrained in the bundled model, never predicted by it")
             click.echo(f"  {f'{library.name}_{number}':<12} {label:<22} {'; '.join(notes)}".rstrip())

@@ -51,6 +51,13 @@ def decide_options() -> list[Callable[[Any], Any]]:
     ]
 
 
+def decided(command: F) -> F:
+    """As a decorator, the options of :func:`decide_options`."""
+    for option in reversed(decide_options()):
+        command = option(command)
+    return command
+
+
 def match_options(command: F) -> F:
     """Which label teaches another library's."""
     options = [
