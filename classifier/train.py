@@ -72,6 +72,8 @@ class ClassifierTraining:
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
         balance: how samples are drawn, see ``classifier.samples.sampling_weights``.
         loss: ``cross-entropy`` or ``distance``, see ``classifier.loss``.
+        mixup: windows and losses of two samples are mixed in shares drawn from Beta(mixup, mixup) (Zhang et al. 2018);
+            0 mixes nothing.
         stop: ``steps`` trains them all; ``converged`` ends earlier, once the loss on what is held out has not fallen by
             the share ``tolerance`` for ``patience`` looks at it.
         keep: ``last`` or ``best``, the model of the smallest loss on what is held out.
@@ -99,6 +101,7 @@ class ClassifierTraining:
     sampling: str = "random"
     balance: str = "root"
     loss: str = "cross-entropy"
+    mixup: float = 0.4
     stop: str = "steps"
     keep: str = "last"
     tolerance: float = 0.005
@@ -126,6 +129,8 @@ class ClassifierTraining:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UsageError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}.")
+        if self.mixup < 0:
+            raise UsageError(f"--mixup {self.mixup}: expected 0 or more.")
         if not 0 < self.complete_above < 1:
             raise UsageError(f"--complete-above {self.complete_above}: expected a number between 0 and 1.")
         if self.distil_weight <= 0 or self.distil_temperature <= 0:
@@ -425,18 +430,28 @@ def _step(
     chosen = draw(step, generator)
     windows = torch.from_numpy(samples.windows[chosen]).to(device).permute(0, 3, 1, 2).contiguous()
     pixels = augment(windows, WINDOW_PX, config.size_px(step), generator).contiguous(memory_format=torch.channels_last)
+    mixed = [(1.0, chosen)]
+    if config.mixup:
+        # One share for the batch; every window is mixed with another one of it.
+        share = float(np.random.default_rng(seed).beta(config.mixup, config.mixup))
+        partner = torch.randperm(len(chosen), generator=generator)
+        pixels = share * pixels + (1 - share) * pixels[partner.to(device)]
+        mixed = [(share, chosen), (1 - share, chosen[partner.numpy()])]
     with torch.autocast(device.type, config.autocast or torch.bfloat16, enabled=config.autocast is not None):
-        logits = model(pixels)
-    targets = torch.from_numpy(samples.targets[chosen]).to(device)
-    loss = LOSSES[config.loss](logits.float(), targets, outputs, SMOOTHING)
-    if teacher is not None:
-        soft = distillation_loss(logits.float(), teacher, chosen, outputs, config.distil_temperature)
-        loss = dataclasses.replace(loss, total=loss.total + config.distil_weight * soft)
+        logits = model(pixels).float()
+    total, per_library = logits.new_zeros(()), logits.new_zeros(len(outputs.libraries))
+    for share, places in mixed:
+        targets = torch.from_numpy(samples.targets[places]).to(device)
+        loss = LOSSES[config.loss](logits, targets, outputs, SMOOTHING)
+        total, per_library = total + share * loss.total, per_library + share * loss.per_library
+        if teacher is not None:
+            soft = distillation_loss(logits, teacher, places, outputs, config.distil_temperature)
+            total = total + share * config.distil_weight * soft
     optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()  # type: ignore[no-untyped-call]
+    total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
-    return loss
+    return JointLoss(total, per_library)
 
 
 def _counts(samples: Samples, place: int, labels: tuple[str, ...]) -> dict[str, int]:

@@ -256,6 +256,11 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
         )
 
 
+def test_mixup_below_zero_is_refused(config: ClassifierTraining) -> None:
+    with pytest.raises(UsageError, match="--mixup -1: expected 0 or more"):
+        dataclasses.replace(config, mixup=-1)
+
+
 @pytest.mark.parametrize("field", ["sampling", "balance", "loss", "stop", "keep"])
 def test_an_unknown_way_of_training_is_refused(config: ClassifierTraining, field: str) -> None:
     with pytest.raises(UsageError, match=f"--{field} odd: expected one of "):

@@ -120,6 +120,9 @@ def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
 )
 @click.option("--loss", type=click.Choice(["cross-entropy", "distance"]), help="[default: cross-entropy]")
 @click.option(
+    "--mixup", type=float, metavar="ALPHA", help="Mix pairs of windows, by Beta(ALPHA, ALPHA); 0: none.  [default: 0.4]"
+)
+@click.option(
     "--stop",
     type=click.Choice(["steps", "converged"]),
     help="After --steps, or sooner, once the loss on held-out nuclei falls no more.  [default: steps]",
