@@ -8,6 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+MEASURES = (
+    "perimeter_um",
+    "circularity",
+    "solidity",
+    "max_diameter_um",
+    "min_diameter_um",
+    "haematoxylin_od",
+)
+"""What is measured of each nucleus besides its area, see :func:`segmentation.shape.measured`."""
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -28,6 +38,7 @@ class Nuclei:
         area_um2: (N,) float32, area inside the outline in square micrometres.
         types: (N,) int8, the detector's own type of each nucleus, a number in its ``types`` or -1; None from a detector
             that gives no types.
+        measures: (N, 6) float32, :data:`MEASURES`; None before they are measured.
     """
 
     centroids: FloatArray
@@ -36,6 +47,7 @@ class Nuclei:
     detection_p: npt.NDArray[np.float32]
     area_um2: npt.NDArray[np.float32]
     types: npt.NDArray[np.int8] | None = None
+    measures: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -53,10 +65,12 @@ class Nuclei:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Nuclei]) -> Nuclei:
-        """All nuclei of ``parts``, in order; parts without nuclei may lack the types that others have."""
+        """All nuclei of ``parts``, in order; parts without nuclei may lack types and measures that others have."""
         if not parts:
             return cls.empty()
         types = [p.types if p.types is not None else np.zeros(0, np.int8) for p in parts]
+        nothing = np.zeros((0, len(MEASURES)), np.float32)
+        measures = [p.measures if p.measures is not None else nothing for p in parts]
         lengths = np.concatenate([np.diff(p.contour_offsets) for p in parts])
         return cls(
             np.concatenate([p.centroids for p in parts]),
@@ -65,6 +79,7 @@ class Nuclei:
             np.concatenate([p.detection_p for p in parts]),
             np.concatenate([p.area_um2 for p in parts]),
             None if all(p.types is None for p in parts) else np.concatenate(types),
+            None if all(p.measures is None for p in parts) else np.concatenate(measures),
         )
 
     def contour(self, i: int) -> FloatArray:
@@ -86,6 +101,7 @@ class Nuclei:
             self.detection_p[index],
             self.area_um2[index],
             None if self.types is None else self.types[index],
+            None if self.measures is None else self.measures[index],
         )
 
     def moved(self, scale: float, origin: tuple[float, float]) -> Nuclei:
@@ -98,4 +114,5 @@ class Nuclei:
             self.detection_p,
             self.area_um2,
             self.types,
+            self.measures,
         )

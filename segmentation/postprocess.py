@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import numpy.typing as npt
-from skimage.segmentation import watershed
 
+from nucpipe.common.compiled import compiled
+from segmentation.flood import flood
 from segmentation.nuclei import Nuclei
-from segmentation.outlines import trace_outline
+from segmentation.outlines import trace_instances
 
+IntMap = npt.NDArray[np.int32]
 FloatMap = npt.NDArray[np.float32]
 
 
@@ -67,39 +69,69 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
         (H, W) int32, 0 = background, ids 1..N.
     """
     nuclear = (p >= settings.threshold).astype(np.uint8)
-    n, components, stats, _ = cv2.connectedComponentsWithStats(nuclear, connectivity=4)
+    count, components, stats, _ = cv2.connectedComponentsWithStats(nuclear, connectivity=4)
     fall = border_strength(hv)
     inner = ((fall < settings.border) & (nuclear > 0)).astype(np.uint8)
     # An opening parts markers that hang together by a thread.
     opened = cv2.morphologyEx(inner, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
     _, markers, marker_stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    keep = marker_stats[:, cv2.CC_STAT_AREA] >= settings.min_marker_px
-    keep[0] = False
-    markers = np.where(keep[markers], markers, 0)
-    first = np.zeros(n, np.int64)
-    several = np.zeros(n, bool)
-    rows, columns = np.nonzero(markers)
-    of_component, of_marker = components[rows, columns], markers[rows, columns]
-    first[of_component] = of_marker
-    several[of_component[of_marker != first[of_component]]] = True
-    large = stats[:, cv2.CC_STAT_AREA] >= settings.min_area_px
-    large[0] = False
-    single = np.where(large & ~several, np.arange(n), 0)
-    instances: npt.NDArray[np.int32] = single[components].astype(np.int32)
-    landscape = cv2.GaussianBlur(fall, (5, 5), 0)
-    next_id = n
-    for k in np.flatnonzero(large & several):
-        x, y, w, h = stats[k, :4]
-        box = np.s_[y : y + h, x : x + w]
-        mask = components[box] == k
-        parts = watershed(landscape[box], np.where(mask, markers[box], 0), mask=mask)  # type: ignore[no-untyped-call]
-        ids, inverse = np.unique(parts[mask], return_inverse=True)
-        instances[box][mask] = next_id + inverse
-        next_id += len(ids)
+    small_marker = marker_stats[:, cv2.CC_STAT_AREA] < settings.min_marker_px
+    small_component = stats[:, cv2.CC_STAT_AREA] < settings.min_area_px
+    instances: npt.NDArray[np.int32] = np.empty(components.shape, np.int32)
+    several = assign(components, markers, small_component, small_marker, instances)
+    if several.any():
+        flood(cv2.GaussianBlur(fall, (5, 5), 0), components, several, instances)
     return instances
 
 
-def find_nuclei(maps: FloatMap, mpp: float, settings: PostProcessing | None = None, frame_scale: float = 1.0) -> Nuclei:
+@compiled
+def assign(
+    components: IntMap,
+    markers: IntMap,
+    small_component: npt.NDArray[np.bool_],
+    small_marker: npt.NDArray[np.bool_],
+    instances: IntMap,
+) -> npt.NDArray[np.bool_]:
+    """Which components have several markers; ``instances`` gets those markers, and the other components whole.
+
+    Args:
+        components, markers: (H, W) int32; number 0 is the background.
+        small_component, small_marker: by number, what counts for nothing.
+        instances: (H, W) int32, written: the component's number, or the marker's beyond the last component's.
+    """
+    first = np.zeros(len(small_component), np.int32)
+    several = np.zeros(len(small_component), np.bool_)
+    height, width = components.shape
+    for row in range(height):
+        for column in range(width):
+            marker, component = markers[row, column], components[row, column]
+            if marker == 0 or small_marker[marker] or small_component[component]:
+                continue
+            if first[component] == 0:
+                first[component] = marker
+            elif first[component] != marker:
+                several[component] = True
+    for row in range(height):
+        for column in range(width):
+            marker, component = markers[row, column], components[row, column]
+            if component == 0 or small_component[component]:
+                instances[row, column] = 0
+            elif not several[component]:
+                instances[row, column] = component
+            elif marker == 0 or small_marker[marker]:
+                instances[row, column] = 0
+            else:
+                instances[row, column] = len(first) + marker
+    return several
+
+
+def find_nuclei(
+    maps: FloatMap,
+    mpp: float,
+    settings: PostProcessing | None = None,
+    frame_scale: float = 1.0,
+    types: npt.NDArray[np.uint8] | None = None,
+) -> Nuclei:
     """The nuclei of one window.
 
     Args:
@@ -107,6 +139,7 @@ def find_nuclei(maps: FloatMap, mpp: float, settings: PostProcessing | None = No
         mpp: pixel size of the maps in micrometres, for the areas.
         settings: constants of the post-processing.
         frame_scale: coordinates are multiplied by this, to give them in pixels of another size.
+        types: (H, W) the type of each pixel, 0 = background, from a network that gives types.
 
     Returns:
         Nuclei in pixels of the maps (times ``frame_scale``), in the order of their first pixel.
@@ -114,10 +147,16 @@ def find_nuclei(maps: FloatMap, mpp: float, settings: PostProcessing | None = No
     settings = settings or PostProcessing()
     p = 1 / (1 + np.exp(-maps[0].clip(-30, 30)))
     instances = label_instances(p, np.ascontiguousarray(maps[1:]), settings)
-    return outline_instances(instances, p, mpp, settings.min_area_px).moved(frame_scale, (0, 0))
+    return outline_instances(instances, p, mpp, settings.min_area_px, types).moved(frame_scale, (0, 0))
 
 
-def outline_instances(instances: npt.NDArray[np.int32], p: FloatMap, mpp: float, min_area_px: int) -> Nuclei:
+def outline_instances(
+    instances: npt.NDArray[np.int32],
+    p: FloatMap,
+    mpp: float,
+    min_area_px: int,
+    types: npt.NDArray[np.uint8] | None = None,
+) -> Nuclei:
     """Outlines, centroids and areas of an instance map; holes are filled, detached bits of a nucleus dropped.
 
     Args:
@@ -125,45 +164,37 @@ def outline_instances(instances: npt.NDArray[np.int32], p: FloatMap, mpp: float,
         p: (H, W) float32 nuclear probability.
         mpp: pixel size in micrometres.
         min_area_px: smaller nuclei are dropped.
+        types: (H, W) the type of each pixel, 0 = background, from a detector that gives types.
+
+    Returns:
+        Nuclei in the order of their first pixel, row by row.
     """
-    from scipy.ndimage import find_objects
-
-    outlines, centroids, areas, probabilities = [], [], [], []
-    for k, box in enumerate(find_objects(instances)):
-        if box is None:
-            continue
-        mask = instances[box] == k + 1
-        outline = trace_outline(mask)
-        area, centroid = polygon_moments(outline)
-        if area < min_area_px:
-            continue
-        origin = (box[1].start, box[0].start)
-        outlines.append(outline + origin)
+    found = trace_instances(instances, p)
+    nuclei = Nuclei(
         # On a grid of 1/256 px, so that a centroid on a seam falls on the same side of it in every window.
-        centroids.append(np.round(centroid * 256) / 256 + origin)
-        areas.append(area * mpp * mpp)
-        probabilities.append(p[box][mask].mean())
-    if not outlines:
-        return Nuclei.empty()
-    return Nuclei(
-        np.asarray(centroids, np.float64),
-        np.concatenate([np.zeros(1, np.int64), np.cumsum([len(o) for o in outlines])]),
-        np.concatenate(outlines).astype(np.float64),
-        np.asarray(probabilities, np.float32),
-        np.asarray(areas, np.float32),
+        np.round(found.centroids * 256) / 256,
+        found.offsets,
+        found.points.astype(np.float64),
+        (found.sums / np.maximum(found.pixels, 1)).astype(np.float32),
+        (found.areas * mpp * mpp).astype(np.float32),
+        None if types is None else majority_types(instances, types)[found.ids],
     )
+    return nuclei.select(found.areas >= min_area_px)
 
 
-def polygon_moments(points: npt.NDArray[np.integer]) -> tuple[float, npt.NDArray[np.float64]]:
-    """Area and centre of mass of a simple polygon (shoelace formula).
+def majority_types(instances: npt.NDArray[np.int32], types: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    """The commonest type of each instance's pixels, background aside, as HoVer-Net's authors choose it.
 
     Args:
-        points: (K, 2) x and y, not closed.
+        instances: (H, W), 0 = background.
+        types: (H, W), 0 = background, then 1, 2, ...
+
+    Returns:
+        (largest id + 1,) int8 by id, the type less 1; -1 where all pixels are background.
     """
-    ring = np.concatenate([points, points[:1]]).astype(np.float64)
-    here, there = ring[:-1], ring[1:]
-    cross = here[:, 0] * there[:, 1] - there[:, 0] * here[:, 1]
-    twice = float(cross.sum())
-    if twice == 0:
-        return 0.0, points.mean(0)
-    return abs(twice) / 2, cross @ (here + there) / (3 * twice)
+    inside = instances > 0
+    shape = int(instances.max(initial=0)) + 1, int(types.max(initial=0)) + 1
+    places = instances[inside].astype(np.int64) * shape[1] + types[inside]
+    counts = np.bincount(places, minlength=shape[0] * shape[1]).reshape(shape)
+    counts[:, 0] = 0
+    return np.where(counts.any(1), counts.argmax(1) - 1, -1).astype(np.int8)

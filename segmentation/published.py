@@ -8,14 +8,13 @@ the maps depend on where a window lies, so windows stand on one grid for the who
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from skimage.draw import polygon
 
 from nucpipe.common.errors import ModelError
 from nucpipe.common.toolbox import quiet, toolbox
@@ -125,30 +124,9 @@ class PublishedHoVerNet(Detector):
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
         """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
-        found = find_nuclei(prediction[:3], mpp, self.settings)
-        if self.types:
-            found = replace(found, types=majority_types(found, prediction[3]))
+        types = prediction[3].astype(np.uint8) if self.types else None
+        found = find_nuclei(prediction[:3], mpp, self.settings, types=types)
         return found.moved(1.0, (self.margin_px, self.margin_px))
-
-
-def majority_types(nuclei: Nuclei, types: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
-    """The commonest type of each nucleus's pixels, background aside, as the authors choose it.
-
-    Args:
-        nuclei: in pixels of ``types``.
-        types: (H, W), 0 = background, then 1, 2, ...
-
-    Returns:
-        (N,) int8, the type less 1; -1 where all pixels are background.
-    """
-    chosen = np.full(len(nuclei), -1, np.int8)
-    for i in range(len(nuclei)):
-        ring = nuclei.contour(i) - 0.5  # pixel centres lie on whole numbers
-        inside = polygon(ring[:, 1], ring[:, 0], types.shape)  # type: ignore[no-untyped-call]
-        counts = np.bincount(types[inside].astype(np.int64))
-        if counts[1:].any():
-            chosen[i] = counts[1:].argmax()
-    return chosen
 
 
 def load_published(
