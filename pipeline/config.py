@@ -30,6 +30,7 @@ class RunConfig:
         workers: threads that read and post-process; None: as many as processors may be used.
         overwrite: replace finished results, and start unfinished ones again.
         geojson: write ``nuclei.geojson``.
+        nuclei: a file of nuclei that another tool found, or a folder of them, in detection's place.
     """
 
     mpp: float | None = None
@@ -46,6 +47,7 @@ class RunConfig:
     workers: int | None = None
     overwrite: bool = False
     geojson: bool = True
+    nuclei: str | None = None
 
     @property
     def rule(self) -> Rule:

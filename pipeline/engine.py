@@ -21,6 +21,7 @@ from pipeline.slide import Slide
 from pipeline.tissue import TissueMask
 from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
+from segmentation.shape import measured
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -62,11 +63,12 @@ def process_regions(
     models: Models,
     batch_size: int,
     workers: int,
+    given_l0: Nuclei | None = None,
 ) -> Iterator[Named]:
     """Nuclei and labels of each region, in the order of ``regions``.
 
     Reading and post-processing run in ``workers`` threads, at most a few regions ahead; the networks run in the
-    caller's thread.
+    caller's thread. Nuclei that are given (in level-0 pixels) take the place of the detector's.
 
     Raises:
         SlideError: the slide cannot be read at some place.
@@ -86,7 +88,16 @@ def process_regions(
         nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
         return own(window, nuclei, grid, tissue, w_per_px)
 
+    def take(region: Region) -> Found:
+        assert given_w is not None
+        pixels = slide.read(grid, region.window_w)
+        return own_w(Window(region, pixels, pixels), given_w, grid, tissue)
+
+    given_w = None if given_l0 is None else given_l0.moved(1 / grid.l0_per_w, (0, 0))
     with ThreadPoolExecutor(workers, "nucpipe") as pool:
+        if given_w is not None:
+            yield from classify_found(ahead(pool, take, regions, depth=workers), models, batch_size)
+            return
         windows = ahead(pool, read, regions, depth=2)
         found = ahead(pool, find, map(predict, windows), depth=workers)
         yield from classify_found(found, models, batch_size)
@@ -110,7 +121,7 @@ def resize(pixels: Pixels, stride: int, w_per_px: int) -> Pixels:
 
 
 def own(window: Window, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask, w_per_px: int = 2) -> Found:
-    """Keep the nuclei that the region owns and that lie on tissue, and cut their crops.
+    """Keep the nuclei that the region owns and that lie on tissue, measure them, and cut their crops.
 
     Args:
         window: of the region.
@@ -119,10 +130,15 @@ def own(window: Window, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask, w
         tissue: the slide's.
         w_per_px: working pixels per pixel of ``window.resized``.
     """
+    return own_w(window, nuclei.moved(float(w_per_px), window.region.window_w[:2]), grid, tissue)
+
+
+def own_w(window: Window, nuclei_w: Nuclei, grid: WorkingGrid, tissue: TissueMask) -> Found:
+    """As :func:`own`, of nuclei in working pixels."""
     origin_w = window.region.window_w[:2]
-    nuclei_w = nuclei.moved(float(w_per_px), origin_w)
     nuclei_w = nuclei_w.select(window.region.owns(nuclei_w.centroids))
     nuclei_w = nuclei_w.select(tissue.contains(grid.to_l0(nuclei_w.centroids)))
+    nuclei_w = measured(nuclei_w, window.pixels, origin_w, grid.stride, grid.mpp_w)
     crops = cut_crops(window.pixels, (nuclei_w.centroids - origin_w) / grid.stride, grid.stride)
     return Found(window.region, nuclei_w.moved(grid.l0_per_w, (0, 0)), crops)
 

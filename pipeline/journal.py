@@ -95,8 +95,9 @@ class Journal:
             "area_um2": nuclei.area_um2,
             "probabilities": labels.probabilities,
         }
-        if nuclei.types is not None:
-            arrays["types"] = nuclei.types
+        for name, optional in (("types", nuclei.types), ("measures", nuclei.measures)):
+            if optional is not None:
+                arrays[name] = optional
         payload = io.BytesIO()
         np.savez(payload, **arrays)
         # A worker that was given up on may still write the region that another does again.
@@ -128,6 +129,7 @@ class Journal:
                 detection_p=arrays["detection_p"],
                 area_um2=arrays["area_um2"],
                 types=arrays.get("types"),
+                measures=arrays.get("measures"),
             )
             return nuclei, Labels(arrays["probabilities"])
 

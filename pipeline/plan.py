@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from nucpipe.common.errors import UsageError
 from pipeline.addresses import Address, is_address, list_slides
 from pipeline.config import RunConfig
+from pipeline.given import check_nuclei_option
 from pipeline.manifest import MANIFESTS, read_manifest
 from pipeline.slide import is_dicom, is_slide_folder, slide_name
 from pipeline.summary import SUMMARY
@@ -58,6 +59,7 @@ def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
         UsageError: a path does not exist, a folder or a pattern has no slide, or a manifest is wrong.
     """
     check_tissue_option(config.tissue)
+    check_nuclei_option(config.nuclei)
     jobs: dict[Path | Address, Job] = {}
     taken = {Path(SUMMARY)}
     for job in (job for one in inputs for job in _jobs(one, config)):
@@ -71,6 +73,8 @@ def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
             folder, k = base.with_name(f"{base.name}_{k}"), k + 1
         taken.add(folder)
         jobs[job.slide] = replace(job, folder=folder)
+    if config.nuclei is not None and len(jobs) > 1 and not Path(config.nuclei).is_dir():
+        raise UsageError(f"--nuclei {config.nuclei}: one file for {len(jobs)} slides; expected a folder of such files.")
     return list(jobs.values())
 
 

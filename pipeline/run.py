@@ -21,6 +21,7 @@ from pipeline.journal import check_unchanged
 if TYPE_CHECKING:
     from pipeline.addresses import Address
     from pipeline.engine import Named
+    from pipeline.given import GivenNuclei
     from pipeline.grid import WorkingGrid
     from pipeline.journal import Journal
     from pipeline.models import Models
@@ -199,9 +200,14 @@ def cut(slide: Slide, folder: Path, info: StoreInfo, models: Models, config: Run
     from pipeline.regions import cut_regions
     from pipeline.tissue import tissue_from
 
-    tissue = tissue_from(config.tissue, slide)
+    given = given_to(slide, config)
+    # Given nuclei are there whether tissue is found round them or not.
+    tissue = tissue_from("none" if given is not None and config.tissue == "auto" else config.tissue, slide)
     grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
     regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
+    if given is not None:
+        centroids_w = grid.to_w(given.nuclei_l0.centroids)
+        regions = [region for region in regions if region.owns(centroids_w).any()]
     return Work(slide, folder, info, tissue, grid, regions)
 
 
@@ -249,7 +255,18 @@ def process(
     from pipeline.engine import process_regions
 
     workers = config.workers or available_processors()
-    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers)
+    given = given_to(slide, config)
+    nuclei_l0 = None if given is None else given.nuclei_l0
+    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers, nuclei_l0)
+
+
+def given_to(slide: Slide, config: RunConfig) -> GivenNuclei | None:
+    """The nuclei of ``--nuclei``, if it was given."""
+    if config.nuclei is None:
+        return None
+    from pipeline.given import given_nuclei, nuclei_file
+
+    return given_nuclei(nuclei_file(config.nuclei, slide.path), slide)
 
 
 def export(store: Store, slide: Slide, folder: Path, config: RunConfig) -> None:
@@ -294,13 +311,16 @@ def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
     from pipeline.store import StoreInfo
 
     precision = str(models.precision or "fp32").removeprefix("torch.")
+    described = models.described
+    if (given := given_to(slide, config)) is not None:
+        described = {**described, "segmentor": given.described}
     return StoreInfo(
         slide_name=slide.name,
         size_l0=slide.size_l0,
         mpp=slide.mpp,
         origin_l0=slide.origin_l0,
         outputs=models.outputs,
-        models=models.described,
+        models=described,
         settings={"tissue": file_settings(config.tissue), "precision": precision, "decide": config.rule.to_dict()},
         nucpipe_version=nucpipe.__version__,
         slide_fingerprint=slide_fingerprint(slide.path),

@@ -29,7 +29,7 @@ from pipeline.anndata_encoding import (
 from pipeline.files import cannot_write
 from pipeline.journal import Journal
 from pipeline.order import BLOCK_L0, Survey, blocks_of, in_order, nucleus_ids, survey
-from segmentation.nuclei import Nuclei
+from segmentation.nuclei import MEASURES, Nuclei
 
 if TYPE_CHECKING:
     import zarr
@@ -158,7 +158,7 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     """The table without its rows; returns the arrays that :func:`_rows` fills, by path."""
     outputs = info.outputs
     names = [library.name for library in outputs.libraries]
-    numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2"]
+    numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2", *MEASURES]
     table = add_group(root, "table", "anndata")
     types = {"segmentor_type": info.segmentor_types} if info.segmentor_types else {}
     obs = add_dataframe(table, "obs", [*names, *types, *numbers])
@@ -184,6 +184,8 @@ def _rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDAr
         "table/obs/detection_p": nuclei.detection_p,
         "table/obs/area_um2": nuclei.area_um2,
     }
+    for k, name in enumerate(MEASURES):
+        values[f"table/obs/{name}"] = np.full(len(nuclei), np.nan) if nuclei.measures is None else nuclei.measures[:, k]
     if nuclei.types is not None and info.segmentor_types:
         values["table/obs/segmentor_type/codes"] = nuclei.types
     for name, number in best_labels(labels.probabilities, info.outputs, info.rule).items():
@@ -307,6 +309,12 @@ class Store:
     def area_um2(self) -> npt.NDArray[np.float32]:
         """(N,) float32, square micrometres."""
         return self._read("table/obs/area_um2")
+
+    def measure(self, name: str) -> npt.NDArray[np.float32]:
+        """(N,) float32, one of ``segmentation.nuclei.MEASURES``; NaN where it was not measured."""
+        if not (self.path / "table" / "obs" / name).is_dir():  # a store from before there were measures
+            return np.full(len(self), np.nan, np.float32)
+        return self._read(f"table/obs/{name}")
 
     @property
     def type_numbers(self) -> npt.NDArray[np.int8]:

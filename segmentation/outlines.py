@@ -191,7 +191,9 @@ def _ring_of(instances: Ints, number: int) -> Longs:
     rows, columns = np.nonzero(instances == number)
     top, left = int(rows.min()), int(columns.min())
     mask = instances[top : rows.max() + 1, left : columns.max() + 1] == number
-    return trace_outline(mask) + np.array([left, top])
+    ring = trace_outline(mask)
+    ring += np.array([left, top])
+    return ring
 
 
 def trace_outline(mask: npt.NDArray[np.bool_]) -> Longs:

@@ -69,19 +69,25 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
         (H, W) int32, 0 = background, ids 1..N.
     """
     nuclear = (p >= settings.threshold).astype(np.uint8)
-    count, components, stats, _ = cv2.connectedComponentsWithStats(nuclear, connectivity=4)
+    components, component_px = _components(nuclear)
     fall = border_strength(hv)
     inner = ((fall < settings.border) & (nuclear > 0)).astype(np.uint8)
     # An opening parts markers that hang together by a thread.
     opened = cv2.morphologyEx(inner, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
-    _, markers, marker_stats, _ = cv2.connectedComponentsWithStats(opened, connectivity=4)
-    small_marker = marker_stats[:, cv2.CC_STAT_AREA] < settings.min_marker_px
-    small_component = stats[:, cv2.CC_STAT_AREA] < settings.min_area_px
-    instances: npt.NDArray[np.int32] = np.empty(components.shape, np.int32)
+    markers, marker_px = _components(opened)
+    instances = np.empty(components.shape, np.int32)
+    small_component, small_marker = component_px < settings.min_area_px, marker_px < settings.min_marker_px
     several = assign(components, markers, small_component, small_marker, instances)
     if several.any():
-        flood(cv2.GaussianBlur(fall, (5, 5), 0), components, several, instances)
+        landscape = np.asarray(cv2.GaussianBlur(fall, (5, 5), 0), np.float32)
+        flood(landscape, components, several, instances)
     return instances
+
+
+def _components(mask: npt.NDArray[np.integer] | cv2.typing.MatLike) -> tuple[IntMap, IntMap]:
+    """The connected components (four neighbours) of a mask (H, W) uint8, 0 = background, and their areas by number."""
+    _, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    return np.asarray(components, np.int32), np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
 
 
 @compiled

@@ -20,7 +20,9 @@ STRAIGHT, DIAGONAL, TURN = 0.980, 1.406, -0.091
 """Weights of a chain code's steps and of its corners, for lengths without bias (Vossepoel & Smeulders 1982)."""
 
 
-def measured(nuclei: Nuclei, pixels: npt.NDArray[np.uint8], px: float, mpp: float) -> Nuclei:
+def measured(
+    nuclei: Nuclei, pixels: npt.NDArray[np.uint8], origin: tuple[float, float], px: float, mpp: float
+) -> Nuclei:
     """The same nuclei with their measures.
 
     Perimeters of outlines that run along pixel edges are estimated as Vossepoel & Smeulders do (a staircase is a
@@ -31,14 +33,15 @@ def measured(nuclei: Nuclei, pixels: npt.NDArray[np.uint8], px: float, mpp: floa
     centre lies inside, by QuPath's default stain vectors; NaN where there is none.
 
     Args:
-        nuclei: with outlines in a frame whose unit is the pixel edge that outlines run along, relative to the corner
-            of ``pixels``.
+        nuclei: with outlines in a frame whose unit is the pixel edge that outlines run along.
         pixels: (H, W, 3) uint8 RGB.
+        origin: x and y of the corner of ``pixels`` in that frame.
         px: side of one of ``pixels`` in that frame.
         mpp: micrometres per unit of that frame.
     """
     values = np.empty((len(nuclei), len(MEASURES)), np.float64)
-    _measure(nuclei.contour_points, nuclei.contour_offsets, pixels, px, _stain_table(), values)
+    points = nuclei.contour_points - np.asarray(origin, float)
+    _measure(points, nuclei.contour_offsets, pixels, float(px), _stain_table(), values)
     lengths = [MEASURES.index(name) for name in ("perimeter_um", "max_diameter_um", "min_diameter_um")]
     values[:, lengths] *= mpp
     return replace(nuclei, measures=values.astype(np.float32))
@@ -187,9 +190,7 @@ def _circle(hull: Floats) -> float:
 
 
 @compiled
-def _mean_stain(
-    ring: Floats, pixels: npt.NDArray[np.uint8], px: float, stain: npt.NDArray[np.float32]
-) -> float:
+def _mean_stain(ring: Floats, pixels: npt.NDArray[np.uint8], px: float, stain: npt.NDArray[np.float32]) -> float:
     """Mean over the pixels whose centre lies inside the ring (even-odd rule); NaN where there is none."""
     height, width = pixels.shape[:2]
     n, total, count = len(ring), 0.0, 0

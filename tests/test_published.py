@@ -24,7 +24,7 @@ from pipeline.store import open_store
 from pipeline.tissue import tissue_from
 from segmentation.load import load_detector
 from segmentation.nuclei import Nuclei
-from segmentation.published import PublishedHoVerNet, majority_types
+from segmentation.published import PublishedHoVerNet
 from segmentation.zoo import PUBLISHED, zoo_path
 from synthetic import draw_slide, models
 
@@ -126,21 +126,6 @@ def test_region_size_changes_nothing(tmp_path: Path, mpp: float) -> None:
     np.testing.assert_array_equal(whole.detection_p, parts.detection_p)
     np.testing.assert_array_equal(whole.types, parts.types)
     assert len(set(np.asarray(whole.types).tolist())) > 1
-
-
-def test_commonest_type_of_a_nucleus() -> None:
-    square = np.array([[2, 1], [6, 1], [6, 5], [2, 5]], float)
-    two = Nuclei(
-        np.array([[4.0, 3.0], [12.0, 3.0]]),
-        np.array([0, 4, 8]),
-        np.concatenate([square, square + np.array([8, 0])]),
-        np.ones(2, np.float32),
-        np.ones(2, np.float32),
-    )
-    types = np.zeros((8, 16), np.float32)
-    types[1:3, 2:6] = 3  # 8 of 16 pixels; 7 are background, 1 of type 2
-    types[3, 2] = 2
-    assert majority_types(two, types).tolist() == [2, -1]
 
 
 def test_files_of_authors_and_of_the_zoo(network: Callable[[str], torch.nn.Module], tmp_path: Path) -> None:

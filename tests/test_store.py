@@ -19,7 +19,7 @@ from classifier.libraries import Outputs, published_libraries
 from nucpipe.common.errors import OutputError, UsageError
 from pipeline.journal import Journal
 from pipeline.store import Store, StoreInfo, finish, open_store
-from segmentation.nuclei import Nuclei
+from segmentation.nuclei import MEASURES, Nuclei
 
 LIBRARIES = published_libraries()
 NAMES = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
@@ -126,7 +126,7 @@ def test_anndata_reads_the_table(made: tuple[Store, Nuclei, Labels]) -> None:
     assert table.shape == (700, 35)
     assert table.X.dtype == np.float32
     np.testing.assert_array_equal(table.X, labels.probabilities[order])
-    assert list(table.obs.columns) == [*NAMES, *(f"{name}_p" for name in NAMES), "detection_p", "area_um2"]
+    assert list(table.obs.columns) == [*NAMES, *(f"{name}_p" for name in NAMES), "detection_p", "area_um2", *MEASURES]
     for library in LIBRARIES:
         column = table.obs[library.name]
         assert isinstance(column.dtype, pd.CategoricalDtype)

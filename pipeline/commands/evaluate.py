@@ -33,3 +33,29 @@ def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None,
     from pipeline.evaluate import evaluate_classifier
 
     evaluate_classifier(model, data, out, click.echo, **options)
+
+
+@evaluate.command()
+@click.argument("model", metavar="NAME|PATH")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder in CoNSeP's, Kumar's, PanNuke's or MoNuSAC's layout; repeat it.",
+)
+@click.option(
+    "--hold-out",
+    multiple=True,
+    metavar="NAME",
+    help="Images or groups to measure on; wildcards allowed.  [default: what the model's training held out]",
+)
+@click.option("--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for figures.json, images.csv and pictures.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: Any) -> None:
+    """Measure a segmentor: Dice, AJI, DQ, SQ, PQ, detection, F_c of its own types, and a picture of the worst cases."""
+    from pipeline.evaluate_segmentor import evaluate_segmentor
+
+    evaluate_segmentor(model, data, out, click.echo, **options)

@@ -52,6 +52,12 @@ def run_options(command: F) -> F:
             help="Where to look: found tissue, everywhere, a mask image, or regions drawn in QuPath.",
         ),
         click.option(
+            "--nuclei",
+            metavar="FILE|FOLDER",
+            help="Nuclei of another tool in detection's place: GeoJSON as QuPath exports it, a label image (PNG, TIFF, "
+            "npy), or a folder with such a file of each slide's name.",
+        ),
+        click.option(
             "--region-size",
             type=int,
             metavar="PX",

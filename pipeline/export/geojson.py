@@ -18,6 +18,16 @@ from pipeline.export.outlines import geometries_of
 from pipeline.files import written_whole
 from pipeline.store import Store
 
+MEASUREMENTS = {
+    "perimeter_um": "Length µm",
+    "circularity": "Circularity",
+    "solidity": "Solidity",
+    "max_diameter_um": "Max diameter µm",
+    "min_diameter_um": "Min diameter µm",
+    "haematoxylin_od": "Hematoxylin OD mean",
+}
+"""Names by which QuPath's users know what is measured of a nucleus."""
+
 
 def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = None, centroids: bool = False) -> int:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
@@ -93,6 +103,7 @@ def _measurements(
 ) -> Iterator[str]:
     """The members of each nucleus's ``measurements``; what is not finite is left out."""
     columns = {"Detection probability": part.detection_p, "Area µm^2": part.area_um2}
+    columns |= {name: part.measure(measure) for measure, name in MEASUREMENTS.items()}
     for name, columns_of in part.info.outputs.slices.items():
         number = numbers[name]
         best = probabilities[np.arange(len(number)), columns_of.start + np.maximum(number, 0)]
