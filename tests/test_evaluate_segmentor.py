@@ -41,7 +41,7 @@ def test_figures_table_and_picture(data: Path, tmp_path: Path) -> None:
     assert ran.exit_code == 0, ran.output
     assert "drawn: 2 images" in ran.output
     figures = json.loads((out / "figures.json").read_text())["drawn"]
-    rows = list(csv.DictReader((out / "images.csv").open()))
+    rows = list(csv.DictReader((out / "images.csv").read_text().splitlines()))
     assert [row["image"] for row in rows] == ["good", "poor"]
     assert float(rows[0]["pq"]) > 0.95
     assert int(rows[1]["found"]) == pytest.approx(2 * int(rows[1]["annotated"]), abs=1)

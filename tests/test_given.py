@@ -201,3 +201,23 @@ def test_a_folder_has_a_file_for_each_slide(detected: tuple[Path, Path, Store], 
     other.with_suffix(".toml").touch()
     with pytest.raises(UsageError, match=r"ends in \.geojson"):
         plan([slide], RunConfig(nuclei=str(other.with_suffix(".toml"))))
+
+
+def test_measures_stand_in_the_geojson_under_qupaths_names(detected: tuple[Path, Path, Store]) -> None:
+    _, out, store = detected
+    features = json.loads((out / "nuclei.geojson").read_text("utf-8"))["features"]
+    for name, measure in (
+        ("Length µm", "perimeter_um"),
+        ("Circularity", "circularity"),
+        ("Solidity", "solidity"),
+        ("Max diameter µm", "max_diameter_um"),
+        ("Min diameter µm", "min_diameter_um"),
+        ("Hematoxylin OD mean", "haematoxylin_od"),
+    ):
+        shown = [one["properties"]["measurements"][name] for one in features]
+        np.testing.assert_allclose(shown, store.measure(measure), atol=5.1e-5)
+    # Drawn ellipses with half axes of 8 to 12 px, dark violet.
+    assert (store.measure("max_diameter_um") < 8).all()
+    assert (store.measure("min_diameter_um") > 3.5).all()
+    assert (store.measure("circularity") > 0.8).all()
+    assert (store.measure("haematoxylin_od") > 0.2).all()

@@ -53,7 +53,7 @@ def test_discs_are_round_and_their_perimeter_is_not_that_of_the_staircase() -> N
     radii = (9.5, 6.3, 19.5, 13.2)
     found = measure(discs(*radii))
     for k, r in enumerate(radii):
-        assert found["perimeter_um"][k] == pytest.approx(2 * math.pi * r, rel=0.02)
+        assert found["perimeter_um"][k] == pytest.approx(2 * math.pi * r, rel=0.03)
         assert found["circularity"][k] > 0.95
         assert found["solidity"][k] > 0.9
         assert found["max_diameter_um"][k] == pytest.approx(2 * r, abs=1.5)

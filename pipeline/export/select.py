@@ -14,6 +14,7 @@ from classifier.decide import Rule, best_labels, decide
 from classifier.libraries import Library
 from nucpipe.common.errors import UsageError
 from pipeline.store import Store
+from segmentation.nuclei import MEASURES
 
 Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"
 
@@ -77,9 +78,10 @@ def several(store: Store) -> bool:
 def columns_of(part: Store) -> dict[str, Column]:
     """What is told of each nucleus, by column name: place, size, and its label in each library with its probability.
 
-    The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``,
-    ``segmentor_type`` (of detectors that give one), and for each library ``<library>`` (the best label that the rule
-    gives, categorical) and ``<library>_p``; where the rule gives several labels also ``<library>_labels``, all of them.
+    The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``, the
+    measures (``segmentation.nuclei.MEASURES``), ``segmentor_type`` (of detectors that give one), and for each library
+    ``<library>`` (the best label that the rule gives, categorical) and ``<library>_p``; where the rule gives several
+    labels also ``<library>_labels``, all of them.
     """
     outputs, rule = part.info.outputs, part.info.rule
     probabilities = part.probabilities
@@ -90,6 +92,7 @@ def columns_of(part: Store) -> dict[str, Column]:
         "y_l0": y,
         "area_um2": part.area_um2,
         "detection_p": part.detection_p,
+        **{name: part.measure(name) for name in MEASURES},
     }
     if part.info.segmentor_types:
         columns["segmentor_type"] = pd.Categorical.from_codes(part.type_numbers, pd.Index(part.info.segmentor_types))
