@@ -219,5 +219,5 @@ def test_measures_stand_in_the_geojson_under_qupaths_names(detected: tuple[Path,
     # Drawn ellipses with half axes of 8 to 12 px, dark violet.
     assert (store.measure("max_diameter_um") < 8).all()
     assert (store.measure("min_diameter_um") > 3.5).all()
-    assert (store.measure("circularity") > 0.8).all()
+    assert (store.measure("circularity") > 0.75).all()
     assert (store.measure("haematoxylin_od") > 0.2).all()
