@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.errors import SlideError, UsageError
+from nucpipe.common.errors import OutputError, SlideError, UsageError
 from pipeline.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -176,6 +177,11 @@ class Result:
         return plot_nuclei(self, window, library or self.primary, ax, slide, labels)
 
 
+def is_result(path: Path) -> bool:
+    """Whether a path is a slide's folder of results, or the store in one."""
+    return (path / STORE_NAME).is_dir() or path.name == STORE_NAME
+
+
 def open_result(result: str | Path) -> Result:
     """Open a finished result.
 
@@ -190,6 +196,23 @@ def open_result(result: str | Path) -> Result:
         store = open_store(path)
         return Result(path.parent, store)
     return Result(path, open_store(path / STORE_NAME))
+
+
+def open_results(folder: str | Path) -> list[Result]:
+    """Every finished result in a folder and its sub-folders, by name of the folder.
+
+    Raises:
+        OutputError: there is none, or one is of a later version of nucpipe.
+    """
+    root = Path(folder)
+    found = []
+    for here, names, _ in os.walk(root):
+        if STORE_NAME in names:
+            found.append(Path(here))
+            names.clear()  # a result holds no other
+    if not found:
+        raise OutputError(f"{root}: no finished result in it; expected a folder that nucpipe run wrote to.")
+    return [open_result(path) for path in sorted(found)]
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -53,8 +53,11 @@ def export(
 ) -> None:
     """Write a finished RESULT (a slide's folder, or its nuclei.zarr) in another form.
 
+    For qupath, RESULT may be a folder of many slides' results.
+
     \b
     geojson          QuPath and others; the labels of --primary are the classes, all others metadata
+    qupath           a folder for QuPath: nuclei, colours, scripts that import and recolour
     csv, parquet     a line a nucleus; parquet (GeoParquet) with its outline
     anndata          .h5ad for scanpy and squidpy
     spatialdata      outlines, table and image for spatialdata.read_zarr
@@ -62,11 +65,17 @@ def export(
     labels           OME-Zarr label images: nuclei, and classes
     """
     from classifier.decide import Rule
-    from pipeline.export.forms import Wanted, export_result
-    from pipeline.result import open_result
+    from pipeline.export.forms import Wanted, export_for_qupath, export_result
+    from pipeline.result import is_result, open_result, open_results
 
     if decide is None and threshold is not None:
         raise UsageError("--threshold needs --decide best or --decide threshold.")
     rule = None if decide is None else Rule(decide, threshold)
-    for path, count in export_result(open_result(result), form, Wanted(rule=rule, **options), out):
+    wanted = Wanted(rule=rule, **options)
+    if form == "qupath" and result.is_dir() and not is_result(result):
+        target = out or result / "qupath"
+        written = [(target, export_for_qupath(open_results(result), wanted, target))]
+    else:
+        written = export_result(open_result(result), form, wanted, out)
+    for path, count in written:
         click.echo(f"{count:,} nuclei -> {path}")

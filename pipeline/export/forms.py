@@ -108,6 +108,12 @@ def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, 
     return write_labels(store, path, libraries, slide, wanted.image_mpp or IMAGE_MPP)
 
 
+def _qupath(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.qupath import write_qupath
+
+    return write_qupath([store], path, libraries[0], wanted.centroids)
+
+
 FORMS = {
     "geojson": Form(
         "nuclei.geojson",
@@ -115,6 +121,7 @@ FORMS = {
         _geojson,
         frozenset({"primary", "all_libraries", "centroids", "gz"}),
     ),
+    "qupath": Form("qupath", ("",), _qupath, frozenset({"primary", "centroids"})),
     "csv": Form("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
     "parquet": Form("nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids"})),
     "anndata": Form("nuclei.h5ad", (".h5ad",), _anndata),
@@ -162,6 +169,22 @@ def export_result(
             return [(path, kind.write(store, path, libraries, wanted, slide))]
         each = [(_named(path, kind, name), name) for name in libraries]
         return [(file, kind.write(store, file, [name], wanted, slide)) for file, name in each]
+
+
+def export_for_qupath(results: Sequence[Result], wanted: Wanted, path: Path) -> int:
+    """One folder for QuPath with the nuclei of several slides; returns their number.
+
+    Raises:
+        UsageError: as for :func:`export_result`; two slides have one name.
+        OutputError: it cannot be written.
+    """
+    from pipeline.export.qupath import write_qupath
+    from pipeline.export.select import narrowed
+
+    _check("qupath", FORMS["qupath"], wanted, path)
+    primary = wanted.primary or results[0].primary
+    stores = [narrowed(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
+    return write_qupath(stores, path, primary, wanted.centroids)
 
 
 def _check(form: str, kind: Form, wanted: Wanted, out: Path | None) -> None:
