@@ -1,6 +1,7 @@
-"""Draws the picture of the README from the demo's result: the overview, and a detail with outlines at full resolution.
+"""Draws the pictures of the documentation from the demo's result.
 
-python docs/picture.py results/CMU-1-Small-Region docs/overview.jpg
+python docs/picture.py results/CMU-1-Small-Region docs/overview.jpg                  overview, and a detail with outlines
+python docs/picture.py results/CMU-1-Small-Region docs/qupath.jpg PanNuke CoNSeP     the detail in two libraries' colours
 """
 
 import sys
@@ -33,17 +34,18 @@ def detail(result: Path, library_name: str) -> np.ndarray:
     return picture[..., ::-1]
 
 
-def main(result: str, out: str) -> None:
-    """Both side by side."""
-    overview = cv2.imread(str(Path(result) / "overview.png"))
-    right = detail(Path(result), "PanNuke")
-    parts = [
-        cv2.resize(part, (round(part.shape[1] * HEIGHT / part.shape[0]), HEIGHT), interpolation=cv2.INTER_AREA)
-        for part in (overview, right)
-    ]
-    cv2.imwrite(
-        out, np.hstack([parts[0], np.full((HEIGHT, 16, 3), 255, np.uint8), parts[1]]), [cv2.IMWRITE_JPEG_QUALITY, 88]
+def main(result: str, out: str, *libraries: str) -> None:
+    """Two pictures side by side."""
+    if libraries:
+        pictures, height = [detail(Path(result), name) for name in libraries], 700
+    else:
+        pictures, height = [cv2.imread(str(Path(result) / "overview.png")), detail(Path(result), "PanNuke")], HEIGHT
+    left, right = (
+        cv2.resize(part, (round(part.shape[1] * height / part.shape[0]), height), interpolation=cv2.INTER_AREA)
+        for part in pictures
     )
+    gap = np.full((height, 16, 3), 255, np.uint8)
+    cv2.imwrite(out, np.hstack([left, gap, right]), [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
 if __name__ == "__main__":

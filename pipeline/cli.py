@@ -9,7 +9,7 @@ import click
 
 import nucpipe
 from nucpipe.common.errors import NucpipeError
-from pipeline.commands import classify, evaluate, export, libraries, look, run, train, view
+from pipeline.commands import classify, evaluate, export, libraries, look, report, run, train, view
 
 
 class OneLineErrors(click.Group):
@@ -46,6 +46,7 @@ COMMANDS = (
     look.models,
     libraries.libraries,
     view.view,
+    report.report,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -66,9 +66,18 @@ class Result:
         return tuple(library.name for library in self.store.info.outputs.libraries)
 
     @property
+    def run_facts(self) -> dict[str, Any]:
+        """What ``run.json`` tells of the run; nothing where there is none, for a store can be used alone."""
+        try:
+            facts = json.loads((self.folder / "run.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    @property
     def primary(self) -> str:
         """The library that gave the colours in the run; the last one where the run does not say."""
-        name = _facts(self.folder).get("settings", {}).get("primary")
+        name = self.run_facts.get("settings", {}).get("primary")
         return name if name in self.libraries else self.libraries[-1]
 
     @property
@@ -123,7 +132,7 @@ class Result:
         Raises:
             UsageError: it is not there (any more).
         """
-        remembered = _facts(self.folder).get("slide")
+        remembered = self.run_facts.get("slide")
         path = Path(given) if given is not None else Path(remembered) if remembered else None
         if path is None or not path.exists():
             where = "its place is not known" if path is None else f"it is not at {path}"
@@ -213,12 +222,3 @@ def open_results(folder: str | Path) -> list[Result]:
     if not found:
         raise OutputError(f"{root}: no finished result in it; expected a folder that nucpipe run wrote to.")
     return [open_result(path) for path in sorted(found)]
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """What ``run.json`` tells; nothing where there is none, for a store can be used alone."""
-    try:
-        facts = json.loads((folder / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}

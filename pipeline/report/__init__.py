@@ -1,0 +1,1 @@
+"""``report.html``: what was found on a slide, or on a batch of slides, for people to read and to print."""
