@@ -1,7 +1,7 @@
 """Draws the pictures of the documentation from the demo's result.
 
-python docs/picture.py results/CMU-1-Small-Region docs/overview.jpg                  overview, and a detail with outlines
-python docs/picture.py results/CMU-1-Small-Region docs/qupath.jpg PanNuke CoNSeP     the detail in two libraries' colours
+python docs/picture.py results/CMU-1-Small-Region docs/overview.jpg  overview, and a detail with outlines
+python docs/picture.py results/CMU-1-Small-Region docs/qupath.jpg PanNuke CoNSeP  the detail in two libraries' colours
 """
 
 import sys

@@ -9,6 +9,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def read_csv(path: Path) -> Read:
 
 
 def read_parquet(path: Path) -> Read:
-    geopandas = pytest.importorskip("geopandas")
+    import geopandas
+
     frame = geopandas.read_parquet(path)
     assert frame.crs is None
     assert frame.geometry.is_valid.all()
@@ -89,7 +91,8 @@ def read_table(table: anndata.AnnData) -> Read:
 
 
 def read_spatialdata(path: Path) -> Read:
-    spatialdata = pytest.importorskip("spatialdata")
+    import spatialdata
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own dependencies
         data = spatialdata.read_zarr(path)
@@ -151,6 +154,15 @@ READERS: dict[str, Callable[[Path], Read]] = {
     "spatialdata": read_spatialdata,
     "annotationstore": read_annotation_store,
 }
+NEEDS = {"parquet": "geopandas", "spatialdata": "spatialdata"}
+
+
+def parameter(form: str) -> Any:
+    """A form to test, skipped where its consumer is not installed."""
+    missing = find_spec(NEEDS.get(form, "zarr")) is None
+    return pytest.param(form, marks=pytest.mark.skipif(missing, reason=f"{NEEDS.get(form)} is not installed"))
+
+
 WANTED = {
     "whole": Wanted(),
     "window": Wanted(window_l0=WINDOW),
@@ -183,7 +195,7 @@ def expected(store: Store) -> dict[str, tuple[dict[str, str | None], np.ndarray,
 
 
 @pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
-@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("form", [parameter(form) for form in READERS])
 def test_same_nuclei_labels_and_places_as_the_store(
     form: str, wanted: Wanted, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +216,7 @@ def test_same_nuclei_labels_and_places_as_the_store(
             assert read.areas_px[i] == pytest.approx(area)
 
 
-@pytest.mark.parametrize("form", READERS)
+@pytest.mark.parametrize("form", [parameter(form) for form in READERS])
 def test_no_nuclei(form: str, tmp_path: Path) -> None:
     random_store(tmp_path, 0)
     ((path, count),) = export_result(open_result(tmp_path), form)
@@ -212,7 +224,7 @@ def test_no_nuclei(form: str, tmp_path: Path) -> None:
     assert READERS[form](path).ids == []
 
 
-@pytest.mark.parametrize("form", ["geojson", "parquet", "annotationstore"])
+@pytest.mark.parametrize("form", [parameter("geojson"), parameter("parquet"), parameter("annotationstore")])
 def test_centroids_are_points_in_their_places(form: str, result: Result, tmp_path: Path) -> None:
     ((path, _),) = export_result(result, form, Wanted(centroids=True), tmp_path / FORMS[form].name)
     read = READERS[form](path)
@@ -241,7 +253,7 @@ def test_gz(form: str, result: Result, tmp_path: Path) -> None:
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
 
 
-@pytest.mark.parametrize("form", ["csv", "anndata", "parquet"])
+@pytest.mark.parametrize("form", [parameter("csv"), parameter("anndata"), parameter("parquet")])
 def test_the_detectors_own_types(form: str, result: Result, tmp_path: Path) -> None:
     ((path, _),) = export_result(result, form, None, tmp_path / FORMS[form].name)
     if form == "csv":
@@ -249,7 +261,9 @@ def test_the_detectors_own_types(form: str, result: Result, tmp_path: Path) -> N
     elif form == "anndata":
         found = anndata.read_h5ad(path).obs["segmentor_type"]
     else:
-        found = pytest.importorskip("geopandas").read_parquet(path)["segmentor_type"]
+        import geopandas
+
+        found = geopandas.read_parquet(path)["segmentor_type"]
     numbers = result.store.type_numbers
     assert {-1, 0, 1} == set(numbers.tolist())
     assert text_or_none(found) == [None if k < 0 else TYPES[k] for k in numbers]
