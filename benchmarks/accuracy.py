@@ -62,7 +62,7 @@ def report(name: str, scores: Sequence[ImageScore], library: Library | None) -> 
     return figures
 
 
-def run_images(images: Sequence[AnnotatedImage], out: Path, models: dict[str, str]) -> tuple[list[Store], float]:
+def run_images(images: Sequence[AnnotatedImage], out: Path, models: dict[str, Any]) -> tuple[list[Store], float]:
     """The finished store of each image, and the seconds that the runs took; images of one pixel size in one run."""
     seconds = 0.0
     for mpp in {image.mpp for image in images}:
@@ -84,7 +84,8 @@ def run_images(images: Sequence[AnnotatedImage], out: Path, models: dict[str, st
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--segmentor", default=None)
 @click.option("--classifier", default=None)
-def main(sets: Sequence[str], hold_out: Sequence[str], out: Path, **models: str | None) -> None:
+@click.option("--tta", is_flag=True)
+def main(sets: Sequence[str], hold_out: Sequence[str], out: Path, **models: Any) -> None:
     """Score the finished stores of held-out images."""
     chosen = {key: value for key, value in models.items() if value}
     figures = {}

@@ -197,17 +197,18 @@ def _close(order: Order) -> None:
 def _models(order: Order) -> Models:
     config = order.config
     threads = config.workers or max(1, available_processors() // max(1, order.share))
-    return _loaded(config.segmentor, config.classifier, _device(config.device, order.share), config.precision, threads)
+    device = _device(config.device, order.share)
+    return _loaded(config.segmentor, config.classifier, device, config.precision, config.tta, threads)
 
 
 @cache
-def _loaded(segmentor: str, classifier: str, device: str, precision: str, threads: int) -> Models:
+def _loaded(segmentor: str, classifier: str, device: str, precision: str, tta: bool, threads: int) -> Models:
     import torch
 
     from pipeline.models import load_models
 
     torch.set_num_threads(threads)  # Dask sets one a worker
-    return load_models(segmentor, classifier, device, precision)
+    return load_models(segmentor, classifier, device, precision, tta)
 
 
 def _device(device: str, share: int) -> str:

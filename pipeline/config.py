@@ -30,6 +30,7 @@ class RunConfig:
         workers: threads that read and post-process; None: as many as processors may be used.
         overwrite: replace finished results, and start unfinished ones again.
         geojson: write ``nuclei.geojson``.
+        tta: average the segmentor's maps over flips of the pixels; four times its work.
         nuclei: a file of nuclei that another tool found, or a folder of them, in detection's place.
     """
 
@@ -48,6 +49,7 @@ class RunConfig:
     overwrite: bool = False
     geojson: bool = True
     nuclei: str | None = None
+    tta: bool = False
 
     @property
     def rule(self) -> Rule:

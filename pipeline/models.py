@@ -89,11 +89,11 @@ def published_models() -> list[tuple[str, str, str]]:
     ]
 
 
-def load_models(segmentor: str, classifier: str, device_name: str, precision_name: str) -> Models:
+def load_models(segmentor: str, classifier: str, device_name: str, precision_name: str, tta: bool = False) -> Models:
     """Load both models onto the device.
 
     Raises:
-        UsageError: an unknown model, device or precision.
+        UsageError: an unknown model, device or precision; ``tta`` with a segmentor that cannot.
         ModelError: a model file is broken or of the wrong kind.
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
@@ -104,6 +104,10 @@ def load_models(segmentor: str, classifier: str, device_name: str, precision_nam
     device = pick_device(device_name)
     precision = pick_precision(precision_name, device)
     detector = load_detector(paths["segmentor"], device, precision)
+    if tta:
+        from segmentation.flips import Flipped
+
+        detector = Flipped(detector)
     network, _, outputs = load_classifier(paths["classifier"])
     described: dict[str, dict[str, Any]] = {
         kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()

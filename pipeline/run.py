@@ -321,7 +321,8 @@ def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
         origin_l0=slide.origin_l0,
         outputs=models.outputs,
         models=described,
-        settings={"tissue": file_settings(config.tissue), "precision": precision, "decide": config.rule.to_dict()},
+        settings={"tissue": file_settings(config.tissue), "precision": precision, "decide": config.rule.to_dict()}
+        | ({"tta": True} if config.tta else {}),
         nucpipe_version=nucpipe.__version__,
         slide_fingerprint=slide_fingerprint(slide.path),
     )

@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from nucpipe.common.modelfile import ModelHeader
 
+WHAT = {
+    "hovernet": [
+        "A compact HoVer-Net: finds and outlines nuclei in H&E. Pixels are taken at 0.5 µm, outlines come out at "
+        "0.25 µm."
+    ],
+    "maskrcnn": ["A Mask R-CNN: finds and outlines nuclei in H&E at 0.25 µm."],
+    "fasterrcnn": ["A Faster R-CNN: finds nuclei in H&E at 0.25 µm; outlines are rectangles."],
+}
+NETWORK = {
+    "hovernet": "with a U-Net-shaped decoder and two branches (nuclear pixels; horizontal and vertical distances), "
+    "after Graham et al. 2019.",
+    "maskrcnn": "with a feature pyramid, after He et al. 2017, as torchvision builds it.",
+    "fasterrcnn": "with a feature pyramid, after Ren et al. 2015, as torchvision builds it.",
+}
+
 
 def model_card(header: ModelHeader) -> str:
     """The card of a segmentor, in Markdown."""
@@ -11,13 +26,11 @@ def model_card(header: ModelHeader) -> str:
     lines = [
         f"# {header.name}",
         "",
-        "A compact HoVer-Net: finds and outlines nuclei in H&E. Pixels are taken at "
-        f"{header.mpp} µm, outlines come out at {header.mpp / 2} µm.",
+        *WHAT[made["type"]],
         "",
         "Intended use: research. It is not a medical device and must not be used for diagnosis.",
         "",
-        f"- Network: {made['encoder']} encoder with a U-Net-shaped decoder and two branches "
-        "(nuclear pixels; horizontal and vertical distances), after Graham et al. 2019.",
+        f"- Network: {made['encoder']} encoder {NETWORK[made['type']]}",
         f"- Trained {header.date} with nucpipe {header.nucpipe_version}.",
         f"- Licence of the weights: {header.licence}",
         "",

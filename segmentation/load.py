@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nucpipe.common.modelfile import read_header
 from segmentation.zoo import SUFFIXES
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ def load_detector(path: Path, device: str | torch.device = "cpu", precision: tor
         from segmentation.published import load_published
 
         return load_published(path, device, precision)
+    from segmentation.rcnn import ARCHITECTURES
+
+    header = read_header(path)
+    if header.kind == "segmentor" and header.architecture.get("type") in ARCHITECTURES:
+        from segmentation.rcnn import load_rcnn
+
+        return load_rcnn(path, device)
     from segmentation.detector import load_hovernet
 
     return load_hovernet(path, device, precision)

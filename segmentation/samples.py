@@ -73,6 +73,14 @@ class TileSource:
     def _tile(
         self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
+        warped, mapped = self.warped(index, size, rng)
+        small = cv2.resize(warped, (size // 2, size // 2), interpolation=cv2.INTER_AREA)
+        return small.astype(np.uint8), (mapped > 0).astype(np.uint8), hv_maps(mapped).astype(np.float16)
+
+    def warped(
+        self, index: int, size: int, rng: np.random.Generator
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+        """A random place of an image, turned and scaled: pixels (size, size, 3) at 0.25 um, and their instances."""
         pixels, instances = self.pixels[index], self.instances[index]
         scale = self.scales[index] * float(np.exp(rng.uniform(-0.22, 0.22)))
         angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.integers(4) * np.pi / 2
@@ -89,5 +97,4 @@ class TileSource:
         mapped = cv2.warpAffine(instances, matrix, (size, size), flags=flags | cv2.INTER_NEAREST, borderMode=border)
         # A nucleus and its mirror image beyond the border bear one id; apart they are two.
         mapped = connected_components(mapped, connectivity=1)  # type: ignore[no-untyped-call]
-        small = cv2.resize(warped, (size // 2, size // 2), interpolation=cv2.INTER_AREA)
-        return small.astype(np.uint8), (mapped > 0).astype(np.uint8), hv_maps(mapped).astype(np.float16)
+        return np.asarray(warped, np.uint8), np.asarray(mapped, np.int32)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 import nucpipe
 from nucpipe.common import training
@@ -22,7 +23,7 @@ from nucpipe.common.augment import jitter_focus, jitter_stain
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
 from nucpipe.common.device import training_precision
-from nucpipe.common.errors import DataError
+from nucpipe.common.errors import DataError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 from segmentation.losses import hovernet_loss
@@ -31,6 +32,8 @@ from segmentation.samples import TileBatch, TileSource
 
 CHECKPOINT_SECONDS = 180
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
+ENCODERS = {"hovernet": "tf_efficientnet_lite0", "maskrcnn": "resnet50", "fasterrcnn": "resnet50"}
+"""Architectures that can be trained, each with the encoder it has by default."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class SegmentorTraining:
         seed: of the random numbers.
         device: a torch device.
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
-        encoder: timm name.
+        architecture: ``hovernet``, or ``maskrcnn`` or ``fasterrcnn`` of torchvision.
+        encoder: timm name, or for the latter two a ResNet of torchvision.
         start_from: a model file whose weights the training starts from, instead of ImageNet's; of the same encoder.
         licence: of the data, for the model card.
     """
@@ -61,15 +65,26 @@ class SegmentorTraining:
     seed: int = 0
     device: str = "cpu"
     precision: str = "auto"
-    encoder: str = "tf_efficientnet_lite0"
+    architecture: str = "hovernet"
+    encoder: str = ""
     start_from: Path | None = None
     licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ENCODERS:
+            raise UsageError(f"--architecture {self.architecture}: expected {', '.join(ENCODERS)}.")
+        if not self.encoder:
+            object.__setattr__(self, "encoder", ENCODERS[self.architecture])
+        if self.start_from is not None and self.architecture != "hovernet":
+            raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
         names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder")
         settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": str(self.autocast)}
         settings["start_from"] = str(self.start_from)
+        if self.architecture != "hovernet":
+            settings["architecture"] = self.architecture
         return settings | {n: getattr(self, n) for n in names}
 
     @property
@@ -96,9 +111,9 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     model = _fit(config, train, say)
     header = _header(config, sets)
     save_model(config.out, header, model.state_dict())
-    from segmentation.detector import load_hovernet
+    from segmentation.load import load_detector
 
-    figures = evaluate_segmentor(load_hovernet(config.out, config.device), held)
+    figures = evaluate_segmentor(load_detector(config.out, config.device), held)
     header = dataclasses.replace(header, figures=figures)
     save_model(config.out, header, model.state_dict())
     from segmentation.card import model_card
@@ -110,11 +125,59 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     return header
 
 
-def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> HoVerNet:
+class Trained(Protocol):
+    """What the trainings of different architectures have of their own."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses."""
+
+    def new_model(self) -> nn.Module:
+        """The network that the training starts from."""
+
+    def batch(self, step: int) -> Any:
+        """The batch of that step; it depends on the step alone."""
+
+    def step(self, model: Any, optimizer: torch.optim.Optimizer, batch: Any, seed: int) -> dict[str, float]:
+        """Learn from a batch; the losses by name."""
+
+
+class TrainedHoVerNet:
+    """The compact HoVer-Net's."""
+
+    losses = LOSSES
+
+    def __init__(self, config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        self.source = TileSource(images, config.seed, config.batch_size)
+
+    def new_model(self) -> nn.Module:  # noqa: D102
+        model = _new_model(self.config, self.say)
+        use_fast_depthwise(model)
+        return model
+
+    def batch(self, step: int) -> TileBatch:  # noqa: D102
+        return self.source.batch(step)
+
+    def step(  # noqa: D102
+        self, model: HoVerNet, optimizer: torch.optim.Optimizer, batch: TileBatch, seed: int
+    ) -> dict[str, float]:
+        return _step(model, optimizer, batch, seed, torch.device(self.config.device), self.config.autocast)
+
+
+def _trained(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> Trained:
+    if config.architecture == "hovernet":
+        return TrainedHoVerNet(config, images, say)
+    from segmentation.rcnn_train import TrainedRCNN
+
+    return TrainedRCNN(config.architecture, config.encoder, images, config.seed, config.batch_size, config.device)
+
+
+def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> nn.Module:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    model = _new_model(config, say)
-    use_fast_depthwise(model)
+    trained = _trained(config, images, say)
+    model = trained.new_model()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
     average = training.WeightAverage(model, 0.999)
@@ -129,12 +192,11 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
         say(f"going on from step {start}")
     if start == config.steps:
         return average.model
-    source = TileSource(images, config.seed, config.batch_size)
     log = config.out.with_suffix(".losses.csv")
-    training.keep_rows(log, start, list(LOSSES))
+    training.keep_rows(log, start, list(trained.losses))
     saved = time.monotonic()
     with (
-        _batches(source, start, config.steps) as batches,
+        _batches(trained.batch, start, config.steps) as batches,
         training.show_progress("segmentor", config.steps, start) as progress,
         log.open("a", newline="") as file,
     ):
@@ -142,9 +204,9 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
         for step, batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * training.warmup_cosine(step, config.steps, 200)
-            losses = _step(model, optimizer, batch, config.seed + step, device, config.autocast)
+            losses = trained.step(model, optimizer, batch, config.seed + step)
             average.update(model, step)
-            rows.writerow((step, *(f"{losses[name]:.4f}" for name in LOSSES)))
+            rows.writerow((step, *(f"{losses[name]:.4f}" for name in trained.losses)))
             progress(step + 1, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == config.steps:
                 file.flush()
@@ -206,12 +268,12 @@ def _step(
 
 
 @contextmanager
-def _batches(source: TileSource, start: int, steps: int) -> Iterator[Iterator[tuple[int, TileBatch]]]:
+def _batches(make_batch: Callable[[int], Any], start: int, steps: int) -> Iterator[Iterator[tuple[int, Any]]]:
     """Batches made in a thread beside the network (cv2 and numpy release the interpreter's lock)."""
-    ready: queue.Queue[TileBatch | BaseException] = queue.Queue(3)
+    ready: queue.Queue[Any] = queue.Queue(3)
     stop = threading.Event()
 
-    def put(item: TileBatch | BaseException) -> None:
+    def put(item: Any) -> None:
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.5)
@@ -224,11 +286,11 @@ def _batches(source: TileSource, start: int, steps: int) -> Iterator[Iterator[tu
             for step in range(start, steps):
                 if stop.is_set():
                     return
-                put(source.batch(step))
+                put(make_batch(step))
         except BaseException as error:
             put(error)
 
-    def take() -> Iterator[tuple[int, TileBatch]]:
+    def take() -> Iterator[tuple[int, Any]]:
         for step in range(start, steps):
             item = ready.get()
             if isinstance(item, BaseException):
@@ -256,13 +318,21 @@ def _header(
         }
         for path, (train, held) in sets.items()
     ]
+    # Both networks normalise by themselves; the header says how.
+    if config.architecture == "hovernet":
+        half = (0.5, 0.5, 0.5)
+        mpp, mean, std, shape = INPUT_MPP, half, half, {"widths": [80, 48, 32], "hidden": 12}
+    else:
+        from segmentation import rcnn
+
+        mpp, mean, std, shape = rcnn.INPUT_MPP, rcnn.MEAN, rcnn.STD, {}
     return ModelHeader(
         kind="segmentor",
         name=config.out.stem,
-        architecture={"type": "hovernet", "encoder": config.encoder, "widths": [80, 48, 32], "hidden": 12},
-        mpp=INPUT_MPP,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
+        architecture={"type": config.architecture, "encoder": config.encoder, **shape},
+        mpp=mpp,
+        mean=mean,
+        std=std,
         data=data,
         licence=config.licence,
         date=datetime.date.today().isoformat(),

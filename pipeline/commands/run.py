@@ -80,6 +80,11 @@ def run_options(command: F) -> F:
             default=None,
             help="Threads that read and post-process.  [default: processors allowed]",
         ),
+        click.option(
+            "--tta",
+            is_flag=True,
+            help="Average the segmentor over mirror images: slightly better, four times its work.",
+        ),
         click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
         click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
     ]

@@ -74,13 +74,23 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option("--licence", default="", help="Licence of the data, for the model card.")
 @click.option(
+    "--architecture",
+    type=click.Choice(["hovernet", "maskrcnn", "fasterrcnn"]),
+    help="What is trained; the latter two are torchvision's and start from random weights.  [default: hovernet]",
+)
+@click.option(
+    "--encoder",
+    metavar="NAME",
+    help="An encoder of timm for hovernet, else a ResNet of torchvision.  [default: tf_efficientnet_lite0; resnet50]",
+)
+@click.option(
     "--start-from",
     metavar="NAME|PATH",
     help="A segmentor to start from instead of ImageNet's weights, such as hovernet-compact.",
 )
 @train_options
 def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
-    """Train a HoVer-Net that finds and outlines nuclei. The same command goes on after an interruption."""
+    """Train a network that finds and outlines nuclei. The same command goes on after an interruption."""
     from pipeline.models import find_model
     from segmentation.train import SegmentorTraining, train_segmentor
 
