@@ -2,9 +2,9 @@
 
 python examples/til_density.py results/SLIDE out.png
 
-MoNuSAC has lymphocytes; PanNuke has inflammatory cells, which are lymphocytes and others. A nucleus that both name so is
-a safer lymphocyte than one that a single library does. The tumour is what PanNuke calls neoplastic: look whether that
-is right on your slide before you believe a figure.
+MoNuSAC has lymphocytes; PanNuke has inflammatory cells, which are lymphocytes and others. A nucleus that both name so
+is a safer lymphocyte than one that a single library does. The tumour is what PanNuke calls neoplastic: look whether
+that is right on your slide before you believe a figure.
 """
 
 import sys
