@@ -54,7 +54,9 @@ def run_batch(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pipeline.models import load_models
 
-    models = load_models(config.segmentor, config.classifier, config.device, config.precision, config.tta)
+    models = load_models(
+        config.segmentor, config.classifier, config.device, config.precision, config.tta, config.workers
+    )
     jobs = with_library_names(jobs, models)
     tally = Tally(Destination(out), reporter, max_failures)
     waiting = run_free(jobs, models, tally)

@@ -11,13 +11,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import nucpipe
 from nucpipe.common.errors import OutputError, UsageError
+from nucpipe.common.processors import available_processors
 from pipeline.batch import explain, is_disk_gone
 from pipeline.config import RunConfig
 from pipeline.journal import Journal
@@ -27,7 +28,6 @@ from pipeline.run import (
     Clock,
     SlideResult,
     Work,
-    available_processors,
     begin,
     conclude,
     cut,
@@ -131,7 +131,8 @@ def do_regions(order: Order, indices: tuple[int, ...]) -> int:
     work, models = _work(order)
     journal = Journal.join(work.journal_path, fingerprint(work, order.config))
     regions = [region for region in work.regions if region.index in indices and not journal.is_whole(region.index)]
-    for done in process(work.slide, work.grid, work.tissue, regions, models, order.config):
+    config = replace(order.config, workers=_threads(order))
+    for done in process(work.slide, work.grid, work.tissue, regions, models, config):
         journal.write(done.region.index, done.nuclei_l0, done.labels)
         _tell(order, nuclei=len(done.nuclei_l0), mm2=work.mm2(done.region))
     return len(indices)
@@ -196,9 +197,13 @@ def _close(order: Order) -> None:
 
 def _models(order: Order) -> Models:
     config = order.config
-    threads = config.workers or max(1, available_processors() // max(1, order.share))
     device = _device(config.device, order.share)
-    return _loaded(config.segmentor, config.classifier, device, config.precision, config.tta, threads)
+    return _loaded(config.segmentor, config.classifier, device, config.precision, config.tta, _threads(order))
+
+
+def _threads(order: Order) -> int:
+    """The processors of this worker, which shares a machine with others."""
+    return order.config.workers or max(1, available_processors() // max(1, order.share))
 
 
 @cache
@@ -208,7 +213,7 @@ def _loaded(segmentor: str, classifier: str, device: str, precision: str, tta: b
     from pipeline.models import load_models
 
     torch.set_num_threads(threads)  # Dask sets one a worker
-    return load_models(segmentor, classifier, device, precision, tta)
+    return load_models(segmentor, classifier, device, precision, tta, threads)
 
 
 def _device(device: str, share: int) -> str:

@@ -32,6 +32,7 @@ class RunConfig:
         geojson: write ``nuclei.geojson``.
         tta: average the segmentor's maps over flips of the pixels; four times its work.
         nuclei: a file of nuclei that another tool found, or a folder of them, in detection's place.
+        profile: draw ``profile.png``, a timeline of the run.
     """
 
     mpp: float | None = None
@@ -50,6 +51,7 @@ class RunConfig:
     geojson: bool = True
     nuclei: str | None = None
     tta: bool = False
+    profile: bool = False
 
     @property
     def rule(self) -> Rule:

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from classifier.labels import Labels
+from pipeline.crew import Crew, Stage
 from pipeline.crops import cut_crops
 from pipeline.grid import FINE_MPP, WorkingGrid
 from pipeline.models import Models
 from pipeline.regions import Region
 from pipeline.slide import Slide
 from pipeline.tissue import TissueMask
+from pipeline.watch import Watch
 from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
 from segmentation.shape import measured
 
-A = TypeVar("A")
-B = TypeVar("B")
+READERS_LEAST = 2
+"""Threads that read: a network file system keeps one waiting."""
+REGIONS_AHEAD = 2
+"""Regions under way, beyond one a worker: one that is read and one that is read already."""
+BATCHES_AHEAD = 4
+"""Batches of crops that wait for each worker or are classified by it."""
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -64,16 +70,27 @@ def process_regions(
     batch_size: int,
     workers: int,
     given_l0: Nuclei | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Named]:
     """Nuclei and labels of each region, in the order of ``regions``.
 
-    Reading and post-processing run in ``workers`` threads, at most a few regions ahead; the networks run in the
-    caller's thread. Nuclei that are given (in level-0 pixels) take the place of the detector's.
+    Everything runs in threads, on several regions at once, while the caller does what it likes with those that are
+    finished. A network whose device is the processor itself runs in the ``workers`` threads that post-process, so that
+    no processor is asked for twice; another has threads of its own. At most a few regions are under way.
+
+    Args:
+        slide: open.
+        grid, tissue: the slide's.
+        regions: any of the slide's regions.
+        models: ready to run.
+        batch_size: nuclei that the classifier is given at a time, of one region or of several.
+        workers: processors to use.
+        given_l0: nuclei, in level-0 pixels, that take the place of the detector's.
+        watch: takes the time of the stages.
 
     Raises:
         SlideError: the slide cannot be read at some place.
     """
-
     w_per_px = working_px(models.detector)
 
     def read(region: Region) -> Window:
@@ -88,19 +105,32 @@ def process_regions(
         nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
         return own(window, nuclei, grid, tissue, w_per_px)
 
-    def take(region: Region) -> Found:
-        assert given_w is not None
+    def read_given(region: Region) -> Window:
         pixels = slide.read(grid, region.window_w)
-        return own_w(Window(region, pixels, pixels), given_w, grid, tissue)
+        return Window(region, pixels, pixels)
+
+    def take_given(window: Window) -> Found:
+        assert given_w is not None
+        return own_w(window, given_w, grid, tissue)
 
     given_w = None if given_l0 is None else given_l0.moved(1 / grid.l0_per_w, (0, 0))
-    with ThreadPoolExecutor(workers, "nucpipe") as pool:
+    with Crew(watch or Watch()) as crew:
+        readers = crew.pool(max(READERS_LEAST, workers // 4), "reader")
+        processors = crew.pool(workers, "worker")
+        detector, classifier = (
+            processors if calls >= workers else crew.pool(calls, name)
+            for calls, name in ((models.detector.calls, "detector"), (models.classifier.calls, "classifier"))
+        )
+        stages: tuple[Stage, ...] = (
+            Stage("read", readers, read),
+            Stage("detect", detector, predict),
+            Stage("outline", processors, find),
+        )
         if given_w is not None:
-            yield from classify_found(ahead(pool, take, regions, depth=workers), models, batch_size)
-            return
-        windows = ahead(pool, read, regions, depth=2)
-        found = ahead(pool, find, map(predict, windows), depth=workers)
-        yield from classify_found(found, models, batch_size)
+            stages = (Stage("read", readers, read_given), Stage("outline", processors, take_given))
+        found = crew.through(stages, regions, depth=workers + REGIONS_AHEAD)
+        classify = Stage("classify", classifier, models.classifier)
+        yield from classify_found(crew, classify, len(models.outputs), found, batch_size, BATCHES_AHEAD * workers)
 
 
 def working_px(detector: Detector) -> int:
@@ -143,54 +173,63 @@ def own_w(window: Window, nuclei_w: Nuclei, grid: WorkingGrid, tissue: TissueMas
     return Found(window.region, nuclei_w.moved(grid.l0_per_w, (0, 0)), crops)
 
 
-def classify_found(found: Iterable[Found], models: Models, batch_size: int) -> Iterator[Named]:
-    """Label the nuclei in batches that fill across regions; a region is given out once all its nuclei have labels."""
-    from classifier.model import classify
+def classify_found(
+    crew: Crew, classify: Stage, columns: int, found: Iterable[Found], batch_size: int, batches_ahead: int
+) -> Iterator[Named]:
+    """Label the nuclei in batches that fill across regions; a region is given out once all its nuclei have labels.
 
-    waiting: deque[Found] = deque()
-    crops: deque[Pixels] = deque()  # not yet classified, in the order of ``waiting``
-    done: list[npt.NDArray[np.float32]] = []  # rows of the regions in ``waiting``, from the first on
+    Args:
+        crew: does it.
+        classify: from crops to labels.
+        columns: of the labels.
+        found: in the order that they are wanted in.
+        batch_size: crops in a batch.
+        batches_ahead: how many batches may be under way; while there are more, no further region is asked for.
+    """
+    waiting: deque[tuple[Region, Nuclei]] = deque()
+    crops: deque[Pixels] = deque()  # in no batch yet, in the order of ``waiting``
+    batches: deque[Future[Labels]] = deque()
+    done: deque[Labels] = deque()  # of the regions in ``waiting``, from the first on
 
-    def run(size: int) -> None:
-        batch = np.concatenate(crops) if len(crops) > 1 else crops[0]
-        crops.clear()
-        if len(batch) > size:
-            crops.append(batch[size:])
-        done.append(
-            classify(models.classifier, models.outputs, batch[:size], models.device, models.precision).probabilities
-        )
+    def send(size: int) -> None:
+        parts, missing = [], size
+        while missing:
+            part = crops.popleft()
+            if len(part) > missing:
+                crops.appendleft(part[missing:])
+            parts.append(part[:missing])
+            missing -= len(parts[-1])
+        batches.append(crew.send(classify, np.concatenate(parts) if len(parts) > 1 else parts[0]))
 
-    def give() -> Iterator[Named]:
-        rows = np.concatenate([*done, np.zeros((0, len(models.outputs)), np.float32)])
-        while waiting and len(waiting[0].nuclei_l0) <= len(rows):
-            item = waiting.popleft()
-            n = len(item.nuclei_l0)
-            yield Named(item.region, item.nuclei_l0, Labels(rows[:n]))
-            rows = rows[n:]
-        done[:] = [rows]
+    def gather(most: int) -> Iterator[Named]:
+        """What is finished, once no more than ``most`` batches are under way."""
+        while batches and (len(batches) > most or batches[0].done()):
+            done.append(crew.result(batches.popleft()))
+        while waiting and len(waiting[0][1]) <= sum(map(len, done)):
+            region, nuclei_l0 = waiting.popleft()
+            yield Named(region, nuclei_l0, take(done, len(nuclei_l0), columns))
 
     for item in found:
-        waiting.append(item)
+        waiting.append((item.region, item.nuclei_l0))
         if len(item.crops):
             crops.append(item.crops)
         while sum(map(len, crops)) >= batch_size:
-            run(batch_size)
-        yield from give()
-    while crops:
-        run(batch_size)
-    yield from give()
+            send(batch_size)
+            yield from gather(batches_ahead)
+        yield from gather(batches_ahead)
+    if rest := sum(map(len, crops)):
+        send(rest)
+    yield from gather(0)
 
 
-def ahead(pool: Executor, work: Callable[[A], B], items: Iterable[A], depth: int) -> Iterator[B]:
-    """Like ``map(work, items)`` in order, with up to ``depth`` items under way in ``pool`` while the caller goes on."""
-    under_way: deque[Future[B]] = deque()
-    try:
-        for item in items:
-            under_way.append(pool.submit(work, item))
-            if len(under_way) > depth:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:
-        for future in under_way:
-            future.cancel()
+def take(done: deque[Labels], count: int, columns: int) -> Labels:
+    """Take the first ``count`` rows out of ``done``, which holds as many, of so many columns."""
+    parts = [Labels(np.zeros((0, columns), np.float32))]
+    while count:
+        first = done.popleft()
+        if len(first) > count:
+            done.appendleft(Labels(first.probabilities[count:]))
+            first = Labels(first.probabilities[:count])
+        parts.append(first)
+        count -= len(first)
+    return Labels.concatenate(parts)

@@ -12,10 +12,8 @@ from nucpipe.common.modelfile import ModelHeader, fingerprint, read_header
 from segmentation.zoo import PUBLISHED, SUFFIXES
 
 if TYPE_CHECKING:
-    import torch
-
     from classifier.libraries import Outputs
-    from classifier.model import JointClassifier
+    from classifier.predictor import Predictor
     from segmentation.detector import Detector
 
 KINDS = {"segmentor": "segmentation", "classifier": "classifier"}
@@ -24,22 +22,24 @@ KINDS = {"segmentor": "segmentation", "classifier": "classifier"}
 
 @dataclass(frozen=True)
 class Models:
-    """The two networks of a run, loaded once, and where they run.
+    """The two networks of a run, loaded once and ready to run.
 
     Attributes:
         detector: finds and outlines nuclei.
         classifier: names them.
-        outputs: the classifier's columns.
         described: name and fingerprint of both, and the segmentor's own types if it gives any, for the store.
-        device, precision: where and how they run.
+        precision: that they compute in, ``fp32``, ``bf16`` or ``fp16``.
     """
 
     detector: Detector
-    classifier: JointClassifier
-    outputs: Outputs
+    classifier: Predictor
     described: dict[str, dict[str, Any]]
-    device: torch.device
-    precision: torch.dtype | None
+    precision: str = "fp32"
+
+    @property
+    def outputs(self) -> Outputs:
+        """The classifier's columns."""
+        return self.classifier.outputs
 
 
 def bundled_models(kind: str) -> dict[str, Path]:
@@ -89,8 +89,21 @@ def published_models() -> list[tuple[str, str, str]]:
     ]
 
 
-def load_models(segmentor: str, classifier: str, device_name: str, precision_name: str, tta: bool = False) -> Models:
+def load_models(
+    segmentor: str,
+    classifier: str,
+    device_name: str,
+    precision_name: str,
+    tta: bool = False,
+    workers: int | None = None,
+) -> Models:
     """Load both models onto the device.
+
+    Args:
+        segmentor, classifier: names of models, or paths.
+        device_name, precision_name: as on the command line.
+        tta: average the segmentor's maps over flips.
+        workers: processors that they may use; None: as many as there are for this process.
 
     Raises:
         UsageError: an unknown model, device or precision; ``tta`` with a segmentor that cannot.
@@ -98,12 +111,15 @@ def load_models(segmentor: str, classifier: str, device_name: str, precision_nam
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
     from classifier.model import load_classifier
-    from nucpipe.common.device import pick_device, pick_precision
+    from classifier.predictor import Predictor
+    from nucpipe.common.device import pick_device, pick_precision, precision_word
+    from nucpipe.common.processors import available_processors
     from segmentation.load import load_detector
 
     device = pick_device(device_name)
     precision = pick_precision(precision_name, device)
-    detector = load_detector(paths["segmentor"], device, precision)
+    threads = workers or available_processors()
+    detector = load_detector(paths["segmentor"], device, precision, threads)
     if tta:
         from segmentation.flips import Flipped
 
@@ -114,4 +130,5 @@ def load_models(segmentor: str, classifier: str, device_name: str, precision_nam
     }
     if detector.types:
         described["segmentor"]["types"] = list(detector.types)
-    return Models(detector, network.to(device).eval(), outputs, described, device, precision)
+    predictor = Predictor(network, outputs, device, precision, threads)
+    return Models(detector, predictor, described, precision_word(precision))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import nucpipe
+from nucpipe.common.processors import available_processors
 from pipeline.config import RunConfig
 from pipeline.files import cannot_write, written_whole
 from pipeline.journal import check_unchanged
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
     from pipeline.slide import Slide
     from pipeline.store import Store, StoreInfo
     from pipeline.tissue import TissueMask
+    from pipeline.watch import Watch
 
 OVERVIEW_PX = 2400
-RESULTS = ("run.json", "overview.png", "nuclei.geojson", "nuclei.zarr")
+RESULTS = ("run.json", "overview.png", "profile.png", "nuclei.geojson", "nuclei.zarr")
 HALO_LEAST_W = 64
 """A crop needs half of its 64 working pixels beyond the core; the rest is for the outline and rounding."""
 
@@ -145,7 +147,7 @@ def run_slide(
     """
     from pipeline.slide import open_slide
 
-    clock = Clock()
+    clock = Clock(config.profile)
     with open_slide(path, config.mpp) as slide:
         info = store_info(slide, models, config)
         if not config.overwrite and (before := finished_before(path, folder, info, config)):
@@ -156,11 +158,15 @@ def run_slide(
             todo = [region for region in work.regions if region.index not in journal.done]
             reporter.begin(slide.name, sum(map(work.mm2, todo)), len(todo))
             clock.lap("prepare")
-            for done in process(slide, work.grid, work.tissue, todo, models, config):
+            for done in process(slide, work.grid, work.tissue, todo, models, config, clock.watch):
                 still_ours()
-                journal.write(done.region.index, done.nuclei_l0, done.labels)
+                with clock.watch.on("write"):
+                    journal.write(done.region.index, done.nuclei_l0, done.labels)
+                clock.watch.found(len(done.nuclei_l0), work.mm2(done.region))
                 reporter.advance(len(done.nuclei_l0), work.mm2(done.region))
             clock.lap("nuclei")
+            workers = config.workers or available_processors()
+            clock.performance = clock.watch.performance(clock.stages["nuclei"], workers, models.classifier.calls)
             still_ours()
             finish_store(work, journal, config)
             clock.lap("store")
@@ -238,10 +244,13 @@ def conclude(work: Work, config: RunConfig, clock: Clock) -> SlideResult:
     """All that is made from a finished store; ``run.json`` last, and then the journal has served."""
     from pipeline.journal import Journal
     from pipeline.store import open_store
+    from pipeline.timeline import draw_timeline
 
     store = open_store(work.store_path)
     export(store, work.slide, work.folder, config)
     clock.lap("exports")
+    if config.profile:
+        draw_timeline(clock.watch.spans, work.folder / "profile.png")
     counts = write_run_json(work.slide.path, work.folder, work.info, config, clock, store, work.tissue.area_mm2)
     Journal(work.journal_path).remove()
     area = work.tissue.area_mm2
@@ -249,7 +258,13 @@ def conclude(work: Work, config: RunConfig, clock: Clock) -> SlideResult:
 
 
 def process(
-    slide: Slide, grid: WorkingGrid, tissue: TissueMask, regions: list[Region], models: Models, config: RunConfig
+    slide: Slide,
+    grid: WorkingGrid,
+    tissue: TissueMask,
+    regions: list[Region],
+    models: Models,
+    config: RunConfig,
+    watch: Watch | None = None,
 ) -> Iterator[Named]:
     """The engine with this run's settings."""
     from pipeline.engine import process_regions
@@ -257,7 +272,7 @@ def process(
     workers = config.workers or available_processors()
     given = given_to(slide, config)
     nuclei_l0 = None if given is None else given.nuclei_l0
-    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers, nuclei_l0)
+    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers, nuclei_l0, watch)
 
 
 def given_to(slide: Slide, config: RunConfig) -> GivenNuclei | None:
@@ -300,17 +315,11 @@ def region_mm2(region: Region, grid: WorkingGrid, tissue: TissueMask) -> float:
     return tissue.area_in_mm2((x0, y0, x1, y1))
 
 
-def available_processors() -> int:
-    """Processors that this process may use: its affinity, not the machine's count."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
     """What the store says of itself, and what a result depends on."""
     from pipeline.slide import slide_fingerprint
     from pipeline.store import StoreInfo
 
-    precision = str(models.precision or "fp32").removeprefix("torch.")
     described = models.described
     if (given := given_to(slide, config)) is not None:
         described = {**described, "segmentor": given.described}
@@ -321,7 +330,11 @@ def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
         origin_l0=slide.origin_l0,
         outputs=models.outputs,
         models=described,
-        settings={"tissue": file_settings(config.tissue), "precision": precision, "decide": config.rule.to_dict()}
+        settings={
+            "tissue": file_settings(config.tissue),
+            "precision": models.precision,
+            "decide": config.rule.to_dict(),
+        }
         | ({"tta": True} if config.tta else {}),
         nucpipe_version=nucpipe.__version__,
         slide_fingerprint=slide_fingerprint(slide.path),
@@ -381,9 +394,13 @@ def file_settings(option: str) -> str | dict[str, str]:
 class Clock:
     """Seconds of the stages of one slide."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_spans: bool = False) -> None:
+        from pipeline.watch import Watch
+
         self.began = self.last = time.monotonic()
         self.stages: dict[str, float] = {}
+        self.watch = Watch(keep_spans)
+        self.performance: dict[str, Any] = {}
 
     def lap(self, stage: str) -> None:
         """The stage that ends now."""
@@ -414,6 +431,7 @@ def write_run_json(
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": {**facts["settings"], "primary": config.primary, "region_size": config.region_size},
         "seconds": {**clock.stages, "total": clock.total()},
+        "performance": clock.performance,
         "tissue_mm2": round(tissue_mm2, 4),
         "nuclei": len(store),
         "counts": counts,

@@ -27,7 +27,7 @@ class Flipped(Detector):
         if not detector.averages:
             raise UsageError("--tta: this segmentor's answers cannot be averaged over flips; leave --tta out.")
         self.detector = detector
-        self.input_mpp, self.align_px = detector.input_mpp, detector.align_px
+        self.input_mpp, self.align_px, self.calls = detector.input_mpp, detector.align_px, detector.calls
         self.context_px, self.margin_px, self.types = detector.context_px, detector.margin_px, detector.types
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from segmentation.detector import Detector
 
 
-def load_detector(path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None) -> Detector:
+def load_detector(
+    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None, threads: int = 1
+) -> Detector:
     """The detector in a model file of nucpipe, or in one that HoVer-Net's authors published (``.tar``, ``.pth``).
+
+    Args:
+        path: of the file.
+        device, precision: where and how it runs; None is float32.
+        threads: processors that it may use.
 
     Raises:
         ModelError: no such file, or no segmentor of a kind that this version knows.
@@ -23,7 +30,7 @@ def load_detector(path: Path, device: str | torch.device = "cpu", precision: tor
     if path.suffix.lower() in SUFFIXES:
         from segmentation.published import load_published
 
-        return load_published(path, device, precision)
+        return load_published(path, device, precision, threads)
     from segmentation.rcnn import ARCHITECTURES
 
     header = read_header(path)
@@ -33,4 +40,4 @@ def load_detector(path: Path, device: str | torch.device = "cpu", precision: tor
         return load_rcnn(path, device)
     from segmentation.detector import load_hovernet
 
-    return load_hovernet(path, device, precision)
+    return load_hovernet(path, device, precision, threads)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from nucpipe.common.errors import ModelError
+from nucpipe.common.runtime import ready
 from nucpipe.common.toolbox import quiet, toolbox
 from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
@@ -57,9 +58,11 @@ class PublishedHoVerNet(Detector):
     """The published HoVer-Net with nucpipe's post-processing.
 
     Args:
-        network: tiatoolbox's, with weights, on its device.
+        network: tiatoolbox's, with weights.
         types: names of the types 1, 2, ... that it gives; empty if it gives none.
-        precision: type for autocast, None for float32.
+        device: to run on.
+        precision: type to compute in, None for float32.
+        threads: processors that it may use.
         batch_size: windows at a time; None: 16 on a GPU, 1 on a CPU, where more bring nothing.
         settings: constants of the post-processing.
     """
@@ -72,20 +75,24 @@ class PublishedHoVerNet(Detector):
         self,
         network: torch.nn.Module,
         types: tuple[str, ...] = (),
+        device: str | torch.device = "cpu",
         precision: torch.dtype | None = None,
+        threads: int = 1,
         batch_size: int | None = None,
         settings: PostProcessing | None = None,
     ) -> None:
-        self.network = network.eval()
+        self.network = network
         self.types = types
         self.windows = WINDOWS[str(network.mode)]
         self.align_px = self.windows.output_px
         self.rim_px = (self.windows.input_px - self.windows.output_px) // 2
         # An even number, because a slide at 0.5 um is read in pixels of two.
         self.margin_px = (self.rim_px + ENLARGED_PX + 1) // 2 * 2
-        self.precision = precision
-        self.device = next(network.parameters()).device
-        self.batch_size = batch_size or (16 if self.device.type == "cuda" else 1)
+        where = torch.device(device)
+        self.batch_size = batch_size or (16 if where.type == "cuda" else 1)
+        maps = _Stacked(network, bool(types)).eval()
+        self.runtime = ready(maps, where, precision, threads, rows=1, side_px=self.windows.input_px)
+        self.calls = self.runtime.calls
         self.settings = settings or PostProcessing()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -106,21 +113,9 @@ class PublishedHoVerNet(Detector):
         for first in range(0, len(places), self.batch_size):
             chosen = places[first : first + self.batch_size]
             batch = np.stack([pixels[y + skip :, x + skip :][:side, :side] for y, x in chosen])
-            for (y, x), found in zip(chosen, self._maps(batch), strict=True):
+            for (y, x), found in zip(chosen, self.runtime(batch), strict=True):
                 maps[:, y : y + step, x : x + step] = found
         return maps
-
-    def _maps(self, windows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(N, side, side, 3) windows to (N, 3 or 4, step, step). The network takes 0-255 and scales by itself."""
-        batch = torch.from_numpy(windows).to(self.device).permute(0, 3, 1, 2).float()
-        cast = torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
-        with torch.inference_mode(), cast:
-            branches: Mapping[str, torch.Tensor] = self.network(batch)
-        nuclear = branches["np"].float()
-        parts = [nuclear[:, 1:] - nuclear[:, :1], branches["hv"].float()]
-        if self.types:
-            parts.append(branches["tp"].float().argmax(1, keepdim=True).float())
-        return torch.cat(parts, 1).cpu().numpy()
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
         """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
@@ -129,8 +124,41 @@ class PublishedHoVerNet(Detector):
         return found.moved(1.0, (self.margin_px, self.margin_px))
 
 
+class _Repeated(torch.nn.Module):
+    """Every pixel as a square of 2 x 2. tiatoolbox's own module takes a product that OpenVINO does not know."""
+
+    def __init__(self, unpool_mat: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("unpool_mat", unpool_mat)  # so that the network's weights keep their names
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class _Stacked(torch.nn.Module):
+    """The branches' maps in one tensor."""
+
+    def __init__(self, network: torch.nn.Module, types: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.types = types
+        for parent in list(network.modules()):
+            for name, child in parent.named_children():
+                if type(child).__name__ == "UpSample2x":
+                    setattr(parent, name, _Repeated(child.get_buffer("unpool_mat")))
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        """(N, 3, side, side) windows to (N, 3 or 4, step, step). The network takes 0-255 and scales by itself."""
+        branches: Mapping[str, torch.Tensor] = self.network(windows.float())
+        nuclear = branches["np"].float()
+        parts = [nuclear[:, 1:] - nuclear[:, :1], branches["hv"].float()]
+        if self.types:
+            parts.append(branches["tp"].float().argmax(1, keepdim=True).float())
+        return torch.cat(parts, 1)
+
+
 def load_published(
-    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None
+    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None, threads: int = 1
 ) -> PublishedHoVerNet:
     """The detector in a file of HoVer-Net's authors (``.tar``, weights under ``desc``) or of tiatoolbox (``.pth``).
 
@@ -156,7 +184,7 @@ def load_published(
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise ModelError(f"{path}: expected the weights of a HoVer-Net ({mode}); they do not fit ({first}).") from error
-    return PublishedHoVerNet(network.to(device), _type_names(path.stem, count), precision)
+    return PublishedHoVerNet(network, _type_names(path.stem, count), device, precision, threads)
 
 
 def _network(mode: str, types: int | None) -> torch.nn.Module:

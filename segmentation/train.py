@@ -227,12 +227,12 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
     """The network with the weights that the training starts from."""
     if config.start_from is not None:
-        from segmentation.detector import load_hovernet
+        from segmentation.detector import read_hovernet
 
-        detector = load_hovernet(config.start_from)
-        if (encoder := detector.header.architecture["encoder"]) != config.encoder:
+        model, header = read_hovernet(config.start_from)
+        if (encoder := header.architecture["encoder"]) != config.encoder:
             raise DataError(f"--start-from {config.start_from}: its encoder is {encoder}, not {config.encoder}.")
-        return detector.model.float()
+        return model
     model = HoVerNet(config.encoder)
     if (weights := imagenet_state_dict(config.encoder)) is None:
         say(

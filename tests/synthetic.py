@@ -11,6 +11,7 @@ import torch
 
 from classifier.libraries import Outputs, published_libraries
 from classifier.model import JointClassifier
+from classifier.predictor import Predictor
 from pipeline.models import Models
 from segmentation.detector import Detector
 from segmentation.nuclei import Nuclei
@@ -82,4 +83,4 @@ def models(seed: int = 0) -> Models:
     outputs = Outputs(published_libraries(), tuple(trained))
     network = JointClassifier(len(outputs), "test_efficientnet", 64).eval()
     described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
-    return Models(DarkSpots(), network, outputs, described, torch.device("cpu"), None)
+    return Models(DarkSpots(), Predictor(network, outputs, torch.device("cpu"), threads=2), described)

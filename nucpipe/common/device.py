@@ -6,7 +6,8 @@ import torch
 
 from nucpipe.common.errors import UsageError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("auto", *TYPES)
 
 
 def pick_device(name: str) -> torch.device:
@@ -45,7 +46,12 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else None
     if name == "fp16" and device.type == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device; on a CPU use auto, bf16 or fp32.")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+    return TYPES[name]
+
+
+def precision_word(precision: torch.dtype | None) -> str:
+    """``fp32``, ``bf16`` or ``fp16``."""
+    return next(name for name, dtype in TYPES.items() if dtype is precision)
 
 
 def training_precision(name: str, device: torch.device) -> torch.dtype | None:

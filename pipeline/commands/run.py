@@ -86,6 +86,7 @@ def run_options(command: F) -> F:
             help="Average the segmentor over mirror images: slightly better, four times its work.",
         ),
         click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
+        click.option("--profile", is_flag=True, help="Draw profile.png, what each thread did when; see also run.json."),
         click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
     ]
     for option in reversed(options):

@@ -1,0 +1,39 @@
+"""How many processors this process may use: what was allotted to it, not what the machine has."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def available_processors(environment: Mapping[str, str] = os.environ, cgroups: Path = CGROUPS) -> int:
+    """The least of the affinity, the control group's quota and SLURM's allotment; at least 1."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slurm = environment.get("SLURM_CPUS_PER_TASK", "")
+    allotted = int(slurm) if slurm.isdigit() else affinity
+    return max(1, math.floor(min(affinity, allotted, cgroup_quota(cgroups))))
+
+
+def cgroup_quota(folder: Path) -> float:
+    """Processors' worth of time that the control group may use (of version 2, else 1); infinite without a limit."""
+    quota, period = (
+        _numbers(folder / "cpu.max")
+        or (
+            *_numbers(folder / "cpu" / "cpu.cfs_quota_us"),
+            *_numbers(folder / "cpu" / "cpu.cfs_period_us"),
+        )
+        or (0, 0)
+    )
+    return quota / period if quota > 0 and period > 0 else math.inf
+
+
+def _numbers(path: Path) -> tuple[int, ...]:
+    """The numbers in a file; none where it is missing or says ``max``."""
+    try:
+        return tuple(int(word) for word in path.read_text("ascii").split())
+    except (OSError, ValueError):
+        return ()
