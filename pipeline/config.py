@@ -27,7 +27,7 @@ class RunConfig:
         tissue: auto, none, or the path of a mask image or of a GeoJSON with regions of interest.
         region_size: side of a region's core in working pixels (0.25 um), a multiple of 32.
         batch_size: nuclei that the classifier sees at a time.
-        workers: threads that read and post-process; None: as many as processors may be used.
+        workers: processors to use; None: those allotted to this process.
         overwrite: replace finished results, and start unfinished ones again.
         geojson: write ``nuclei.geojson``.
         tta: average the segmentor's maps over flips of the pixels; four times its work.

@@ -1,12 +1,14 @@
 """The regions: cut and reassembled is the original, whatever the sizes, batches and workers."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nucpipe.common.errors import SlideError
 from pipeline.crops import cut_crops
-from pipeline.engine import Named, process_regions
+from pipeline.engine import Named, Window, own, process_regions, resize
 from pipeline.grid import WorkingGrid
 from pipeline.regions import cut_regions
 from pipeline.run import halo_w
@@ -14,7 +16,7 @@ from pipeline.slide import open_slide
 from pipeline.tissue import TissueMask, tissue_from
 from segmentation.metrics import match_by_distance
 from segmentation.nuclei import Nuclei
-from synthetic import MPP, Drawn, draw_slide, models
+from synthetic import MPP, DarkSpots, Drawn, draw_slide, models
 
 WIDTH, HEIGHT = 1500, 1130
 
@@ -46,6 +48,52 @@ def collect(done: list[Named]) -> tuple[Nuclei, np.ndarray]:
     rows = np.concatenate([item.labels.probabilities for item in done])
     order = np.lexsort(nuclei.centroids.T)
     return nuclei.select(order), rows[order]
+
+
+def one_after_the_other(path: Path, region_size: int) -> tuple[Nuclei, np.ndarray]:
+    """The plain way, without threads: what the engine must give to the bit."""
+    run_models = models()
+    done = []
+    with open_slide(path, MPP) as slide:
+        grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+        tissue = tissue_from("none", slide)
+        for region in cut_regions(grid, tissue, region_size, halo_w(run_models)):
+            pixels = slide.read(grid, region.window_w)
+            window = Window(region, pixels, resize(pixels, grid.stride, 2))
+            nuclei = run_models.detector.nuclei(run_models.detector.predict(window.resized), grid.mpp_w * 2)
+            found = own(window, nuclei, grid, tissue)
+            done.append(Named(region, found.nuclei_l0, run_models.classifier(found.crops)))
+    return collect(done)
+
+
+def test_the_engine_gives_what_the_plain_way_gives(slide_path: Path) -> None:
+    nuclei, rows = one_after_the_other(slide_path, 512)
+    found, found_rows = collect(process(slide_path, 512, 64, 2))
+    for name in ("centroids", "contour_offsets", "contour_points", "detection_p", "area_um2"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(nuclei, name))
+    np.testing.assert_allclose(found_rows, rows, atol=0 if run_on_openvino() else 1e-5)
+
+
+def run_on_openvino() -> bool:
+    return models().classifier.runtime.name == "openvino"
+
+
+def test_an_error_of_any_stage_stops_the_run(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = DarkSpots.predict
+    seen = []
+
+    def fail(self: DarkSpots, pixels: np.ndarray) -> np.ndarray:
+        seen.append(1)
+        if len(seen) == 3:
+            raise SlideError("broken tile")
+        return predict(self, pixels)
+
+    monkeypatch.setattr(DarkSpots, "predict", fail)
+    threads = threading.active_count()
+    with pytest.raises(SlideError, match="broken tile"):
+        process(slide_path, 256, 64, 2)
+    assert len(seen) < 12  # of 30
+    assert threading.active_count() == threads
 
 
 @pytest.fixture(scope="module")

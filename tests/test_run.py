@@ -65,6 +65,20 @@ def test_results_of_a_slide(tile: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "journal").exists()
 
 
+def test_performance_and_the_timeline(tile: Path, tmp_path: Path) -> None:
+    config = RunConfig(mpp=MPP, tissue="none", profile=True, workers=2)
+    result = run_slide(tile, tmp_path / "out", models(), config, Silent())
+    facts = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["performance"]
+    assert set(facts["stages"]) == {"read", "detect", "outline", "classify", "write"}
+    assert facts["stages"]["read"]["times"] == 1
+    assert facts["stages"]["classify"]["times"] == -(-result.nuclei // config.batch_size)
+    assert all(stage["seconds"] >= 0 and stage["waited"] >= 0 for stage in facts["stages"].values())
+    assert 0 < facts["device_busy"] <= 1
+    assert facts["nuclei_per_second"] > 0
+    assert facts["mm2_per_second"] > 0
+    assert cv2.imread(str(tmp_path / "out" / "profile.png")).shape[1] > 1000
+
+
 def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = draw_slide(900, 700).save(tmp_path / "slide.png")
     config = RunConfig(mpp=MPP, tissue="none", region_size=256)

@@ -20,15 +20,14 @@ def available_processors(environment: Mapping[str, str] = os.environ, cgroups: P
 
 def cgroup_quota(folder: Path) -> float:
     """Processors' worth of time that the control group may use (of version 2, else 1); infinite without a limit."""
-    quota, period = (
-        _numbers(folder / "cpu.max")
-        or (
-            *_numbers(folder / "cpu" / "cpu.cfs_quota_us"),
-            *_numbers(folder / "cpu" / "cpu.cfs_period_us"),
-        )
-        or (0, 0)
+    numbers = _numbers(folder / "cpu.max") or (
+        *_numbers(folder / "cpu" / "cpu.cfs_quota_us"),
+        *_numbers(folder / "cpu" / "cpu.cfs_period_us"),
     )
-    return quota / period if quota > 0 and period > 0 else math.inf
+    match numbers:
+        case (quota, period) if quota > 0 and period > 0:
+            return quota / period
+    return math.inf
 
 
 def _numbers(path: Path) -> tuple[int, ...]:

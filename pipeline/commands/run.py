@@ -78,7 +78,7 @@ def run_options(command: F) -> F:
             type=int,
             metavar="N",
             default=None,
-            help="Threads that read and post-process.  [default: processors allowed]",
+            help="Processors to use.  [default: those allotted to the process]",
         ),
         click.option(
             "--tta",

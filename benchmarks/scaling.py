@@ -1,0 +1,158 @@
+"""Time and memory as the slide grows: a square of a slide, tiled 1, 4 and 16 times, and 1 and 2 workers.
+
+python benchmarks/scaling.py SLIDE --out /tmp/scaling [--mpp 0.25] [--cheap]
+
+Each run is a process of its own, whose peak memory is what the system says of it. With --cheap the networks are
+replaced by a threshold on darkness and a small classifier, so that x16 takes minutes and the rest of the engine shows.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import tifffile
+
+SIDE_PX = 4096
+TIMES = (1, 2, 4)
+"""Copies along each side."""
+
+
+def tiled(square: np.ndarray, times: int, mpp: float, path: Path) -> None:
+    """A pyramidal TIFF of ``times`` x ``times`` copies, made tile by tile."""
+    density = (1e4 / mpp, 1e4 / mpp)
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        for level, shrink in enumerate((1, 4, 16)):
+            side = len(square) // shrink
+            small = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA) if shrink > 1 else square
+            whole = (
+                small[y % side :][:256, x % side :][:, :256] for y in starts(side, times) for x in starts(side, times)
+            )
+            file.write(
+                whole,
+                shape=(side * times, side * times, 3),
+                dtype=np.uint8,
+                tile=(256, 256),
+                compression="jpeg",
+                photometric="ycbcr",
+                subfiletype=1 if level else 0,
+                resolution=(density[0] / shrink, density[1] / shrink),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+
+
+def starts(side: int, times: int) -> range:
+    return range(0, side * times, 256)
+
+
+def cheap_models(workers: int):
+    """Stand-ins for the networks."""
+    import torch
+
+    from classifier.libraries import Outputs, published_libraries
+    from classifier.model import JointClassifier
+    from classifier.predictor import Predictor
+    from pipeline.models import Models
+    from segmentation.detector import Detector
+    from segmentation.nuclei import Nuclei
+    from segmentation.postprocess import find_nuclei
+
+    class Dark(Detector):
+        input_mpp, align_px, context_px, calls = 0.5, 16, 64, workers
+
+        def predict(self, pixels: np.ndarray) -> np.ndarray:
+            darkness = 120 - cv2.GaussianBlur(pixels[..., 0], (9, 9), 0).astype(np.float32)
+            logit = cv2.resize(darkness, None, fx=2, fy=2)
+            return np.stack([logit, np.zeros_like(logit), np.zeros_like(logit)])
+
+        def nuclei(self, prediction: np.ndarray, mpp: float) -> Nuclei:
+            return find_nuclei(prediction, mpp / 2, frame_scale=0.5)
+
+    outputs = Outputs(published_libraries(), (True,) * 35)
+    network = JointClassifier(35, "test_efficientnet", 64).eval()
+    described = {"segmentor": {"name": "dark"}, "classifier": {"name": "random"}}
+    return Models(Dark(), Predictor(network, outputs, torch.device("cpu"), None, workers), described)
+
+
+def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
+    """In a process of its own."""
+    from pipeline.config import RunConfig
+    from pipeline.models import load_models
+    from pipeline.run import Silent, run_slide
+
+    config = RunConfig(overwrite=True, workers=workers)
+    if cheap:
+        models = cheap_models(workers)
+    else:
+        models = load_models(config.segmentor, config.classifier, config.device, config.precision, workers)
+    result = run_slide(slide, out, models, config, Silent())
+    print(f"{result.nuclei} {result.tissue_mm2} {result.seconds}")
+
+
+@click.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--mpp", type=float)
+@click.option("--corner", type=(int, int), default=(0, 0), help="Of the square, in level-0 pixels.")
+@click.option("--cheap", is_flag=True)
+@click.option("--times", multiple=True, type=int, default=TIMES, help="Copies along each side.")
+@click.option("--one", type=int, hidden=True, help="Run one slide with so many workers.")
+def main(
+    slide: Path,
+    out: Path,
+    mpp: float | None,
+    corner: tuple[int, int],
+    cheap: bool,
+    times: tuple[int, ...],
+    one: int | None,
+) -> None:
+    """Print a table of seconds and memory."""
+    if one:
+        run(slide, out, cheap, one)
+        return
+    from pipeline.slide import open_slide
+
+    out.mkdir(parents=True, exist_ok=True)
+    with open_slide(slide, mpp) as opened:
+        x, y = corner
+        square, mpp = opened.read_level(0, (x, y, x + SIDE_PX, y + SIDE_PX)), opened.mpp
+    print("area workers |  nuclei     mm2   seconds  mm2/s  peak GiB  of the first")
+    first = 0.0
+    for k, workers in [(k, 2) for k in times] + [(times[0], 1)]:
+        path = out / f"x{k * k}.tif"
+        if not path.exists():
+            tiled(square, k, mpp, path)
+        command = [
+            sys.executable,
+            __file__,
+            str(path),
+            "--out",
+            str(out / f"x{k * k}-{workers}"),
+            "--one",
+            str(workers),
+        ]
+        process = subprocess.Popen([*command, *(["--cheap"] if cheap else [])], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        text = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        nuclei, mm2, seconds = (float(word) for word in text.split())
+        peak = usage.ru_maxrss / 2**20
+        first = first or peak
+        print(
+            f"x{k * k:<3} {workers:>7} | {nuclei:>7.0f} {mm2:>7.2f} {seconds:>9.1f} {mm2 / seconds:>6.3f} "
+            f"{peak:>9.2f} {peak / first:>12.3f}",
+            flush=True,
+        )
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()

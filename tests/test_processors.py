@@ -1,0 +1,38 @@
+"""Processors: what was allotted counts, not what the machine has."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nucpipe.common.processors import available_processors, cgroup_quota
+
+
+@pytest.fixture(autouse=True)
+def eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+def test_the_least_of_affinity_slurm_and_the_control_group(tmp_path: Path) -> None:
+    assert available_processors({}, tmp_path) == 8
+    assert available_processors({"SLURM_CPUS_PER_TASK": "3"}, tmp_path) == 3
+    assert available_processors({"SLURM_CPUS_PER_TASK": "64"}, tmp_path) == 8
+    assert available_processors({"SLURM_CPUS_PER_TASK": "odd"}, tmp_path) == 8
+    (tmp_path / "cpu.max").write_text("250000 100000\n")
+    assert available_processors({}, tmp_path) == 2
+    assert available_processors({"SLURM_CPUS_PER_TASK": "1"}, tmp_path) == 1
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert available_processors({}, tmp_path) == 1
+
+
+def test_control_groups_of_both_versions(tmp_path: Path) -> None:
+    assert cgroup_quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cgroup_quota(tmp_path) == float("inf")
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cgroup_quota(tmp_path) == 4
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
+    assert cgroup_quota(tmp_path) == float("inf")
