@@ -12,7 +12,7 @@ from nucpipe.common import training
 from nucpipe.common.datasets import open_dataset
 from nucpipe.common.errors import DataError, ModelError
 from nucpipe.common.modelfile import read_header
-from segmentation.detector import load_hovernet
+from segmentation.detector import load_hovernet, read_hovernet
 from segmentation.samples import TileSource
 from segmentation.train import SegmentorTraining, train_segmentor
 from synthetic import draw_slide
@@ -64,7 +64,7 @@ def test_resumed_training_gives_the_model_of_an_uninterrupted_one(
     said: list[str] = []
     train_segmentor(config(data, tmp_path / "parts.safetensors", 4), said.append)
     assert "going on from step 2" in said
-    whole, parts = (load_hovernet(tmp_path / f"{n}.safetensors").model.state_dict() for n in ("whole", "parts"))
+    whole, parts = (read_hovernet(tmp_path / f"{n}.safetensors")[0].state_dict() for n in ("whole", "parts"))
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[name], rtol=0, atol=0, msg=name)
     rows = [(tmp_path / f"{n}.losses.csv").read_text() for n in ("whole", "parts")]
