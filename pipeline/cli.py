@@ -9,7 +9,7 @@ import click
 
 import nucpipe
 from nucpipe.common.errors import NucpipeError
-from pipeline.commands import classify, evaluate, export, libraries, look, report, run, train, view
+from pipeline.commands import classify, evaluate, export, libraries, look, report, run, serve, train, view
 
 
 class OneLineErrors(click.Group):
@@ -47,6 +47,7 @@ COMMANDS = (
     libraries.libraries,
     view.view,
     report.report,
+    serve.serve,
 )
 for command in COMMANDS:
     main.add_command(command)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID, uuid5
 
 import numpy as np
 import numpy.typing as npt
 
 from classifier.labels import Labels
-from pipeline.journal import Journal
 from segmentation.nuclei import Nuclei
 
 NUCLEUS_NAMESPACE = UUID("9a56c65d-5301-47c3-a672-879a9d8a9fa1")
@@ -30,7 +30,14 @@ class Survey:
     regions_of_row: dict[int, list[int]]
 
 
-def survey(journal: Journal, regions: Iterable[int]) -> Survey:
+class Regions(Protocol):
+    """Finished regions, such as a journal holds."""
+
+    def read(self, index: int) -> tuple[Nuclei, Labels]:
+        """The nuclei and labels of one of them."""
+
+
+def survey(journal: Regions, regions: Iterable[int]) -> Survey:
     """Read the regions once, to know what will come."""
     count, points, regions_of_row = 0, 0, dict[int, list[int]]()
     for region in regions:
@@ -52,7 +59,7 @@ def blocks_of(nuclei: Nuclei) -> npt.NDArray[np.int64]:
     return _hundredths(nuclei) // (100 * BLOCK_L0)
 
 
-def in_order(journal: Journal, found: Survey) -> Iterator[tuple[Nuclei, Labels]]:
+def in_order(journal: Regions, found: Survey) -> Iterator[tuple[Nuclei, Labels]]:
     """All nuclei in the store's order, in batches of whole rows of blocks."""
     rows: list[tuple[Nuclei, Labels]] = []
     held: dict[int, tuple[Nuclei, Labels]] = {}

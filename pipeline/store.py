@@ -138,7 +138,7 @@ def _write(journal: Journal, found: Survey, path: Path, info: StoreInfo) -> None
     start, start_point = 0, 0
     for nuclei, labels in in_order(journal, found):
         end, end_point = start + len(nuclei), start_point + len(nuclei.contour_points)
-        for name, values in _rows(nuclei, labels, info).items():
+        for name, values in table_rows(nuclei, labels, info).items():
             arrays[name][start:end] = values
         offsets[start + 1 : end + 1] = nuclei.contour_offsets[1:] + start_point
         points[start_point:end_point] = nuclei.contour_points
@@ -155,7 +155,7 @@ def blocks_across(size_l0: tuple[int, int]) -> tuple[int, int]:
 
 
 def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, zarr.Array[Any]]:
-    """The table without its rows; returns the arrays that :func:`_rows` fills, by path."""
+    """The table without its rows; returns the arrays that :func:`table_rows` fills, by path."""
     outputs = info.outputs
     names = [library.name for library in outputs.libraries]
     numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2", *MEASURES]
@@ -175,7 +175,7 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     return {array.path: array for array in arrays}
 
 
-def _rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
+def table_rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
     """What stands in the table of these nuclei, by the path of the array."""
     values: dict[str, npt.NDArray[Any]] = {
         "table/X": labels.probabilities,

@@ -27,9 +27,12 @@ EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
 class ImageSlide(Slide):
     """An image of one level in memory. EXIF's orientation is not applied: coordinates are those of the file."""
 
-    def __init__(self, path: Path, mpp: float | None, kind: str) -> None:
-        """Read the image; ``kind`` is ``png``, ``jpeg`` or ``tiff``."""
-        self._pixels, stated = _read_tiff(path) if kind == "tiff" else (_read_pil(path, kind), None)
+    def __init__(self, path: Path, mpp: float | None, kind: str, max_pixels: int = MAX_PIXELS) -> None:
+        """Read the image; ``kind`` is ``png``, ``jpeg`` or ``tiff``. Its size is checked before it is decoded."""
+        if kind == "tiff":
+            self._pixels, stated = _read_tiff(path, max_pixels)
+        else:
+            self._pixels, stated = _read_pil(path, kind, max_pixels), None
         height, width = self._pixels.shape[:2]
         super().__init__(path, (Level((width, height), 1.0),), pixel_size(path, mpp, lambda: stated), kind)
 
@@ -43,12 +46,12 @@ class ImageSlide(Slide):
         self._pixels = np.empty((0, 0, 3), np.uint8)
 
 
-def _read_pil(path: Path, kind: str) -> Image:
+def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
     """PNG or JPEG -> (h, w, 3) uint8 RGB. Their densities (72 dpi) are print sizes, not pixel sizes."""
     try:
         # The format's own class instead of Image.open, whose guard against large images is far below ours.
         with PIL_CLASSES[kind](path) as image:
-            _check_size(path, *image.size)
+            _check_size(path, *image.size, max_pixels)
             if image.mode not in EIGHT_BIT_MODES:
                 raise SlideError(f"{path.name}: expected an 8-bit colour image, found PIL's mode {image.mode}.")
             image.load()
@@ -61,17 +64,17 @@ def _read_pil(path: Path, kind: str) -> Image:
         ) from error
 
 
-def _read_tiff(path: Path) -> tuple[Image, Mpp | None]:
+def _read_tiff(path: Path, max_pixels: int) -> tuple[Image, Mpp | None]:
     """The main image of a TIFF -> (h, w, 3) uint8 RGB and the pixel size that it states."""
     with broken_tiff(path), tifffile.TiffFile(path) as file:
         series = main_series(path, file)
-        _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength)
+        _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength, max_pixels)
         return as_rgb(series.asarray(), series.axes), stated_mpp(file, series)
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
         raise SlideError(
-            f"{path.name}: {width} x {height} pixels are too many for a plain image (at most {MAX_PIXELS:,}); "
+            f"{path.name}: {width} x {height} pixels are too many for a plain image (at most {max_pixels:,}); "
             "convert it to a tiled TIFF, for example with: vips tiffsave IN OUT.tif --tile --pyramid"
         )

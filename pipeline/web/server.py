@@ -15,7 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nucpipe.common.errors import UsageError
 
 LOOPBACK = "127.0.0.1"
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
+"""As a browser names this machine in its requests."""
 HEADERS = {
     # Nothing from elsewhere: pages work offline, and what they show stays here.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'",
@@ -69,19 +71,22 @@ def listen(host: str, port: int, or_next: bool = False) -> socket.socket:
     Raises:
         UsageError: no such address, or the port is taken.
     """
+    listener: socket.socket | None = None
     try:
         family, kind, protocol, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # With its protocol named asyncio sends at once; else small answers would wait 40 ms for an acknowledgement.
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
+        listener.listen(128)
+        return listener
     except (OSError, OverflowError) as error:
+        if listener is not None:
+            listener.close()
         if or_next and port:
             return listen(host, 0)
         why = getattr(error, "strerror", None) or error
         raise UsageError(f"cannot listen on {host}, port {port} ({why}); give another --port.") from error
-    listener.listen(128)
-    return listener
 
 
 def address(listener: socket.socket) -> str:

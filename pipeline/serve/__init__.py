@@ -1,0 +1,1 @@
+"""The service: images of tissue in, nuclei with five labels out, over HTTP."""
