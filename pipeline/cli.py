@@ -9,7 +9,7 @@ import click
 
 import nucpipe
 from nucpipe.common.errors import NucpipeError
-from pipeline.commands import classify, evaluate, export, libraries, look, report, run, serve, train, view
+from pipeline.commands import classify, doctor, evaluate, export, libraries, look, report, run, serve, train, view
 
 
 class OneLineErrors(click.Group):
@@ -48,6 +48,7 @@ COMMANDS = (
     view.view,
     report.report,
     serve.serve,
+    doctor.doctor,
 )
 for command in COMMANDS:
     main.add_command(command)
