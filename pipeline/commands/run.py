@@ -142,7 +142,8 @@ def demo(out: str, **options: Any) -> None:
     results = run_with((str(fetch_demo_slide()),), out, mpp=None, **options)
     finish(results, out)
     folder = results[0].folder
-    click.echo(f"Look at {folder / 'overview.png'}; drag {folder / 'nuclei.geojson'} onto the slide in QuPath;")
+    click.echo(f"Look at it in the browser: nucpipe view {folder}")
+    click.echo(f"or at {folder / 'overview.png'}; drag {folder / 'nuclei.geojson'} onto the slide in QuPath;")
     click.echo(f"in Python: anndata.read_zarr('{folder / 'nuclei.zarr' / 'table'}')")
 
 
