@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def _installation() -> Iterator[Finding]:
     for name, module in PACKAGES.items():
         try:
             version = importlib.metadata.version(name)
-            importlib.import_module(module)
+            with warnings.catch_warnings():  # of the library's own: tiatoolbox leaves a file open
+                warnings.simplefilter("ignore")
+                importlib.import_module(module)
         except importlib.metadata.PackageNotFoundError:
             yield Finding("FAILED", name, f"not installed; install nucpipe again: pip install --upgrade {name}")
         except Exception as error:  # a library that lacks one of its own, or was built for another machine

@@ -37,6 +37,10 @@ class MemoryStore(Store):
         arrays["contours/points"] = ordered.contour_points.astype(np.float32)
         return cls(Path("memory"), info, range(len(ordered)), arrays)
 
+    def measure(self, name: str) -> npt.NDArray[np.float32]:
+        """As :meth:`pipeline.store.Store.measure`."""
+        return self._read(f"table/obs/{name}")
+
     def _read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         return self.arrays[name][start:stop]
 
