@@ -8,13 +8,13 @@ import os
 import platform
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import nucpipe
+from nucpipe.common.toolbox import toolbox
 
 PACKAGES = {
     "torch": "torch",
@@ -87,9 +87,7 @@ def _installation() -> Iterator[Finding]:
     for name, module in PACKAGES.items():
         try:
             version = importlib.metadata.version(name)
-            with warnings.catch_warnings():  # of the library's own: tiatoolbox leaves a file open
-                warnings.simplefilter("ignore")
-                importlib.import_module(module)
+            _ = toolbox("") if module == "tiatoolbox" else importlib.import_module(module)
         except importlib.metadata.PackageNotFoundError:
             yield Finding("FAILED", name, f"not installed; install nucpipe again: pip install --upgrade {name}")
         except Exception as error:  # a library that lacks one of its own, or was built for another machine
