@@ -124,7 +124,7 @@ def _device() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from pipeline.run import available_processors
+    from nucpipe.common.processors import available_processors
 
     yield Finding("ok", "processors", f"{available_processors()} of {os.cpu_count()} may be used")
     meminfo = Path("/proc/meminfo")

@@ -25,7 +25,6 @@ pytest.importorskip("fastapi", reason="FastAPI is not installed (pip install '.[
 
 import uvicorn
 
-from classifier.model import classify
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.models import Models
@@ -149,7 +148,7 @@ def test_images_of_single_nuclei_are_named(client: httpx.Client, mpp: float) -> 
     files = [("images", (f"{k}.png", png(crop))) for k, crop in enumerate(crops)]
     answer = client.post("/v1/labels", files=files, data={"mpp": mpp})
     assert answer.status_code == 200, answer.text
-    expected = classify(MODELS.classifier, MODELS.outputs, crops, MODELS.device, None).probabilities
+    expected = MODELS.classifier(crops).probabilities
     images = answer.json()["images"]
     assert [image["image"] for image in images] == [f"{k}.png" for k in range(5)]
     for image, row in zip(images, expected, strict=True):

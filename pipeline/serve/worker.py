@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.labels import Labels
+from nucpipe.common.processors import available_processors
 from pipeline.engine import process_regions
 from pipeline.models import Models
 from pipeline.regions import Region
-from pipeline.run import available_processors
 from pipeline.serve.metrics import Metrics
 from pipeline.serve.sheet import SLOTS, Sheet
 from pipeline.slide import Slide
@@ -175,11 +175,4 @@ def _together(parts: Sequence[tuple[Nuclei, Labels]]) -> tuple[Nuclei, Labels]:
 
 def label_crops(models: Models, crops: Crops, batch_size: int) -> Labels:
     """The labels of windows, at least one."""
-    from classifier.model import classify
-
-    return Labels.concatenate(
-        [
-            classify(models.classifier, models.outputs, crops[k : k + batch_size], models.device, models.precision)
-            for k in range(0, len(crops), batch_size)
-        ]
-    )
+    return Labels.concatenate([models.classifier(crops[k : k + batch_size]) for k in range(0, len(crops), batch_size)])
