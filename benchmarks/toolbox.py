@@ -36,23 +36,23 @@ def random_network() -> torch.nn.Module:
     return network
 
 
-def seconds_of_toolbox(network: torch.nn.Module, image: Path, mpp: float, out: Path) -> float:
+def seconds_of_toolbox(network: torch.nn.Module, image: Path, out: Path) -> float:
     engine_module = toolbox("models.engine.nucleus_instance_segmentor")
     with quiet():
         engine = engine_module.NucleusInstanceSegmentor(network, batch_size=4, num_workers=0, verbose=False)
         config = toolbox("models.engine.io_config").IOSegmentorConfig(
-            input_resolutions=[{"units": "mpp", "resolution": mpp}],
-            output_resolutions=[{"units": "mpp", "resolution": mpp}] * 3,
+            input_resolutions=[{"units": "baseline", "resolution": 1.0}],
+            output_resolutions=[{"units": "baseline", "resolution": 1.0}] * 3,
             margin=128,
             tile_shape=[1024, 1024],
             patch_input_shape=(256, 256),
             patch_output_shape=(164, 164),
             stride_shape=(164, 164),
-            save_resolution={"units": "mpp", "resolution": mpp},
+            save_resolution={"units": "baseline", "resolution": 1.0},
         )
         began = time.perf_counter()
         engine.run(
-            [toolbox("wsicore.wsireader").VirtualWSIReader(cv2.imread(str(image))[..., ::-1], mpp=mpp)],
+            [image],
             ioconfig=config,
             patch_mode=False,
             save_dir=out,
@@ -75,7 +75,7 @@ def main(image: Path, mpp: float, out: Path) -> None:
     network = random_network()
     config = RunConfig(mpp=mpp, tissue="none", overwrite=True)
     models = load_models(config.segmentor, config.classifier, "cpu", config.precision)
-    rows = [("tiatoolbox, HoVer-Net fast", seconds_of_toolbox(network, image, mpp, out / "toolbox"))]
+    rows = [("tiatoolbox, HoVer-Net fast", seconds_of_toolbox(network, image, out / "toolbox"))]
     for word, precision in (("fp32", None), ("bf16", torch.bfloat16)):
         detector = PublishedHoVerNet(network, tuple("abcde"), "cpu", precision, available_processors())
         same = run_slide(image, out / f"same-{word}", replace(models, detector=detector), config, Silent())
