@@ -9,6 +9,7 @@ from types import ModuleType
 import cv2
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from matplotlib import pyplot as plt
 
 import nucpipe
@@ -91,3 +92,14 @@ def test_own_library(results: Path, square: Path, tmp_path: Path, capsys: pytest
     assert set(named.cat.categories) == {"small", "large"}
     assert not named.isna().any()
     assert "Size on square.png:" in capsys.readouterr().out
+
+
+def test_label_gallery(results: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(example("label_gallery").main, [str(results / "square"), "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    result = nucpipe.open(results / "square")
+    assert {path.stem for path in tmp_path.iterdir()} == set(result.libraries)
+    for library in result.libraries:
+        picture = cv2.imread(str(tmp_path / f"{library}.png"))
+        assert picture is not None
+        assert picture.shape[0] > 80 * result.labels(library).nunique()  # a row a label
