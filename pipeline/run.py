@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.watch import Watch
 
 OVERVIEW_PX = 2400
-RESULTS = ("run.json", "overview.png", "profile.png", "nuclei.geojson", "nuclei.zarr")
+RESULTS = ("run.json", "overview.png", "report.html", "profile.png", "nuclei.geojson", "nuclei.zarr")
 HALO_LEAST_W = 64
 """A crop needs half of its 64 working pixels beyond the core; the rest is for the outline and rounding."""
 
@@ -247,7 +247,7 @@ def conclude(work: Work, config: RunConfig, clock: Clock) -> SlideResult:
     from pipeline.timeline import draw_timeline
 
     store = open_store(work.store_path)
-    export(store, work.slide, work.folder, config)
+    export(store, work.slide, work.folder, config, work.tissue.area_mm2)
     clock.lap("exports")
     if config.profile:
         draw_timeline(clock.watch.spans, work.folder / "profile.png")
@@ -284,14 +284,16 @@ def given_to(slide: Slide, config: RunConfig) -> GivenNuclei | None:
     return given_nuclei(nuclei_file(config.nuclei, slide.path), slide)
 
 
-def export(store: Store, slide: Slide, folder: Path, config: RunConfig) -> None:
-    """What people open: the GeoJSON and the overview."""
+def export(store: Store, slide: Slide, folder: Path, config: RunConfig, tissue_mm2: float) -> None:
+    """What people open: the GeoJSON, the overview and the report."""
     from pipeline.export.geojson import write_geojson
     from pipeline.export.overview import draw_overview
+    from pipeline.report.page import write_report
 
     if config.geojson:
         write_geojson(store, folder / "nuclei.geojson", config.primary)
     draw_overview(store, slide.thumbnail(OVERVIEW_PX), folder / "overview.png", config.primary)
+    write_report(store, slide, folder / "report.html", config.primary, {"tissue_mm2": tissue_mm2})
 
 
 def halo_w(models: Models) -> int:

@@ -197,12 +197,13 @@ def test_what_is_made_from_the_store_is_made_again_where_it_is_missing(tile: Pat
     config, out = RunConfig(mpp=MPP, tissue="none"), tmp_path / "o"
     first = run_slide(tile, out, models(), config, Silent())
     text = (out / "nuclei.geojson").read_text("utf-8")
-    for name in ("run.json", "nuclei.geojson", "overview.png"):  # killed between the store and the exports
+    made = {"nuclei.geojson", "overview.png", "report.html", "run.json"}
+    for name in made:  # killed between the store and the exports
         (out / name).unlink()
     again = run_slide(tile, out, models(), config, Silent())
     assert (again.status, again.nuclei) == ("done", first.nuclei)
     assert (out / "nuclei.geojson").read_text("utf-8") == text
-    assert {p.name for p in out.iterdir()} == {"nuclei.zarr", "nuclei.geojson", "overview.png", "run.json"}
+    assert {p.name for p in out.iterdir()} == {"nuclei.zarr", *made}
     assert run_slide(tile, out, models(), config, Silent()).status == "finished before"
     other = run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", primary="CoNSeP"), Silent())
     assert other.status == "done"

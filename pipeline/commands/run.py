@@ -120,8 +120,8 @@ def run(
 
     A slide is anything that OpenSlide or tiatoolbox reads, or a plain PNG, JPEG or TIFF with --mpp; also a folder of
     slides, a pattern ("slides/**/*.svs"), a table with a line a slide (.csv, .tsv), or an address (s3://...). Results
-    of a slide lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png, run.json. A run
-    that was stopped goes on where it stopped, and several on one OUT share the work.
+    of a slide lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png,
+    report.html, run.json. A run that was stopped goes on where it stopped, and several on one OUT share the work.
     Exit status: 0 all done, 1 some slide failed (see OUT/summary.csv), 2 wrong usage.
     """
     if dry_run:

@@ -36,15 +36,15 @@ def data_uri(picture: Picture, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-def overviews(store: Store, slide: Slide | None, library: Library) -> str:
-    """The slide with its nuclei in the colours of one library."""
+def overviews(store: Store, slide: Slide | None) -> dict[str, str]:
+    """By library, the slide with its nuclei in the library's colours; on white where the slide is gone."""
     width, height = store.info.size_l0
     if slide is not None:
         base = slide.thumbnail(OVERVIEW_PX)
     else:
         shrink = max(1.0, max(width, height) / OVERVIEW_PX)
         base = np.full((max(1, round(height / shrink)), max(1, round(width / shrink)), 3), 255, np.uint8)
-    return data_uri(paint(base, store, library), "jpeg")
+    return {lib.name: data_uri(paint(base, store, lib), "jpeg") for lib in store.info.outputs.libraries}
 
 
 def density_map(cells: npt.NDArray[np.int64], most: float, colour: tuple[int, int, int]) -> str:

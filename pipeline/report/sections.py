@@ -76,14 +76,14 @@ def overview(store: Store, slide: Slide | None, facts: Facts, first: str) -> str
     length = round_length(width_um / 4)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     scale = f'<div class="scale" style="width:{100 * length / width_um:.2f}%">{text}</div>'
-    panels = []
+    panels, pictures = [], overviews(store, slide)
     for library in facts.outputs.libraries:
         legend = " ".join(
             f"<small>{dotted(library, k)} {facts.counts[library.name][k]:,}</small>"
             for k in range(len(library.labels) + 1)
             if facts.counts[library.name][k]
         )
-        uri = overviews(store, slide, library)
+        uri = pictures[library.name]
         alt = html.escape(f"{store.info.slide_name} with its nuclei in the colours of {library.name}", quote=True)
         panels.append((library.name, f'<p>{legend}</p><img class="overview" src="{uri}" alt="{alt}">{scale}'))
     return "<h2>Overview</h2>" + tabs("overview", panels, first)
