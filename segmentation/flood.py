@@ -35,7 +35,11 @@ def flood(landscape: Floats, components: Ints, wanted: npt.NDArray[np.bool_], la
     n = age = 0
     for row in range(height):
         for column in range(width):
-            if wanted[components[row, column]] and labels[row, column] != 0:
+            if (
+                wanted[components[row, column]]
+                and labels[row, column] != 0
+                and _has_way(components, labels, row, column)
+            ):
                 _push(values, ages, places, n, landscape[row, column], age, row * width + column)
                 n += 1
                 age += 1
@@ -50,9 +54,23 @@ def flood(landscape: Floats, components: Ints, wanted: npt.NDArray[np.bool_], la
                 continue
             if labels[r, c] == 0 and components[r, c] == components[row, column]:
                 labels[r, c] = labels[row, column]
-                _push(values, ages, places, n, landscape[r, c], age, r * width + c)
-                n += 1
-                age += 1
+                if _has_way(components, labels, r, c):
+                    _push(values, ages, places, n, landscape[r, c], age, r * width + c)
+                    n += 1
+                    age += 1
+
+
+@compiled
+def _has_way(components: Ints, labels: Ints, row: int, column: int) -> bool:
+    """Whether a neighbour is still to be flooded: of a pixel without one nothing comes, so it need not be queued."""
+    height, width = labels.shape
+    own = components[row, column]
+    for side in range(4):
+        r = row - (side == 0) + (side == 3)
+        c = column - (side == 1) + (side == 2)
+        if 0 <= r < height and 0 <= c < width and labels[r, c] == 0 and components[r, c] == own:
+            return True
+    return False
 
 
 @compiled

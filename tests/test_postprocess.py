@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter, label
+from skimage.segmentation import watershed
 
+from segmentation.flood import flood
 from segmentation.metrics import panoptic_quality
 from segmentation.model import HoVerNet
 from segmentation.postprocess import PostProcessing, find_nuclei, label_instances
@@ -75,3 +78,20 @@ def test_maps_have_twice_the_side_of_the_pixels(shape: tuple[int, int]) -> None:
     with torch.inference_mode():
         maps = HoVerNet().eval()(torch.zeros(2, 3, *shape, dtype=torch.uint8))
     assert maps.shape == (2, 3, 2 * shape[0], 2 * shape[1])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flooding_is_the_watershed_of_scikit_image(seed: int) -> None:
+    """Where no two pixels are equally low, the order is beyond doubt, and so is every pixel."""
+    rng = np.random.default_rng(seed)
+    landscape = rng.random((60, 70)).astype(np.float32)
+    mask = gaussian_filter(rng.random((60, 70)), 3) > 0.48
+    components = label(mask)[0].astype(np.int32)
+    markers = np.where(mask & (rng.random(mask.shape) < 0.02), 1, 0) * np.arange(1, mask.size + 1).reshape(mask.shape)
+    wanted = np.zeros(components.max() + 1, bool)
+    wanted[1::2] = True
+    flooded = np.where(wanted[components], markers, 0).astype(np.int32)
+    expected = watershed(landscape, flooded, mask=wanted[components])
+    flood(landscape, components, wanted, flooded)
+    np.testing.assert_array_equal(flooded, expected)
+    assert len(np.unique(flooded)) > 10
