@@ -1,6 +1,6 @@
 """A network made ready to run: by OpenVINO on an x86 processor, by PyTorch elsewhere.
 
-On two AVX-512 cores OpenVINO runs both networks several times as fast as PyTorch does, in float32 and in bfloat16. Its
+On AVX-512 cores OpenVINO runs both networks two to five times as fast as PyTorch does, in the same precision. Its
 convolutions give a pixel the same bits wherever it lies and however large the image is, so that what is cut in other
 ways gives the same result.
 """
