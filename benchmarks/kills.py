@@ -69,15 +69,18 @@ def kill(
     killed: collections.Counter[str] = collections.Counter()
     rounds: list[Path] = []
     longest = of_this_run = 0
-    wanted = ["regions"] * (kills - 2 * (kills // 5)) + ["finish"] * (kills // 5) + ["exports"] * (kills // 5)
+    wanted = {"finish": kills // 3, "exports": kills // 3, "regions": kills - 2 * (kills // 3)}
     out = work / "killed-0"
     while sum(killed.values()) < kills:
-        target = next(stage for stage in ("regions", "finish", "exports") if killed[stage] < wanted.count(stage))
-        before = regions(out / name)
-        if target == "regions" and stage_of(out / name) != "regions":  # none is left: another run
+        left = [stage for stage in ("regions", "finish", "exports") if killed[stage] < wanted[stage]]
+        before, at = regions(out / name), stage_of(out / name)
+        # A store that was being written is begun again; a finished one stays.
+        reachable = [stage for stage in left if at == "regions" or stage == "exports" or (stage, at) == ("finish",) * 2]
+        target = (reachable or left)[0]
+        if not reachable:  # it is past what is wanted: another run
             rounds.append(to_the_end(command, out, name))
             longest, of_this_run = max(longest, of_this_run), 0
-            out = work / f"killed-{len(rounds)}"
+            out, before = work / f"killed-{len(rounds)}", 0
         process = subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL)
         wait(process, out / name, target, before, stages, chance)
         process.kill()

@@ -188,7 +188,12 @@ class Outputs:
     def from_dict(cls, fields: dict[str, Any]) -> Outputs:
         """From the form that :meth:`to_dict` gives."""
         libraries = tuple(Library.from_dict(f) for f in fields["libraries"])
-        return cls(libraries, tuple(map(bool, fields["trained"])), tuple(map(float, fields.get("temperatures", ()))))
+        trained, temperatures = tuple(map(bool, fields["trained"])), tuple(map(float, fields.get("temperatures", ())))
+        if len(trained) != sum(len(library.labels) for library in libraries) or not trained:
+            raise ValueError(f"{len(trained)} flags of trained labels do not fit the libraries")
+        if temperatures and (len(temperatures) != len(libraries) or not min(temperatures) > 0):
+            raise ValueError("its temperatures do not fit the libraries")
+        return cls(libraries, trained, temperatures)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that a model's header and a store's metadata hold."""

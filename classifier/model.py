@@ -15,13 +15,14 @@ from classifier.labels import Labels
 from classifier.libraries import Outputs
 from nucpipe.common.errors import ModelError, UsageError
 from nucpipe.common.modelfile import ModelHeader, load_model
+from nucpipe.common.networks import check_name, check_size
 
 BACKBONE = "tf_efficientnet_lite0"
 MPP = 0.25
 """Micrometres per pixel of a window before it is enlarged."""
 WINDOW_PX = 64
 """Side of the window round a nucleus: 16 micrometres."""
-SIZE_PX = 224
+SIZE_PX, LARGEST_PX = 224, 1024
 """Side of the window after it is enlarged, the network's input."""
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
@@ -169,9 +170,12 @@ def build(header: ModelHeader) -> JointClassifier:
     try:
         backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
         columns = len(Outputs.from_dict(header.outputs))
+        if not WINDOW_PX // 2 <= size_px <= LARGEST_PX:
+            raise ValueError(f"an input of {size_px} pixels")
+        check_name(backbone)
         strides = tuple(map(int, header.architecture.get("strides", ())))
         model = JointClassifier(columns, backbone, size_px, header.mean, header.std, strides=strides)
-    except (KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
+    except Exception as error:  # whatever a header that anybody wrote leads timm and torch to raise
         raise ModelError(f"model '{header.name}' cannot be built ({error}); it may need a newer timm.") from error
     return model.eval()
 
@@ -183,10 +187,11 @@ def load_classifier(path: Path) -> tuple[JointClassifier, ModelHeader, Outputs]:
         ModelError: no such file, not a classifier, or weights that do not fit its header.
     """
     header, tensors = load_model(path)
-    model = build(header)
     try:
+        check_size(lambda: build(header), tensors)
+        model = build(header)
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
     # Convolutions of few channels run fastest with the channels last.

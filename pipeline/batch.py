@@ -169,7 +169,9 @@ def try_slide(
     """
     try:
         return to.run(
-            job, models, lambda path, folder, config: run_slide(path, folder, models, config, reporter, still_ours)
+            job,
+            models,
+            lambda path, folder, config: run_slide(path, folder, models, config, reporter, still_ours, job.slide),
         )
     except LostLock:
         raise

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.cluster_worker import Opened, Order
 
 LOCAL = "local:"
-WORKERS_WITHIN_S = 120
+CONNECT_S, WORKERS_WITHIN_S = 20, 120
 LOOK_S = 0.1
 MOST_REGIONS = 16
 """Regions that a worker gets at a time: several, for their stages overlap, and few, so that all workers have some."""
@@ -106,7 +106,7 @@ def connected(address: str) -> Iterator[tuple[Client, int]]:
             client = stack.enter_context(Client(cluster))
         else:
             try:
-                client = stack.enter_context(Client(address, timeout=20))
+                client = stack.enter_context(Client(address, timeout=CONNECT_S))
             except (OSError, ValueError, TypeError) as error:
                 raise UsageError(
                     f"--cluster {address}: no Dask scheduler answers there ({error}); expected an address such as "

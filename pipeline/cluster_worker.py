@@ -157,7 +157,7 @@ def finish_order(order: Order, seconds: float) -> SlideResult:
             raise OutputError(f"{order.folder}: regions are missing or damaged; run the same command again.")
         # Else a worker that died had finished the store, and maybe begun to remove the journal.
         clock.lap("store")
-        result = conclude(work, order.config, clock)
+        result = conclude(work, order.config, clock, order.slide)
     _close(order)
     return result
 

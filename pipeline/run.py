@@ -131,6 +131,7 @@ def run_slide(
     config: RunConfig,
     reporter: Reporter,
     still_ours: Callable[[], None] = lambda: None,
+    origin: Path | Address | None = None,
 ) -> SlideResult:
     """One slide: slide -> tissue -> regions -> [read -> segment -> crop -> classify -> store] -> finish -> exports.
 
@@ -141,6 +142,7 @@ def run_slide(
         config: the settings.
         reporter: is told of the progress.
         still_ours: is called before anything is written to ``folder``, and raises where another process has it now.
+        origin: where a person finds the slide, if not at ``path``.
 
     Raises:
         NucpipeError: the slide cannot be processed; what was done stays in the journal.
@@ -171,7 +173,7 @@ def run_slide(
             finish_store(work, journal, config)
             clock.lap("store")
         still_ours()
-        return conclude(work, config, clock)
+        return conclude(work, config, clock, origin or path)
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,7 @@ def finish_store(work: Work, journal: Journal, config: RunConfig) -> None:
     finish(journal, [region.index for region in work.regions], work.store_path, work.info)
 
 
-def conclude(work: Work, config: RunConfig, clock: Clock) -> SlideResult:
+def conclude(work: Work, config: RunConfig, clock: Clock, origin: Path | Address) -> SlideResult:
     """All that is made from a finished store; ``run.json`` last, and then the journal has served."""
     from pipeline.journal import Journal
     from pipeline.store import open_store
@@ -251,7 +253,7 @@ def conclude(work: Work, config: RunConfig, clock: Clock) -> SlideResult:
     clock.lap("exports")
     if config.profile:
         draw_timeline(clock.watch.spans, work.folder / "profile.png")
-    counts = write_run_json(work.slide.path, work.folder, work.info, config, clock, store, work.tissue.area_mm2)
+    counts = write_run_json(origin, work.folder, work.info, config, clock, store, work.tissue.area_mm2)
     Journal(work.journal_path).remove()
     area = work.tissue.area_mm2
     return SlideResult(work.slide.path, work.folder, "done", len(store), area, clock.total(), counts=counts)
@@ -416,7 +418,7 @@ class Clock:
 
 
 def write_run_json(
-    slide_path: Path,
+    origin: Path | Address,
     folder: Path,
     info: StoreInfo,
     config: RunConfig,
@@ -429,7 +431,7 @@ def write_run_json(
     facts = info.to_dict()
     del facts["outputs"]
     facts |= {
-        "slide": os.path.abspath(slide_path),  # noqa: PTH100  (Path.resolve would follow links)
+        "slide": str(origin.absolute() if isinstance(origin, Path) else origin),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": {**facts["settings"], "primary": config.primary, "region_size": config.region_size},
         "seconds": {**clock.stages, "total": clock.total()},

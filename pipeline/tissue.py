@@ -30,7 +30,7 @@ WHITE = 245.0  # glass, where a thumbnail shows none
 GLASS_SHARE, GLASS_PINK = 0.002, 6
 LEAST_COLOUR, MOST_COLOUR = 0.035, 0.055
 
-LARGEST_ROI_PX = 8192
+LARGEST_ROI_PX, MOST_DRAWN = 8192, 300
 ASPECT_TOLERANCE = 0.01
 
 
@@ -281,7 +281,7 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
         polygons = list(_polygons(json.loads(path.read_bytes())))
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         raise SlideError(f"{path.name}: expected GeoJSON with polygons; it cannot be read ({error}).") from error
     if not polygons:
         raise SlideError(f"{path.name}: expected GeoJSON with polygons; it holds none.")
@@ -289,8 +289,11 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
     width, height = (math.ceil(length / l0_per_px) for length in slide.size_l0)
     mask = np.zeros((height, width), np.uint8)
     scale = (width / slide.size_l0[0], height / slide.size_l0[1])
+    drawn_px = 0
     for rings in polygons:
-        _draw(mask, [(ring + slide.origin_l0) * scale for ring in rings])
+        drawn_px += _draw(mask, [(ring + slide.origin_l0) * scale for ring in rings])
+        if drawn_px > MOST_DRAWN * mask.size:
+            raise SlideError(f"{path.name}: its polygons cover the slide hundreds of times over; give fewer of them.")
     if not mask.any():
         extent = f"{slide.path.name} of {slide.size_l0[0]} x {slide.size_l0[1]} pixels"
         raise SlideError(f"{path.name}: its polygons lie outside {extent}; they must be in pixels of full resolution.")
@@ -321,14 +324,18 @@ def _ring(coordinates: list[list[float]]) -> npt.NDArray[np.float64]:
     return ring
 
 
-def _draw(mask: Image, rings: list[npt.NDArray[np.float64]]) -> None:
-    """Set what lies in the first ring and in no other, in pixels of ``mask`` counted from their corners."""
+def _draw(mask: Image, rings: list[npt.NDArray[np.float64]]) -> int:
+    """Set what lies in the first ring and in no other, in pixels of ``mask`` counted from their corners.
+
+    Returns:
+        The pixels that had to be looked at, once for each ring.
+    """
     height, width = mask.shape
     (left, top), (right, bottom) = np.floor(rings[0].min(axis=0)), np.ceil(rings[0].max(axis=0)) + 1
     x, y = (int(np.clip(left, 0, width)), int(np.clip(top, 0, height)))
     part = mask[y : int(np.clip(bottom, 0, height)), x : int(np.clip(right, 0, width))]
     if part.size == 0:
-        return
+        return 0
     bits, limit = 4, 2.0**26  # what OpenCV's integers hold, and far beyond any slide
     # OpenCV counts from the centres of pixels.
     local = [np.clip(ring - (x, y), -limit, limit) - 0.5 for ring in rings]
@@ -338,3 +345,4 @@ def _draw(mask: Image, rings: list[npt.NDArray[np.float64]]) -> None:
     for hole in corners[1:]:
         cv2.fillPoly(polygon, [hole], 0, shift=bits)
     np.maximum(part, polygon, out=part)
+    return part.size * len(rings)

@@ -12,7 +12,11 @@ from torch import nn
 
 from nucpipe.common.errors import ModelError
 from nucpipe.common.modelfile import ModelHeader, load_model
+<<<<<<< HEAD
 from nucpipe.common.runtime import ready
+=======
+from nucpipe.common.networks import check_size
+>>>>>>> 66aa208 (Hardening: limits of headers, no entities, no networks from elsewhere; fuzzing; clusters' recipes)
 from segmentation.model import ALIGN_PX, INPUT_MPP, HoVerNet, build
 from segmentation.nuclei import Nuclei
 from segmentation.postprocess import PostProcessing, find_nuclei
@@ -130,10 +134,11 @@ def read_hovernet(path: Path) -> tuple[HoVerNet, ModelHeader]:
     if header.mpp != INPUT_MPP:
         raise ModelError(f"{path}: made for pixels of {header.mpp} um; this version runs segmentors of {INPUT_MPP} um.")
     try:
+        check_size(lambda: build(header.architecture, header.mean, header.std), tensors)
         model = build(header.architecture, header.mean, header.std)
         model.load_state_dict(tensors)
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
+    except Exception as error:  # whatever a header that anybody wrote leads timm and torch to raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
     return model, header
 

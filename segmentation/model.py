@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nucpipe.common.networks import check_name
+
 INPUT_MPP = 0.5
 """Pixel size of the network's input, micrometres. The maps have half of it."""
 
@@ -78,6 +80,7 @@ class HoVerNet(nn.Module):
         import timm
 
         super().__init__()
+        check_name(encoder)
         self.encoder = timm.create_model(encoder, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
         features: Any = self.encoder.feature_info
         c2, c4, c8, c16 = features.channels()

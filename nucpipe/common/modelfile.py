@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,11 +82,25 @@ def read_header(path: Path) -> ModelHeader:
             raise ModelError(f"{path}: a safetensors file, but not a nucpipe model (its header lacks '{FORMAT}').")
         fields = json.loads(metadata["nucpipe"])
         header = ModelHeader(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
-        if not isinstance(header.architecture, dict) or not isinstance(header.outputs, dict):
-            raise ValueError("its architecture or outputs are no table")
+        _check(header)
         return header
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
         raise ModelError(f"{path}: expected a nucpipe model (.safetensors); it cannot be read ({error}).") from error
+
+
+def _check(header: ModelHeader) -> None:
+    """See that what anybody may have written has the types that are asked for.
+
+    Raises:
+        ValueError: it has not.
+    """
+    tables = all(isinstance(part, dict) for part in (header.architecture, header.outputs, header.figures))
+    texts = (header.kind, header.name, header.licence, header.date, header.nucpipe_version)
+    if not tables or not isinstance(header.data, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field of its header is not what it should be")
+    numbers = [float(number) for number in (header.mpp, *header.mean, *header.std)]
+    if len(numbers) != 7 or not all(map(math.isfinite, numbers)) or not header.mpp > 0 or min(header.std) <= 0:
+        raise ValueError("its pixel size, mean or std is no number, or not above 0")
 
 
 def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:

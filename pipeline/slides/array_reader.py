@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.resample import Box, Image
 from pipeline.slide import Level, Slide
 from pipeline.slides.causes import cause
 from pipeline.slides.channels import as_rgb, check_channels
+from pipeline.slides.limits import check_slide, check_tile
 from pipeline.slides.pixelsize import Mpp, in_micrometres, pixel_size
 from pipeline.slides.tiff import broken_tiff, check_whole, main_series, stated_mpp
 
@@ -35,6 +37,9 @@ class ArraySlide(Slide):
         """Take over arrays of the levels, finest first, whose axes are named in capitals; ``close`` lets go of them."""
         self._arrays, self._axes, self._close, self._lock = arrays, axes, close, threading.Lock()
         sizes = [(array.shape[axes.index("X")], array.shape[axes.index("Y")]) for array in arrays]
+        check_slide(path, sizes)
+        for array in arrays:
+            check_tile(path, math.prod(array.chunks), 1)
         super().__init__(path, tuple(Level(size, sizes[0][0] / size[0]) for size in sizes), mpp, vendor)
 
     def read_level(self, level: int, box: Box) -> Image:

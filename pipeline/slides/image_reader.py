@@ -15,10 +15,11 @@ from pipeline.resample import Box, Image
 from pipeline.slide import Level, Slide
 from pipeline.slides.causes import cause
 from pipeline.slides.channels import as_rgb, on_white
+from pipeline.slides.limits import check_bomb
 from pipeline.slides.pixelsize import Mpp, pixel_size
 from pipeline.slides.tiff import broken_tiff, main_series, stated_mpp
 
-MAX_PIXELS = 2**30  # above 3 GB of memory
+MAX_PIXELS = 2**29  # above 3 GB of memory, of which Pillow takes the most
 
 PIL_CLASSES: dict[str, type[ImageFile]] = {"png": PngImageFile, "jpeg": JpegImageFile}
 EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
@@ -78,3 +79,4 @@ def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
             f"{path.name}: {width} x {height} pixels are too many for a plain image (at most {max_pixels:,}); "
             "convert it to a tiled TIFF, for example with: vips tiffsave IN OUT.tif --tile --pyramid"
         )
+    check_bomb(path, width, height)

@@ -12,6 +12,7 @@ from pipeline.resample import Box, Image
 from pipeline.slide import Level, Slide
 from pipeline.slides.causes import cause
 from pipeline.slides.channels import on_white
+from pipeline.slides.limits import check_slide, check_tile
 from pipeline.slides.pixelsize import Mpp, from_resolution, in_micrometres, pixel_size
 
 BLOCK_PX = 1024
@@ -28,6 +29,14 @@ class OpenSlideSlide(Slide):
             raise SlideError(f"{path.name}: expected a slide; it is cut off or broken ({cause(error)}).") from error
         properties = dict(self._slide.properties)
         levels = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
+        try:
+            check_slide(path, list(self._slide.level_dimensions))
+            for k in range(self._slide.level_count):
+                width, height = (properties.get(f"openslide.level[{k}].tile-{side}", 1) for side in ("width", "height"))
+                check_tile(path, int(width), int(height))
+        except SlideError:
+            self._slide.close()
+            raise
         super().__init__(
             path,
             tuple(Level(size, downsample) for size, downsample in levels),

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from xml.etree import ElementTree
 
 import tifffile
 
 from nucpipe.common.errors import SlideError
+from nucpipe.common.xml import parse_xml
 from pipeline.slides.causes import cause
 from pipeline.slides.channels import check_channels
 from pipeline.slides.pixelsize import Mpp, from_resolution, in_micrometres
@@ -71,7 +71,7 @@ def stated_mpp(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Mpp 
 def _ome_mpp(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Mpp | None:
     if file.ome_metadata is None:
         return None
-    pixels = ElementTree.fromstring(file.ome_metadata).findall("{*}Image/{*}Pixels")
+    pixels = parse_xml(file.ome_metadata).findall("{*}Image/{*}Pixels")
     stated = next((image.attrib for image, one in zip(pixels, file.series, strict=False) if one is series), {})
     x = in_micrometres(stated.get("PhysicalSizeX"), stated.get("PhysicalSizeXUnit", DEFAULT_UNIT))
     y = in_micrometres(stated.get("PhysicalSizeY"), stated.get("PhysicalSizeYUnit", DEFAULT_UNIT))

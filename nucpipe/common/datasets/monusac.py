@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import xml.parsers.expat
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from nucpipe.common.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
 from nucpipe.common.errors import DataError
+from nucpipe.common.xml import parse_xml
 
 LABELS = ("epithelial", "lymphocyte", "neutrophil", "macrophage")
 SKIPPED = "ambiguous"
@@ -72,18 +72,9 @@ def _read_slide(path: Path) -> npt.NDArray[np.uint8]:
 def _parse(path: Path) -> ElementTree.Element:
     """The root of an XML file. A document type is refused: through it entities could swell a small file."""
 
-    def refuse(*_: object) -> None:
-        raise DataError(f"{path}: expected Aperio's annotations; the file declares a document type, which is refused.")
-
-    parser = ElementTree.XMLParser()
-    scanner = xml.parsers.expat.ParserCreate()
-    scanner.StartDoctypeDeclHandler = refuse
     try:
-        text = path.read_bytes()
-        scanner.Parse(text, True)
-        parser.feed(text)
-        return parser.close()
-    except (ElementTree.ParseError, xml.parsers.expat.ExpatError, OSError) as error:
+        return parse_xml(path.read_bytes())
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: expected Aperio's annotations ({error}); fetch the file again.") from error
 
 
