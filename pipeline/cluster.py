@@ -57,10 +57,8 @@ def run_on_cluster(
     """
     if is_address(str(out)) or any(isinstance(job.slide, Address) for job in jobs):
         raise UsageError("--cluster needs slides and --out on a disk that the workers share; fetch the slides first.")
-    for kind in ("segmentor", "classifier"):
-        for name in {getattr(job.config, kind) for job in jobs}:
-            find_model(kind, name)
-    jobs = [replace(job, config=for_workers(job.config)) for job in jobs]
+    configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
+    jobs = [replace(job, config=configs[job.config]) for job in jobs]
     with connected(address) as (client, share), ClusterView(reporter, len(jobs)) as view:
         tally = Tally(Destination(Path(out).absolute()), view, max_failures)
         results = Coordinator(client, jobs, tally, view, share).run()
@@ -69,9 +67,14 @@ def run_on_cluster(
 
 
 def for_workers(config: RunConfig) -> RunConfig:
-    """Settings that mean the same in another process's folder."""
+    """Settings that mean the same in another process's folder.
+
+    Raises:
+        UsageError: they name a model or a library that is not there.
+    """
     from classifier.libraries import Outputs
 
+    find_model("segmentor", config.segmentor)
     outputs = Outputs.from_dict(read_header(find_model("classifier", config.classifier)).outputs)
     paths: dict[str, Any] = {
         name: str(Path(value).absolute())

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 import make_slides as make
 import nucpipe
-from nucpipe.common.errors import OutputError
+from nucpipe.common.errors import OutputError, SlideError
 from pipeline import batch
 from pipeline.batch import Tally, run_free
 from pipeline.cli import main
@@ -30,6 +30,7 @@ from pipeline.journal import Journal
 from pipeline.locks import Lock, held
 from pipeline.plan import plan
 from pipeline.run import Silent, SlideResult, run_slide
+from pipeline.slides.image_reader import ImageSlide
 from pipeline.store import open_store
 from pipeline.summary import COLUMNS
 from synthetic import MPP, draw_slide, models
@@ -252,6 +253,31 @@ def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path: Path, monkeypat
     assert Journal.open(out / "s0" / "journal", _fingerprint(out / "s0")).done == {0, 1, 2, 3, 4}
     assert [result.status for result in run_all(folder, out)] == ["done"] * 3
     assert [row["status"] for row in rows(out).values()] == ["done"] * 3
+
+
+def test_a_read_error_in_the_middle_costs_one_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network disk that is away for a moment: what was done stays, and the next run does the rest."""
+    path = draw_slide(900, 700).save(tmp_path / "s.png")
+    read, calls = ImageSlide.read_level, 0
+
+    def away(slide: ImageSlide, level: int, box: tuple[int, int, int, int]) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise SlideError(f"{slide.path.name}: cannot be read at x {box[0]}, y {box[1]} of level 0.")
+        return read(slide, level, box)
+
+    monkeypatch.setattr(ImageSlide, "read_level", away)
+    (failed,) = run_all(path, tmp_path / "out")
+    assert (failed.status, failed.cause[:29]) == ("failed", "s.png: cannot be read at x 16")
+    kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "s" / "journal").glob("*.region")}
+    assert 0 < len(kept) < 12
+    write, written = Journal.write, []
+    monkeypatch.setattr(Journal, "write", lambda j, i, *rest: (written.append(i), write(j, i, *rest))[1])
+    (done,) = run_all(path, tmp_path / "out")
+    assert done.status == "done"
+    assert len(written) == 12 - len(kept)
+    assert done.nuclei == len(draw_slide(900, 700).centres)
 
 
 def _fingerprint(folder: Path) -> dict[str, object]:
