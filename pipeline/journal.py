@@ -19,6 +19,13 @@ from pipeline.files import cannot_write, written_whole
 from segmentation.nuclei import Nuclei
 
 DIGEST_BYTES = 16
+HINTS = {
+    "slide_fingerprint": "the slide's file was changed or is another of the same name; ",
+    "models.segmentor.fingerprint": "give the --segmentor of then, or ",
+    "models.classifier.fingerprint": "give the --classifier of then, or ",
+    "region_size": "give the --region-size of then to go on, or ",
+}
+"""What a user may do about a setting that changed."""
 
 
 class Journal:
@@ -193,14 +200,16 @@ def check_unchanged(path: Path | str, what: str, old: dict[str, Any], new: dict[
     if old == new:
         return
     before, now = _flat(old), _flat(new)
-    changed = [
-        f"{key} {_short(before, key)} -> {_short(now, key)}"
+    keys = [
+        key
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) or (key in before) != (key in now)
     ]
+    changed = "; ".join(f"{key} {_short(before, key)} -> {_short(now, key)}" for key in keys)
+    hints = [hint for key, hint in HINTS.items() if key in keys]
     raise OutputError(
-        f"{path}: {what} with other settings lies here ({'; '.join(changed)}); "
-        "use --overwrite to start again or another --out."
+        f"{path}: {what} with other settings lies here ({changed}); "
+        f"{''.join(hints)}use --overwrite to start again or another --out."
     )
 
 
