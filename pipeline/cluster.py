@@ -57,6 +57,8 @@ def run_on_cluster(
     """
     if is_address(str(out)) or any(isinstance(job.slide, Address) for job in jobs):
         raise UsageError("--cluster needs slides and --out on a disk that the workers share; fetch the slides first.")
+    if any(job.config.profile for job in jobs):
+        raise UsageError("--profile tells of one process; leave it or --cluster out.")
     configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
     jobs = [replace(job, config=configs[job.config]) for job in jobs]
     with connected(address) as (client, share), ClusterView(reporter, len(jobs)) as view:
@@ -78,8 +80,8 @@ def for_workers(config: RunConfig) -> RunConfig:
     outputs = Outputs.from_dict(read_header(find_model("classifier", config.classifier)).outputs)
     paths: dict[str, Any] = {
         name: str(Path(value).absolute())
-        for name in ("tissue", "segmentor", "classifier")
-        if (value := getattr(config, name)) and Path(value).is_file()
+        for name in ("tissue", "segmentor", "classifier", "nuclei")
+        if (value := getattr(config, name)) and Path(value).exists()
     }
     return replace(config, primary=outputs.library(config.primary).name, **paths)
 

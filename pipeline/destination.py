@@ -116,6 +116,8 @@ class Destination:
             "precision": str(models.precision),
             "decide": config.rule.to_dict(),
             "primary": config.primary,
+            "nuclei": config.nuclei,
+            "tta": config.tta,
             "geojson": config.geojson,
         }
 

@@ -12,11 +12,8 @@ from torch import nn
 
 from nucpipe.common.errors import ModelError
 from nucpipe.common.modelfile import ModelHeader, load_model
-<<<<<<< HEAD
-from nucpipe.common.runtime import ready
-=======
 from nucpipe.common.networks import check_size
->>>>>>> 66aa208 (Hardening: limits of headers, no entities, no networks from elsewhere; fuzzing; clusters' recipes)
+from nucpipe.common.runtime import ready
 from segmentation.model import ALIGN_PX, INPUT_MPP, HoVerNet, build
 from segmentation.nuclei import Nuclei
 from segmentation.postprocess import PostProcessing, find_nuclei
