@@ -257,27 +257,28 @@ def test_a_full_disk_stops_the_batch_and_loses_nothing(tmp_path: Path, monkeypat
 
 def test_a_read_error_in_the_middle_costs_one_region(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A network disk that is away for a moment: what was done stays, and the next run does the rest."""
-    path = draw_slide(900, 700).save(tmp_path / "s.png")
+    path = draw_slide(1500, 1200).save(tmp_path / "s.png")
     read, calls = ImageSlide.read_level, 0
 
     def away(slide: ImageSlide, level: int, box: tuple[int, int, int, int]) -> np.ndarray:
         nonlocal calls
         calls += 1
-        if calls == 6:
+        if calls == 25:
             raise SlideError(f"{slide.path.name}: cannot be read at x {box[0]}, y {box[1]} of level 0.")
         return read(slide, level, box)
 
     monkeypatch.setattr(ImageSlide, "read_level", away)
     (failed,) = run_all(path, tmp_path / "out")
-    assert (failed.status, failed.cause[:29]) == ("failed", "s.png: cannot be read at x 16")
+    assert failed.status == "failed"
+    assert failed.cause.startswith("s.png: cannot be read at x ")
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "out" / "s" / "journal").glob("*.region")}
-    assert 0 < len(kept) < 12
+    assert 0 < len(kept) < 30
     write, written = Journal.write, []
     monkeypatch.setattr(Journal, "write", lambda j, i, *rest: (written.append(i), write(j, i, *rest))[1])
     (done,) = run_all(path, tmp_path / "out")
     assert done.status == "done"
-    assert len(written) == 12 - len(kept)
-    assert done.nuclei == len(draw_slide(900, 700).centres)
+    assert len(written) == 30 - len(kept)
+    assert done.nuclei == len(draw_slide(1500, 1200).centres)
 
 
 def _fingerprint(folder: Path) -> dict[str, object]:
