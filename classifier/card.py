@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from classifier.libraries import Outputs
 from nucpipe.common.modelfile import ModelHeader
 
 
@@ -47,6 +48,12 @@ def _enlarged(made: dict[str, Any]) -> str:
     return f"enlarged to {made['size_px']} px"
 
 
+def _distilled(made: dict[str, Any]) -> list[str]:
+    if "distilled_from" not in made:
+        return []
+    return ["", f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows."]
+
+
 def unmeasured(header: ModelHeader) -> list[str]:
     """The libraries whose labels only other libraries' data taught, so that nothing measures them on their own."""
     return [str(entry["name"]) for entry in header.data if not entry["images"]]
@@ -55,6 +62,8 @@ def unmeasured(header: ModelHeader) -> list[str]:
 def model_card(header: ModelHeader) -> str:
     """The card of a classifier, in Markdown."""
     made = header.architecture
+    outputs = Outputs.from_dict(header.outputs)
+    trained = {column for column, yes in zip(outputs.columns, outputs.trained, strict=True) if yes}
     lines = [
         f"# {header.name}",
         "",
@@ -72,12 +81,15 @@ def model_card(header: ModelHeader) -> str:
         "",
         "`own` nuclei carry the library's label; `taught` counts also those that other libraries taught through the "
         "table of matching labels. A label with 0 was taught by nothing and is never predicted.",
+        *_distilled(made),
         "",
         _row("library", "label", "own", "taught"),
         "|---|---|---|---|",
     ]
     for entry in header.data:
-        lines += [_row(entry["name"], k, entry["nuclei"].get(k, 0), n) for k, n in entry["taught"].items()]
+        for k, n in entry["taught"].items():
+            by_model = "by the model" if not n and (entry["name"], k) in trained else n
+            lines.append(_row(entry["name"], k, entry["nuclei"].get(k, 0), by_model))
     lines += ["", "## Measured on groups that were held out", ""]
     lines += [
         f"- {entry['name']}: {entry['images']} images taught; held out {', '.join(entry['held_out']) or 'nothing'}."
@@ -85,7 +97,7 @@ def model_card(header: ModelHeader) -> str:
         if entry["images"]
     ]
     lines += [
-        f"- {name}: no images of its own; its labels were taught only through the table and could not be "
+        f"- {name}: no images of its own; its labels were taught only by other libraries' and could not be "
         f"measured on {name}."
         for name in unmeasured(header)
     ]

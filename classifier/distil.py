@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from classifier.libraries import Outputs
 from classifier.model import load_classifier
 from classifier.samples import Samples
 from nucpipe.common.errors import DataError
-from nucpipe.common.modelfile import fingerprint
+from nucpipe.common.modelfile import fingerprint, read_header
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,18 @@ class Teacher:
 
     logits: npt.NDArray[np.float32]
     known: npt.NDArray[np.bool_]
+
+
+def taught_by(path: Path, outputs: Outputs) -> Outputs:
+    """``outputs`` with the labels that a teacher was taught as taught too.
+
+    Raises:
+        ModelError: no such model.
+    """
+    theirs = Outputs.from_dict(read_header(path).outputs)
+    known = {column for column, trained in zip(theirs.columns, theirs.trained, strict=True) if trained}
+    trained = tuple(t or c in known for c, t in zip(outputs.columns, outputs.trained, strict=True))
+    return dataclasses.replace(outputs, trained=trained)
 
 
 def ask_teacher(

@@ -20,7 +20,7 @@ from classifier.augment import augment
 from classifier.calibrate import calibrate
 from classifier.card import model_card
 from classifier.complete import complete
-from classifier.distil import Teacher, ask_teacher, distillation_loss
+from classifier.distil import Teacher, ask_teacher, distillation_loss, taught_by
 from classifier.evaluate import evaluate_logits, predict_logits
 from classifier.libraries import Outputs, libraries_of
 from classifier.loss import LOSSES, JointLoss
@@ -194,6 +194,8 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     train = Samples.concatenate(_gather(d.library, d.train, matching) for d in data)
     held = Samples.concatenate(_gather(d.library, d.held, matching) for d in data)
     outputs = Outputs(libraries, tuple(bool(n) for n in matching.taught(train.targets)))
+    if config.distil is not None:
+        outputs = taught_by(config.distil, outputs)
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
     if config.watched and not len(held):

@@ -1,0 +1,109 @@
+"""Pictures of what a classifier gets right and wrong, label by label: to look at rare ones before believing a figure.
+
+python benchmarks/hits_and_misses.py joint-lite0 --library consep=DATA/consep --library monusac=DATA/monusac \
+    --label CoNSeP:endothelial --label MoNuSAC:macrophage --out /tmp/pictures
+
+A picture a label, of windows of the images that the model's training held out (--all: of every image), enlarged three
+times: three bands of nuclei that bear the label and got it, that bear it and got another, and that got it wrongly. Over
+each window stands the other label of the two and the probability that was given to the predicted one. They show
+patients' tissue: keep them under the licence of the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import cv2
+import numpy as np
+import torch
+
+from classifier.evaluate import predict_logits
+from classifier.libraries import Outputs
+from classifier.matching import Matching
+from classifier.model import load_classifier, probabilities
+from classifier.samples import Samples, gather
+from nucpipe.common.datasets import open_dataset, split_groups
+from nucpipe.common.device import pick_device, pick_precision
+from pipeline.commands.options import library_option
+from pipeline.models import find_model
+
+ACROSS = 12
+ENLARGED = 3
+WINDOW_PX = 64
+CAPTION_PX = 26
+
+
+def tile(window: np.ndarray, caption: str) -> np.ndarray:
+    edge = (window.shape[0] - WINDOW_PX) // 2
+    side = WINDOW_PX * ENLARGED
+    inner = window[edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
+    big = cv2.resize(inner, (side, side), interpolation=cv2.INTER_CUBIC)
+    strip = np.full((CAPTION_PX, side, 3), 255, np.uint8)
+    cv2.putText(strip, caption, (3, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([strip, big])
+
+
+def band(title: str, tiles: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    width = ACROSS * WINDOW_PX * ENLARGED
+    head = np.full((34, width, 3), 225, np.uint8)
+    cv2.putText(head, title, (6, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
+    parts = [head]
+    for start in range(0, min(len(tiles), rows * ACROSS), ACROSS):
+        row = np.concatenate(tiles[start : start + ACROSS], 1)
+        parts.append(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255))
+    return np.concatenate(parts)
+
+
+def picture(samples: Samples, p: np.ndarray, labels: tuple[str, ...], number: int, rows: int) -> np.ndarray:
+    """The three bands of one label; in each the surest come first."""
+    said, sure = p.argmax(1), p.max(1)
+    true = samples.label == number
+    order = np.argsort(-sure)
+    bands = []
+    for title, mask, other in (
+        (f"{labels[number]}: right", true & (said == number), said),
+        (f"{labels[number]}, called something else", true & (said != number), said),
+        (f"wrongly called {labels[number]}", ~true & (said == number) & (samples.label >= 0), samples.label),
+    ):
+        chosen = [i for i in order if mask[i]]
+        tiles = [tile(samples.windows[i], f"{labels[other[i]]} {sure[i]:.2f}") for i in chosen[: rows * ACROSS]]
+        bands.append(band(f"{title}: {len(chosen)}", tiles, rows))
+    return np.concatenate(bands)
+
+
+@click.command()
+@click.argument("model", metavar="NAME|PATH")
+@library_option()
+@click.option("--label", "wanted", multiple=True, metavar="LIBRARY:LABEL", help="[default: labels of under 200 nuclei]")
+@click.option("--all", "everything", is_flag=True, help="Of every image, also those that taught the model.")
+@click.option("--rows", default=3, show_default=True, help="Rows of each band.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the pictures.")
+def main(
+    model: str, data: tuple[tuple[str, Path], ...], wanted: tuple[str, ...], everything: bool, rows: int, out: Path
+) -> None:
+    """Draw hits and misses."""
+    device = pick_device("auto")
+    network, header, outputs = load_classifier(find_model("classifier", model))
+    network.to(device)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, path in data:
+        library = outputs.library(name)
+        images = open_dataset(path)
+        if not everything:
+            names = next(entry["held_out"] for entry in header.data if entry["name"] == library.name)
+            images = split_groups(images, names)[1]
+        samples = gather(library, images, Matching(outputs.libraries))
+        logits = torch.from_numpy(predict_logits(network, samples, device, pick_precision("auto", device)))
+        p = probabilities(logits, Outputs.from_dict(header.outputs)).numpy()[:, outputs.slices[library.name]]
+        for number, label in enumerate(library.labels):
+            count = int((samples.label == number).sum())
+            if count and (f"{library.name}:{label}" in wanted or (not wanted and count < 200)):
+                file = out / f"{library.name}-{label}.png"
+                cv2.imwrite(str(file), picture(samples, p, library.labels, number, rows)[..., ::-1])
+                print(f"{library.name} {label}: {count} nuclei -> {file}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
