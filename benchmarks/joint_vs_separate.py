@@ -164,11 +164,16 @@ def macro_f1(matrix: np.ndarray, there: np.ndarray) -> np.ndarray:
     return (2 * right / np.maximum(total, 1))[..., there].mean(-1)
 
 
-def pooled(runs: list[dict[str, Any]], kind: str, library: str, size: int) -> dict[str, np.ndarray]:
-    """Confusion matrices by unit, of all seeds' runs together."""
+def pooled(runs: list[dict[str, Any]], kind: str, library: str, size: int, beside: str = "") -> dict[str, np.ndarray]:
+    """Confusion matrices by unit, of all runs together whose seed has a run of the kind ``beside`` too."""
+
+    def seeds(of: str) -> set[int]:
+        return {run["seed"] for run in runs if run["kind"] == of and run["name"] in ("", library)}
+
+    chosen = seeds(kind) & seeds(beside) if beside and "carried" not in (kind, beside) else seeds(kind)
     matrices: dict[str, np.ndarray] = defaultdict(lambda: np.zeros((size, size)))
     for run in runs:
-        if run["kind"] == kind and run["name"] in ("", library):
+        if run["kind"] == kind and run["name"] in ("", library) and run["seed"] in chosen:
             for unit, truth, said, n in run["result"].get(library, ()):
                 matrices[unit][truth, said] += n
     return matrices
@@ -205,7 +210,9 @@ def table(runs: list[dict[str, Any]], libraries: Sequence[Library]) -> dict[str,
         gains = []
         for name in chosen:
             size = len(by_name[name].labels)
-            first, second = (pooled(runs, k, name, size) for k in (base, kind))
+            first, second = (pooled(runs, *pair) for pair in ((base, name, size, kind), (kind, name, size, base)))
+            # What was carried over was tested on everything, by one network.
+            second = {unit: matrix for unit, matrix in second.items() if unit in first}
             if not first or first.keys() != second.keys():
                 continue
             one, two, (low, high), right_one, right_two = compared(first, second)
@@ -224,8 +231,10 @@ def table(runs: list[dict[str, Any]], libraries: Sequence[Library]) -> dict[str,
     parts["carried"] = rows("carried", "others alone", "separate", "own labels", carried)
     parts["labels"] = ["| library | label | nuclei | separate F1 | joint F1 |", "|---|---|---|---|---|"]
     for name in names:
+        size = len(by_name[name].labels)
         first, second = (
-            sum(pooled(runs, k, name, len(by_name[name].labels)).values(), np.zeros(())) for k in ("separate", "joint")
+            sum(pooled(runs, k, name, size, other).values(), np.zeros(()))
+            for k, other in (("separate", "joint"), ("joint", "separate"))
         )
         if first.ndim != 2 or second.ndim != 2:
             continue
