@@ -34,7 +34,8 @@ from classifier.libraries import Library, Outputs, libraries_of
 from classifier.matching import Matching, make_matching
 from classifier.model import MEAN, MPP, STD, WINDOW_PX, JointClassifier, classify, probabilities
 from classifier.samples import Samples, gather
-from classifier.train import ClassifierTraining, fit
+from classifier.settings import ClassifierTraining
+from classifier.train import fit
 from nucpipe.common.datasets import open_dataset
 from nucpipe.common.device import pick_precision
 from nucpipe.common.modelfile import ModelHeader, save_model

@@ -9,7 +9,7 @@ import numpy as np
 
 from classifier.libraries import Outputs, libraries_of
 from classifier.matching import make_matching
-from classifier.train import ClassifierTraining
+from classifier.settings import ClassifierTraining
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.errors import DataError, UsageError
 

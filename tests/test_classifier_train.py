@@ -16,9 +16,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from classifier.model import classify, load_classifier
+from classifier.libraries import Library, Outputs
+from classifier.model import JointClassifier, classify, load_classifier
 from classifier.samples import Samples
-from classifier.train import ClassifierTraining, _Draw, open_libraries, train_classifier
+from classifier.settings import ClassifierTraining
+from classifier.train import _Draw, open_libraries, train_classifier
 from nucpipe.common import training
 from nucpipe.common.errors import DataError, UsageError
 from nucpipe.common.modelfile import save_model
@@ -248,17 +250,16 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
     again: list[str] = []
     train_classifier(dataclasses.replace(pupil, distil_weight=10.0), again.append)
     assert not any("looks at" in line for line in again)
-    strangers = dataclasses.replace(config, out=tmp_path / "x.safetensors", libraries=config.libraries[:1], match="own")
-    train_classifier(dataclasses.replace(strangers, steps=1, hold_out=("c",)), quiet)
+    other = Outputs((Library("Other", ("x", "y"), ((0, 0, 0),) * 2, 0.25, "", ""),), (True, True))
+    fields = {"backbone": "test_efficientnet", "window_px": 64, "size_px": 32}
+    stranger = tmp_path / "stranger.safetensors"
+    save_model(
+        stranger,
+        dataclasses.replace(told, architecture=fields, outputs=other.to_dict()),
+        JointClassifier(2, "test_efficientnet", 32).state_dict(),
+    )
     with pytest.raises(DataError, match="none of its labels is taught"):
-        train_classifier(
-            dataclasses.replace(pupil, libraries=config.libraries[1:], match="own", distil=strangers.out), quiet
-        )
-
-
-def test_mixup_below_zero_is_refused(config: ClassifierTraining) -> None:
-    with pytest.raises(UsageError, match="--mixup -1: expected 0 or more"):
-        dataclasses.replace(config, mixup=-1)
+        train_classifier(dataclasses.replace(pupil, distil=stranger), quiet)
 
 
 @pytest.mark.parametrize("field", ["sampling", "balance", "loss", "stop", "keep"])

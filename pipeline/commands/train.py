@@ -168,7 +168,8 @@ def classifier(
     A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
     licence), given as --library NAME=FOLDER.
     """
-    from classifier.train import ClassifierTraining, train_classifier
+    from classifier.settings import ClassifierTraining
+    from classifier.train import train_classifier
     from pipeline.models import find_model
 
     if size is not None:
