@@ -22,6 +22,7 @@ from nucpipe.common.depthwise import use_fast_depthwise
 from nucpipe.common.errors import DataError, ModelError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
+from pipeline.models import bundled_models
 
 LIBRARIES = published_libraries()
 OUTPUTS = Outputs(LIBRARIES, tuple(c not in (3, 9) for c in range(35)))
@@ -100,6 +101,18 @@ def test_the_published_strides_change_nothing() -> None:
     strided.load_state_dict(plain.state_dict())
     pixels = torch.from_numpy(crops(2)).permute(0, 3, 1, 2)
     assert torch.equal(plain(pixels), strided(pixels))
+
+
+def test_the_bundled_classifiers_have_the_same_columns() -> None:
+    bundled = bundled_models("classifier")
+    assert {"fast", "joint-lite0"} <= bundled.keys()
+    (fast, quick, outputs), (faithful, slow, others) = (load_classifier(bundled[n]) for n in ("fast", "joint-lite0"))
+    assert (fast.size_px, faithful.size_px) == (64, 224)
+    assert fast.strides == (1, 2, 2, 2, 1, 2, 2, 1)
+    assert outputs.columns == others.columns
+    assert quick.figures.keys() == slow.figures.keys() == {"BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"}
+    p = classify(fast, outputs, crops(4), CPU).probabilities
+    np.testing.assert_allclose(p.sum(1), 5, atol=1e-5)
 
 
 def test_one_by_one_equals_a_batch(model_file: Path) -> None:
