@@ -48,10 +48,21 @@ def _enlarged(made: dict[str, Any]) -> str:
     return f"enlarged to {made['size_px']} px"
 
 
-def _distilled(made: dict[str, Any]) -> list[str]:
+def _strides(made: dict[str, Any]) -> str:
+    return f" with strides {','.join(map(str, made['strides']))}" if "strides" in made else ""
+
+
+def _from_other_models(made: dict[str, Any]) -> list[str]:
+    lines = []
+    if "started_from" in made:
+        lines += ["", f"Training started from the weights of {made['started_from']}."]
     if "distilled_from" not in made:
-        return []
-    return ["", f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows."]
+        return lines
+    return [
+        *lines,
+        "",
+        f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
+    ]
 
 
 def unmeasured(header: ModelHeader) -> list[str]:
@@ -71,8 +82,8 @@ def model_card(header: ModelHeader) -> str:
         "",
         "Intended use: research. It is not a medical device and must not be used for diagnosis.",
         "",
-        f"- Network: {made['backbone']}; input: a window of {made['window_px']} px at {header.mpp} µm per pixel round "
-        f"the nucleus, {_enlarged(made)}.",
+        f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm per "
+        f"pixel round the nucleus, {_enlarged(made)}.",
         f"- Trained {header.date} with nucpipe {header.nucpipe_version}: {made['steps']} steps of "
         f"{made['batch_size']} windows.",
         f"- Licences of the data: {header.licence}. The weights may be used as these allow.",
@@ -81,7 +92,7 @@ def model_card(header: ModelHeader) -> str:
         "",
         "`own` nuclei carry the library's label; `taught` counts also those that other libraries taught through the "
         "table of matching labels. A label with 0 was taught by nothing and is never predicted.",
-        *_distilled(made),
+        *_from_other_models(made),
         "",
         _row("library", "label", "own", "taught"),
         "|---|---|---|---|",

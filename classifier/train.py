@@ -379,6 +379,7 @@ def _header(
             "match": config.match,
         }
         | ({"strides": list(config.strides)} if config.strides else {})
+        | ({"started_from": config.start_from.stem} if config.start_from else {})
         | ({"distilled_from": config.distil.stem} if config.distil else {}),
         mpp=MPP,
         mean=MEAN,
