@@ -82,8 +82,8 @@ def model_card(header: ModelHeader) -> str:
         "",
         "Intended use: research. It is not a medical device and must not be used for diagnosis.",
         "",
-        f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm per "
-        f"pixel round the nucleus, {_enlarged(made)}.",
+        f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm "
+        f"per pixel round the nucleus, {_enlarged(made)}.",
         f"- Trained {header.date} with nucpipe {header.nucpipe_version}: {made['steps']} steps of "
         f"{made['batch_size']} windows.",
         f"- Licences of the data: {header.licence}. The weights may be used as these allow.",
