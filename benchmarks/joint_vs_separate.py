@@ -223,8 +223,9 @@ def table(runs: list[dict[str, Any]], libraries: Sequence[Library]) -> dict[str,
                 f"| {name} | {count:,} | {one:.3f} | {two:.3f} | {two - one:+.3f} ({low:+.3f} to {high:+.3f}) | "
                 f"{right_one:.3f} | {right_two:.3f} |"
             )
-        lines.append(f"| mean | | | | {np.mean(gains):+.3f} | | |" if gains else "| | | | | | | |")
-        return lines
+        if not gains:
+            return ["Not measured yet."]
+        return [*lines, f"| mean | | | | {np.mean(gains):+.3f} | | |"]
 
     parts["joint"] = rows("joint", "joint", "separate", "separate", names)
     parts["completed"] = rows("completed", "completed", "joint", "joint", names)
