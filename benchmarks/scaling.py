@@ -91,7 +91,7 @@ def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
     if cheap:
         models = cheap_models(workers)
     else:
-        models = load_models(config.segmentor, config.classifier, config.device, config.precision, workers)
+        models = load_models(config.segmentor, config.classifier, config.device, config.precision, workers=workers)
     result = run_slide(slide, out, models, config, Silent())
     print(f"{result.nuclei} {result.tissue_mm2} {result.seconds}")
 

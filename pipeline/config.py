@@ -39,7 +39,7 @@ class RunConfig:
     device: str = "auto"
     precision: str = "auto"
     segmentor: str = "hovernet-compact"
-    classifier: str = "joint-lite0"
+    classifier: str = "fast"
     primary: str = "PanNuke"
     decide: str = "argmax"
     threshold: float | None = None

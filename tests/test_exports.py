@@ -91,10 +91,10 @@ def read_table(table: anndata.AnnData) -> Read:
 
 
 def read_spatialdata(path: Path) -> Read:
-    import spatialdata
-
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its own dependencies
+        warnings.simplefilter("ignore")  # of its own dependencies, some of them when they are imported
+        import spatialdata
+
         data = spatialdata.read_zarr(path)
         from spatialdata.models import TableModel
 
