@@ -130,6 +130,7 @@ def test_a_slides_report_stands_alone_and_says_all(tmp_path: Path, demo_slide: P
     for library in store.info.outputs.libraries:
         for label, count in result.labels(library.name).value_counts().items():
             assert f"{str(label).replace('_', ' ')}{count}{100 * count / 150:.1f} %" in text or not count
+    assert text.count("the classifier saw no image of this library") == 1  # NuCLS, and of this classifier alone
     assert "NuCLS: the classifier saw no image of this library" in text
     assert "never given: NuCLS: plasma cell, BreCaHAD: non mitosis" in text
     assert text.count("taught by nothing, never given") == 2

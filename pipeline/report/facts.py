@@ -222,7 +222,7 @@ def libraries_without_images(models: dict[str, Any]) -> tuple[str, ...]:
 
     name = models.get("classifier", {}).get("name", "")
     try:
-        headers = [header for path, header in describe_models() if name in (path.stem, Path(name).stem)]
+        headers = [header for path, header in describe_models() if path.stem == Path(name).stem]
     except NucpipeError:
         return ()
     return tuple(data["name"] for header in headers for data in header.data if not data["images"])
