@@ -1,11 +1,12 @@
-"""A label system of your own, from nuclei that you marked in QuPath, as a sixth library beside the published five.
+r"""A label system of your own, from nuclei that you marked in QuPath, as a sixth library beside the published five.
 
 In QuPath, mark nuclei on image tiles with the points tool, a class for each label, and export the annotations of each
 tile as GeoJSON beside it (tile.png, tile.geojson). Then:
 
     python examples/points_from_qupath.py Lab 0.25 lab/ tile1.png tile2.png ...
     nucpipe train classifier --library lab=lab --out lab.safetensors --check
-    nucpipe train classifier --library lab=lab --start-from joint-lite0 --distil joint-lite0 --out lab.safetensors
+    nucpipe train classifier --library lab=lab --out lab.safetensors --size 64 --strides 1,2,2,2,1,2,2,1 \
+        --start-from fast --distil fast
     nucpipe run slide.svs --out results/ --classifier lab.safetensors --primary Lab
 
 Every nucleus then has six labels. --distil keeps what the bundled model knows of the five; give their data too if you

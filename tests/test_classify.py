@@ -18,6 +18,7 @@ from classifier.model import classify as classify_windows
 from classifier.model import load_classifier
 from nucpipe.common.errors import DataError, UsageError
 from pipeline.cli import main
+from pipeline.config import RunConfig
 from pipeline.models import find_model
 from pipeline.preprocess import denoise, sharpen, stain_normaliser
 from pipeline.single import NamedImages, as_table, preparation, window_of
@@ -100,7 +101,7 @@ def test_json_has_what_the_network_says(images: Path, tmp_path: Path) -> None:
     result = invoke(images / "a.png", images / "b.tif", "--mpp", 0.25, "--format", "json", "--out", out)
     assert result.exit_code == 0, result.output
     content = json.loads(out.read_text())
-    model, _, outputs = load_classifier(find_model("classifier", "joint-lite0"))
+    model, _, outputs = load_classifier(find_model("classifier", RunConfig().classifier))
     pixels = np.stack([nucleus()[32:96, 32:96], nucleus((60, 30, 90))[32:96, 32:96]])
     p = classify_windows(model, outputs, pixels, torch.device("cpu")).probabilities
     best = outputs.best(p)
