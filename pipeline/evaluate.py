@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +17,9 @@ from classifier.libraries import Outputs
 from classifier.matching import Matching
 from classifier.model import load_classifier, probabilities
 from classifier.samples import Samples, gather
-from nucpipe.common.datasets import AnnotatedImage, open_dataset
+from nucpipe.common.datasets import AnnotatedImage, choose_images, open_dataset
 from nucpipe.common.device import pick_device, pick_precision
-from nucpipe.common.errors import DataError, UsageError
+from nucpipe.common.errors import DataError
 from nucpipe.common.modelfile import ModelHeader
 from pipeline.models import find_model
 
@@ -97,12 +96,7 @@ def _chosen(
         patterns = next((list(entry["held_out"]) for entry in header.data if entry["name"] == library), [])
         if not patterns:
             say(f"{library}: the model's training held none of it out; measured on all images.")
-    if everything or not patterns:
-        return images
-    found = [i for i in images if any(fnmatch.fnmatchcase(n, p) for n in (i.name, i.group) for p in patterns)]
-    if not found:
-        raise UsageError(f"{library}: no image or group is called {', '.join(patterns)}; name others by --hold-out.")
-    return found
+    return choose_images(images, library, [] if everything else patterns)
 
 
 def _tell(name: str, figures: dict[str, Any], taught: bool, say: Callable[[str], None]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fnmatch
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.datasets import AnnotatedImage, open_dataset
+from nucpipe.common.datasets import AnnotatedImage, choose_images, open_dataset
 from nucpipe.common.device import pick_device, pick_precision
-from nucpipe.common.errors import DataError, UsageError
+from nucpipe.common.errors import DataError
 from nucpipe.common.modelfile import read_header
 from pipeline.models import find_model
 from segmentation.detector import Detector
@@ -72,7 +71,7 @@ def evaluate_segmentor(
     chosen = {}
     for folder in data:
         patterns = [] if everything else list(hold_out) or held_out.get(folder.name, [])
-        chosen[folder.name] = choose(open_dataset(folder), folder.name, patterns)
+        chosen[folder.name] = choose_images(open_dataset(folder), folder.name, patterns)
         if not patterns and not everything:
             say(f"{folder.name}: the model's training is not known to have held any of it out; measured on all images.")
     figures: dict[str, Any] = {}
@@ -90,18 +89,6 @@ def evaluate_segmentor(
         write(out, figures, cases)
         say(f"wrote {out / 'figures.json'}, images.csv and a picture of the worst cases of each set")
     return figures
-
-
-def choose(images: list[AnnotatedImage], name: str, patterns: Sequence[str]) -> list[AnnotatedImage]:
-    """The images that patterns name by image or group; all without patterns.
-
-    Raises:
-        UsageError: there is none.
-    """
-    found = [i for i in images if any(fnmatch.fnmatchcase(n, p) for n in (i.name, i.group) for p in patterns)]
-    if patterns and not found:
-        raise UsageError(f"{name}: no image or group is called {', '.join(patterns)}; name others by --hold-out.")
-    return found or images
 
 
 def measure(detector: Detector, images: Sequence[AnnotatedImage]) -> list[Case]:

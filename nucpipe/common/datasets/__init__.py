@@ -3,6 +3,6 @@
 Segmentation takes the instance maps, the classifier the points with labels; a format is read in one place.
 """
 
-from nucpipe.common.datasets.base import AnnotatedImage, Annotation, open_dataset, split_groups
+from nucpipe.common.datasets.base import AnnotatedImage, Annotation, choose_images, open_dataset, split_groups
 
-__all__ = ["AnnotatedImage", "Annotation", "open_dataset", "split_groups"]
+__all__ = ["AnnotatedImage", "Annotation", "choose_images", "open_dataset", "split_groups"]

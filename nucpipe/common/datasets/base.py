@@ -124,7 +124,7 @@ def split_groups(
         UsageError: everything would be held out.
     """
     patterns = list(hold_out)
-    groups = {i.group for i in images if any(fnmatch.fnmatchcase(n, p) for n in (i.name, i.group) for p in patterns)}
+    groups = {i.group for i in images if _is_named(i, patterns)}
     held = {i.name for i in images if i.group in groups}
     if not held and len({i.group for i in images}) > 1:
         order = sorted({i.group for i in images}, key=lambda g: hashlib.sha256(g.encode()).digest())
@@ -136,3 +136,19 @@ def split_groups(
     if not train:
         raise UsageError("every image would be held out for validation and none is left to train on; hold out fewer.")
     return train, [i for i in images if i.name in held]
+
+
+def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[str]) -> list[AnnotatedImage]:
+    """The images that patterns name by image or group; all without patterns. ``name`` is the set's, for the message.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [image for image in images if _is_named(image, patterns)]
+    if patterns and not found:
+        raise UsageError(f"{name}: no image or group is called {', '.join(patterns)}; name others by --hold-out.")
+    return found or images
+
+
+def _is_named(image: AnnotatedImage, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for name in (image.name, image.group) for p in patterns)
