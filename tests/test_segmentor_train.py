@@ -1,5 +1,6 @@
 """Training of the segmentor: it learns, it resumes exactly, and its file says what it is."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -10,9 +11,11 @@ import torch
 
 from nucpipe.common import training
 from nucpipe.common.datasets import open_dataset
-from nucpipe.common.errors import DataError, ModelError
+from nucpipe.common.errors import DataError, ModelError, UsageError
 from nucpipe.common.modelfile import read_header
+from pipeline.models import find_model
 from segmentation.detector import load_hovernet, read_hovernet
+from segmentation.model import HoVerNet, grow
 from segmentation.samples import TileSource
 from segmentation.train import SegmentorTraining, train_segmentor
 from synthetic import draw_slide
@@ -95,6 +98,43 @@ def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
     enlarged = batch.pixels.repeat(2, 1).repeat(2, 2)[..., 1]
     dark = enlarged < 110
     assert (dark == (batch.nuclear > 0)).mean() > 0.97
+
+
+def test_a_grown_network_computes_the_same_maps_and_learns_with_its_new_channels() -> None:
+    torch.manual_seed(0)
+    small, large = HoVerNet(widths=(8, 8, 8)), HoVerNet(widths=(12, 9, 16))
+    for module in small.modules():  # a trained network's statistics are not those of a new one
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    grow(small, large)
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(small.eval()(pixels), large.eval()(pixels), atol=1e-5)
+    large.eval()(pixels).square().mean().backward()
+    new = large.up4.convs[0][0].weight.grad[:8, 8:12]  # what the old channels hear of the new ones
+    assert (new.abs().amax((0, 2, 3)) > 0).all()
+    with pytest.raises(ValueError, match="does not fit"):
+        grow(large, small)
+
+
+def test_starting_from_a_wider_model_is_an_error(data: Path, tmp_path: Path) -> None:
+    narrow = SegmentorTraining((data,), tmp_path / "x.safetensors", ("image_2",), steps=1, widths=(16, 16, 16))
+    with pytest.raises(DataError, match=r"its decoder is wider than --widths 16,16,16"):
+        train_segmentor(dataclasses.replace(narrow, start_from=find_model("segmentor", "hovernet-compact")))
+    with pytest.raises(UsageError, match="--widths 0,1,2: expected three numbers"):
+        dataclasses.replace(narrow, widths=(0, 1, 2))
+
+
+def test_maps_are_those_of_a_whole_window_with_its_margin_cut_off() -> None:
+    torch.manual_seed(0)
+    model = HoVerNet(widths=(8, 8, 8)).eval()
+    pixels = torch.randint(0, 256, (1, 3, 192, 160), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = model(pixels)
+        for margin in (48, 64):
+            part = model(pixels, margin)
+            assert part.shape == (1, 3, 2 * (192 - 2 * margin), 2 * (160 - 2 * margin))
+            assert torch.allclose(part, whole[..., 2 * margin : -2 * margin, 2 * margin : -2 * margin], atol=1e-6)
 
 
 def test_a_file_that_is_no_segmentor(data: Path, tmp_path: Path) -> None:

@@ -88,15 +88,17 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     metavar="NAME|PATH",
     help="A segmentor to start from instead of ImageNet's weights, such as hovernet-compact.",
 )
+@click.option("--widths", metavar="N,N,N", help="Channels of hovernet's decoder, coarse to fine.  [default: 80,48,32]")
 @train_options
-def segmentor(data: tuple[Path, ...], licence: str, **options: Any) -> None:
+def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **options: Any) -> None:
     """Train a network that finds and outlines nuclei. The same command goes on after an interruption."""
     from pipeline.models import find_model
     from segmentation.train import SegmentorTraining, train_segmentor
 
     if options["start_from"] is not None:
         options["start_from"] = find_model("segmentor", options["start_from"])
-
+    if widths is not None:
+        options["widths"] = _numbers("--widths", widths, "128,64,48")
     train_segmentor(SegmentorTraining(data=data, licence=licence, **given(options)), click.echo)
 
 
@@ -177,7 +179,7 @@ def classifier(
             raise UsageError(f"--size {size}: expected at least 32.")
         options["sizes"] = ((1.0, size),)
     if strides is not None:
-        options["strides"] = _strides(strides)
+        options["strides"] = _numbers("--strides", strides, "2,1,2,2,1,2,2,1")
     for name in ("start_from", "distil"):
         if options[name] is not None:
             options[name] = find_model("classifier", options[name])
@@ -189,10 +191,8 @@ def classifier(
     train_classifier(config, click.echo)
 
 
-def _strides(text: str) -> tuple[int, ...]:
+def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(
-            f"--strides {text}: expected numbers with commas between them, such as 2,1,2,2,1,2,2,1."
-        ) from None
+        raise UsageError(f"{option} {text}: expected numbers with commas between them, such as {example}.") from None
