@@ -16,6 +16,10 @@ EDGE_W = 32
 """How far a window reaches at least beyond the slide, into its reflection, where tissue is near the edge: half of a
 crop."""
 
+BAND_W = 8192
+"""Width of the bands in which regions follow each other: what the windows of two rows have in common is still
+remembered then (see ``pipeline.blocks``), however wide the slide is."""
+
 BoxW = tuple[int, int, int, int]
 
 
@@ -44,7 +48,7 @@ class Region:
 def cut_regions(
     grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int, align_w: int = REGION_ALIGN_W, margin_w: int = 0
 ) -> list[Region]:
-    """The regions that have tissue in their core, row by row.
+    """The regions that have tissue in their core: band by band, and row by row in each.
 
     Args:
         grid: the slide's working grid.
@@ -59,8 +63,8 @@ def cut_regions(
     beyond = align(max(0, EDGE_W - margin_w), align_w)
     right_most, lowest = (align(length, align_w) + beyond for length in (width, height))
     columns, rows = -(-width // size_w), -(-height // size_w)
-    regions = []
-    for index in range(columns * rows):
+    regions, band = [], max(1, BAND_W // size_w)
+    for index in sorted(range(columns * rows), key=lambda k: (k % columns // band, k)):
         x0, y0 = index % columns * size_w, index // columns * size_w
         core = (x0, y0, min(x0 + size_w, width), min(y0 + size_w, height))
         extent = tissue.extent((grid.to_l0(core[0]), grid.to_l0(core[1]), grid.to_l0(core[2]), grid.to_l0(core[3])))

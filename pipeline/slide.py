@@ -12,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from pipeline.blocks import Blocks
 from pipeline.grid import WorkingGrid
 from pipeline.resample import Box, Image, fold, resample
 
@@ -49,6 +50,7 @@ class Slide(ABC):
         self.mpp = mpp
         self.vendor = vendor
         self.origin_l0 = origin_l0
+        self._blocks: dict[WorkingGrid, Blocks] = {}
 
     @abstractmethod
     def read_level(self, level: int, box: Box) -> Image:
@@ -92,7 +94,8 @@ class Slide(ABC):
 
         A slide on its own grid gives its level-0 pixels to the bit. A resampled one gives every pixel a value that
         depends on its place on the slide alone, so windows that overlap agree to the bit. Beyond the slide's edges
-        its own pixels go on reflected (the edge pixel not repeated), however far the window reaches.
+        its own pixels go on reflected (the edge pixel not repeated), however far the window reaches. What windows have
+        in common is read once, as long as not too much was read in between.
 
         Args:
             grid: this slide's grid, ``WorkingGrid.for_slide(slide.size_l0, slide.mpp)``.
@@ -109,11 +112,17 @@ class Slide(ABC):
         x0, y0, x1, y1 = (edge // grid.stride for edge in window_w)
         width, height = grid.size_read
         if min(x0, y0) >= 0 and x1 <= width and y1 <= height:
-            return self._read_inside(grid, (x0, y0, x1, y1))
+            return self._remembered(grid, (x0, y0, x1, y1))
         columns, rows = fold(np.arange(x0, x1), width), fold(np.arange(y0, y1), height)
         left, top = int(columns.min()), int(rows.min())
-        inside = self._read_inside(grid, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
+        inside = self._remembered(grid, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
         return inside.take(rows - top, axis=0).take(columns - left, axis=1)
+
+    def _remembered(self, grid: WorkingGrid, box: Box) -> Image:
+        """As :meth:`_read_inside`, from blocks."""
+        # Of two blocks that two threads set at once one is lost, and no pixel.
+        blocks = self._blocks.setdefault(grid, Blocks(grid.size_read))
+        return blocks.read(box, lambda block: self._read_inside(grid, block))
 
     def _read_inside(self, grid: WorkingGrid, box: Box) -> Image:
         """As :meth:`read`, for a box in read pixels that lies within the slide."""

@@ -148,6 +148,13 @@ def test_cores_tile_the_slide_and_own_every_point_once() -> None:
             assert region.window_w[side + 2] >= min(region.core_w[side + 2] + 128, edge + 32)
 
 
+def test_regions_follow_each_other_in_bands() -> None:
+    grid = WorkingGrid.for_slide((10 * 1024, 2 * 1024), MPP)
+    tissue = TissueMask(np.ones((1, 1), bool), (10 * 1024.0, 2 * 1024.0), MPP)
+    order = [region.index for region in cut_regions(grid, tissue, 1024, 128)]
+    assert order == [*range(8), *range(10, 18), 8, 9, 18, 19]
+
+
 def test_regions_without_tissue_are_left_out_and_numbers_stay() -> None:
     grid = WorkingGrid.for_slide((1024, 512), MPP)
     mask = np.zeros((2, 4), bool)

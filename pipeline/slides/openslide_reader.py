@@ -93,10 +93,6 @@ def _stated(properties: dict[str, str]) -> Mpp | None:
         if x and y:
             return x, y
     return from_tags
-    for x, y in ((openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y), ("aperio.MPP", "aperio.MPP")):
-        if x in properties and y in properties:
-            return float(properties[x]), float(properties[y])
-    return from_tags
 
 
 def _origin(properties: dict[str, str]) -> tuple[int, int]:
