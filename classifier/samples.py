@@ -159,18 +159,21 @@ BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
 def sampling_weights(samples: Samples, balance: str = "root") -> npt.NDArray[np.float64]:
     """How likely each sample is drawn: (N,), sum 1.
 
-    By ``root`` a library's share goes with the square root of its number of nuclei, and inside it a label's share
-    likewise: rare labels are seen more often than they occur, without their few samples being seen all the time.
-    ``none`` draws every nucleus alike, ``equal`` every library, and every label in it. Nuclei that are known by a group
-    count as a label of their own.
+    By ``root`` a library's share goes with the square root of its number of nuclei, inside it a label's share
+    likewise, and inside that the share of each group (patient, case or tissue): rare labels are seen more often than
+    they occur, and in no label does one tissue drown the others, without the few samples being seen all the time.
+    ``none`` draws every nucleus alike, ``equal`` every library, every label in it, and every group that has it. Nuclei
+    that are known by a group of labels count as a label of their own.
     """
     power = BALANCES[balance]
     weights: npt.NDArray[np.float64] = np.zeros(len(samples))
     for library in np.unique(samples.library):
         mine = np.flatnonzero(samples.library == library)
         kinds = np.unique(samples.targets[mine], axis=0, return_inverse=True)[1].reshape(-1)
-        counts = np.bincount(kinds).astype(float)
-        each = counts[kinds] ** (power - 1)
+        parts = np.unique(np.stack([kinds, samples.groups[mine]]), axis=1, return_inverse=True)[1].reshape(-1)
+        each = np.bincount(parts)[parts] ** (power - 1)
+        counts = np.bincount(kinds)
+        each *= (counts**power / np.bincount(kinds, each))[kinds]
         weights[mine] = len(mine) ** power * each / each.sum()
     weights /= weights.sum()
     return weights

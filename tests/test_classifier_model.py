@@ -197,11 +197,22 @@ def test_rare_labels_and_small_libraries_are_drawn_more_often_than_they_occur() 
     assert [equal[label == k].sum() for k in range(3)] == pytest.approx([0.25, 0.25, 0.5])
 
 
-def drawn_samples(library: np.ndarray, label: np.ndarray) -> Samples:
+def test_no_tissue_drowns_the_others_in_a_label() -> None:
+    label, tissue = np.repeat([0, 1, 1], [100, 900, 36]), np.repeat([0, 0, 1], [100, 900, 36])
+    samples = drawn_samples(np.zeros(1036, np.int64), label, tissue)
+    weights = sampling_weights(samples)
+    assert weights[label == 1].sum() / weights[label == 0].sum() == pytest.approx(math.sqrt(936 / 100))
+    assert weights[tissue == 1].sum() / weights[label == 1].sum() == pytest.approx(6 / (6 + 30))
+    assert sampling_weights(samples, "none") == pytest.approx(np.full(1036, 1 / 1036))
+    equal = sampling_weights(samples, "equal")
+    assert [equal[rows].sum() for rows in (label == 0, tissue == 1)] == pytest.approx([0.5, 0.25])
+
+
+def drawn_samples(library: np.ndarray, label: np.ndarray, tissue: np.ndarray | None = None) -> Samples:
     n = len(label)
     targets = np.eye(5, dtype=bool)[label]
-    pixels, image = np.zeros((n, 1, 1, 3), np.uint8), np.zeros(n, np.int64)
-    return Samples(pixels, library, label, targets, image, (("group", "image"),), np.zeros((n, 2)))
+    pixels, image = np.zeros((n, 1, 1, 3), np.uint8), np.zeros(n, np.int64) if tissue is None else tissue
+    return Samples(pixels, library, label, targets, image, (("a", "image"), ("b", "other")), np.zeros((n, 2)))
 
 
 def test_fast_depthwise_convolutions_change_nothing_but_the_time() -> None:

@@ -128,7 +128,8 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
 @click.option(
     "--balance",
     type=click.Choice(["none", "root", "equal"]),
-    help="Share of a library, and of a label in it: as its number of nuclei, its root, or all alike.  [default: root]",
+    help="Share of a library, of a label in it, and of a tissue, case or patient that has it: as its number of nuclei, "
+    "its root, or all alike.  [default: root]",
 )
 @click.option("--loss", type=click.Choice(["cross-entropy", "distance"]), help="[default: cross-entropy]")
 @click.option(
