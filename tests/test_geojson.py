@@ -18,7 +18,10 @@ from shapely.geometry import shape
 from classifier.labels import Labels
 from classifier.libraries import Library, Outputs, published_libraries
 from nucpipe.common.errors import OutputError, UsageError
+from pipeline.export import geojson
 from pipeline.export.geojson import write_geojson
+from pipeline.export.jsontext import Texts, features_text
+from pipeline.export.outlines import valid_rings
 from pipeline.journal import Journal
 from pipeline.store import Store, StoreInfo, finish, open_store
 from segmentation.nuclei import Nuclei
@@ -141,7 +144,7 @@ def test_every_feature_is_as_qupath_wants_it(tmp_path: Path) -> None:
 def test_more_nuclei_than_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(tmp_path, ellipses(25))
     whole = features_of(store, tmp_path / "whole.geojson")
-    monkeypatch.setattr(Store.batches, "__defaults__", (7,))
+    monkeypatch.setattr(geojson, "BATCH", 7)
     assert features_of(store, tmp_path / "parts.geojson") == whole
     assert (tmp_path / "parts.geojson").read_bytes() == (tmp_path / "whole.geojson").read_bytes()
 
@@ -200,6 +203,45 @@ def test_random_outlines_are_all_made_valid(tmp_path: Path) -> None:
     store = make_store(tmp_path, tangled)
     for feature in features_of(store, tmp_path / "a.geojson"):
         assert_valid(feature)
+
+
+def test_rings_that_geos_is_not_asked_about_are_valid() -> None:
+    """On a small grid, where points, sides and ends meet in every way; and what is valid comes out as it was."""
+    rng = np.random.default_rng(5)
+    rings = [rng.integers(0, size, (rng.integers(3, 8), 2)) for size in (3, 5, 9, 40) for _ in range(1500)]
+    offsets = np.concatenate([[0], np.cumsum([len(ring) for ring in rings])])
+    places = rng.integers(-9_000_000, 9_000_000, (len(rings), 2))  # hundredths of a pixel, on a large slide
+    points = np.concatenate([ring + place for ring, place in zip(rings, places, strict=True)])
+    new_offsets, new_points = valid_rings(offsets, points, places / 100)
+    untouched = 0
+    for i, ring in enumerate(rings):
+        came = new_points[new_offsets[i] : new_offsets[i + 1]]
+        assert (came[0] == came[-1]).all()
+        assert shapely.Polygon(came / 100).is_valid
+        closed = ring if len(ring) > 3 and (ring[0] == ring[-1]).all() else np.concatenate([ring, ring[:1]])
+        if shapely.Polygon((ring + places[i]) / 100).is_valid:
+            np.testing.assert_array_equal(came, closed + places[i])
+            untouched += 1
+    assert untouched > 500
+
+
+def test_numbers_are_written_as_numpy_rounds_and_python_writes_them() -> None:
+    rng = np.random.default_rng(6)
+    values = np.concatenate(
+        [[0.0, -0.0, -0.00001, 0.00005, 0.00015, 1.0, -1.5, 0.1, 10, 99.99995, 123456789.5, np.nan, np.inf, -np.inf]]
+        + [scale * rng.normal(size=200) for scale in (1e-3, 1, 1e3, 1e8)]
+    )
+    count = len(values)
+    hundredths = np.stack([np.rint(np.nan_to_num(values, posinf=0, neginf=0) * 100).astype(np.int64)] * 2, 1)
+    nothing = Texts([""], np.zeros(count, np.int8))
+    ids = np.array(["0"] * count, object)
+    text = features_text(ids, np.arange(count + 1), hundredths, True, nothing, {"v": values}, [nothing])
+    lines = bytes(text).decode("ascii").split(",\n")
+    for line, value, (x, _) in zip(lines, values.tolist(), hundredths.tolist(), strict=True):
+        member = f'"v":{float(np.round(value, 4))!r}' if np.isfinite(value) else ""
+        assert f'"measurements":{{{member}}}' in line
+        number = "%.10g" % (x / 100) if abs(x) < 10**10 else repr(x / 100).removesuffix(".0")
+        assert f'"coordinates":[{number},{number}]' in line
 
 
 def test_an_outline_that_is_closed_already_stays_so(tmp_path: Path) -> None:

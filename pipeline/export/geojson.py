@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +11,9 @@ import numpy.typing as npt
 from classifier.decide import Rule, best_labels, decide
 from classifier.libraries import Library
 from pipeline.crew import Crew, Stage
-from pipeline.export.outlines import geometries_of
+from pipeline.export.jsontext import Texts, features_text
+from pipeline.export.outlines import coordinates_of
+from pipeline.export.packing import Content, Gzip, Plain
 from pipeline.files import written_whole
 from pipeline.store import Store
 from pipeline.watch import Watch
@@ -23,8 +21,6 @@ from pipeline.watch import Watch
 BATCH = 8192
 """Nuclei whose text is put together at a time."""
 THREADS = 2
-COMPRESSION = 2
-"""Of zlib: higher levels take several times as long for a tenth less."""
 
 MEASUREMENTS = {
     "perimeter_um": "Length µm",
@@ -59,112 +55,78 @@ def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = No
         OutputError: the file cannot be written.
     """
     library = store.info.outputs.library(primary)
+    with written_whole(path) as partial, partial.open("wb") as file, Crew(Watch()) as crew:
+        packing = Gzip(file) if path.suffix.lower() == ".gz" else Plain(file)
 
-    def text(part: Store) -> bytes:
-        return ",\n".join(_features(part, library, rule or store.info.rule, centroids)).encode("ascii")
+        def made(part: Store) -> tuple[Content, Content]:
+            text = _features(part, library, rule or store.info.rule, centroids)
+            return text, packing.pack(text)
 
-    with written_whole(path) as partial, _opened(partial, path.suffix.lower() == ".gz") as file, Crew(Watch()) as crew:
-        file.write(b'{"type":"FeatureCollection","features":[')
+        def write(text: bytes) -> None:
+            packing.write(text, packing.pack(text))
+
+        write(b'{"type":"FeatureCollection","features":[')
         separator = b"\n"
-        # GEOS and zlib work while another thread puts the text together.
-        stage = Stage("text", crew.pool(THREADS, "geojson"), text)
-        for part in crew.through((stage,), store.batches(BATCH), depth=THREADS + 1):
-            file.write(separator + part)
+        # The compiled loops and zlib work in several threads at once.
+        stage = Stage("text", crew.pool(THREADS, "geojson"), made)
+        for text, packed in crew.through((stage,), store.batches(BATCH), depth=THREADS + 1):
+            write(separator)
+            packing.write(text, packed)
             separator = b",\n"
-        file.write(b"\n]}\n")
+        write(b"\n]}\n")
+        packing.finish()
     return len(store)
 
 
-@contextmanager
-def _opened(path: Path, compressed: bool) -> Iterator[BinaryIO | gzip.GzipFile]:
-    with path.open("wb") as file:
-        if compressed:
-            # No name and no time in its header: the same nuclei give the same bytes.
-            with gzip.GzipFile("", "wb", compresslevel=COMPRESSION, fileobj=file, mtime=0) as packed:
-                yield packed
-        else:
-            yield file
-
-
-def _features(part: Store, primary: Library, rule: Rule, centroids: bool) -> Iterator[str]:
+def _features(part: Store, primary: Library, rule: Rule, centroids: bool) -> Content:
     probabilities, outputs = part.probabilities, part.info.outputs
     numbers = best_labels(probabilities, outputs, rule)
-    chosen = decide(probabilities, outputs, rule)
     classification = [
         f'"classification":{json.dumps({"name": label, "color": list(colour)})},'
         for label, colour in zip(primary.labels, primary.colours, strict=True)
-    ] + [""]  # the last one is number -1, no label
-    members = zip(
+    ]
+    return features_text(
         part.ids,
-        _geometries(part, centroids),
-        numbers[primary.name],
+        *coordinates_of(part, centroids, part.info.origin_l0),
+        centroids,
+        Texts([*classification, ""], numbers[primary.name]),
         _measurements(part, probabilities, numbers),
-        _metadata(part, chosen),
-        strict=True,
+        _metadata(part, decide(probabilities, outputs, rule)),
     )
-    for identity, geometry, number, measurements, metadata in members:
-        yield (
-            f'{{"type":"Feature","id":"{identity}","geometry":{geometry},'
-            f'"properties":{{"objectType":"detection",{classification[number]}'
-            f'"measurements":{{{measurements}}},"metadata":{{{metadata}}}}}}}'
-        )
 
 
 def _measurements(
     part: Store, probabilities: npt.NDArray[np.float32], numbers: dict[str, npt.NDArray[np.int8]]
-) -> Iterator[str]:
-    """The members of each nucleus's ``measurements``; what is not finite is left out."""
+) -> dict[str, npt.NDArray[np.float32]]:
+    """What is measured of each nucleus, by name; NaN where it is missing."""
     columns = {"Detection probability": part.detection_p, "Area µm^2": part.area_um2}
     columns |= {name: part.measure(measure) for measure, name in MEASUREMENTS.items()}
     for name, columns_of in part.info.outputs.slices.items():
         number = numbers[name]
         best = probabilities[np.arange(len(number)), columns_of.start + np.maximum(number, 0)]
         columns[f"{name} probability"] = np.where(number < 0, np.float32(np.nan), best)
-    members = []
-    for name, values in columns.items():
-        key = json.dumps(name)
-        rounded = np.round(values.astype(np.float64), 4)
-        finite = np.isfinite(values).tolist()
-        members.append([f"{key}:{v}" if ok else "" for v, ok in zip(rounded.tolist(), finite, strict=True)])
-    return (",".join(filter(None, row)) for row in zip(*members, strict=True))
+    return columns
 
 
-def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> Iterator[str]:
-    """The members of each nucleus's ``metadata``: its labels by library, several of one library as one text, and the
-    detector's own type; what it has not is left out."""
+def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[Texts]:
+    """Each nucleus's labels by library, several of one library as one text, and the detector's own type."""
     outputs = part.info.outputs
     members = []
     if types := part.info.segmentor_types:
-        texts = [f'"Segmentor type":{json.dumps(name)}' for name in types] + [""]  # the last one is number -1
-        members.append([texts[number] for number in part.type_numbers.tolist()])
+        texts = [f'"Segmentor type":{json.dumps(name)}' for name in types]
+        members.append(Texts([*texts, ""], part.type_numbers))
     for library in outputs.libraries:
-        rows, which = np.unique(chosen[:, outputs.slices[library.name]], axis=0, return_inverse=True)
-        sets = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in rows]
-        texts = [f"{json.dumps(library.name)}:{json.dumps(labels)}" if labels else "" for labels in sets]
-        members.append([texts[k] for k in which.reshape(-1).tolist()])
-    return (",".join(filter(None, row)) for row in zip(*members, strict=True))
+        sets, which = _sets(chosen[:, outputs.slices[library.name]])
+        labels = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in sets]
+        members.append(
+            Texts([f"{json.dumps(library.name)}:{json.dumps(text)}" if text else "" for text in labels], which)
+        )
+    return members
 
 
-def _geometries(part: Store, centroids: bool) -> list[str]:
-    """The outline or centroid of each nucleus as a GeoJSON geometry, whole numbers without their ``.0``."""
-    import shapely
-
-    geometries = geometries_of(part, centroids, part.info.origin_l0)
-    if centroids:
-        texts: list[str] = shapely.to_geojson(geometries).tolist()
-        return [text.replace(".0,", ",").replace(".0]", "]") for text in texts]
-    points, of = shapely.get_coordinates(geometries, return_index=True)
-    ends = np.cumsum(np.bincount(of, minlength=len(geometries))).tolist()
-    # Ten digits hold hundredths of every pixel of a slide; a format is many times as fast as GEOS's own text.
-    number = "%d" if (points == np.floor(points)).all() else "%.10g"
-    flat: list[float] = points.ravel().tolist()
-    pair = f"[{number},{number}],"
-    formats: dict[int, str] = {}
-    texts, start = [], 0
-    for end in ends:
-        count = end - start
-        if count not in formats:
-            formats[count] = '{"type":"Polygon","coordinates":[[' + (pair * count)[:-1] + "]]}"
-        texts.append(formats[count] % tuple(flat[2 * start : 2 * end]))
-        start = end
-    return texts
+def _sets(chosen: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """The rows that occur, and the number of each row's among them."""
+    packed = np.packbits(chosen, axis=1)
+    # As byte strings, which numpy sorts several times as fast as rows.
+    _, first, which = np.unique(packed.view(f"S{packed.shape[1]}")[:, 0], return_index=True, return_inverse=True)
+    return chosen[first], which
