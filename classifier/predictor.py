@@ -14,6 +14,8 @@ from nucpipe.common.runtime import ready
 
 ROWS = 8
 """Windows that OpenVINO computes at a time: their maps fit a core's cache."""
+EXAMPLE_PX = 48
+"""Side of the window that the network is traced with: of no size that it takes, so that enlarging is traced too."""
 
 
 class _Enlarged(nn.Module):
@@ -47,7 +49,7 @@ class Predictor:
         threads: int = 1,
     ) -> None:
         self.outputs = outputs
-        self.runtime = ready(_Enlarged(model).eval(), device, precision, threads, ROWS)
+        self.runtime = ready(_Enlarged(model).eval(), device, precision, threads, ROWS, example_px=EXAMPLE_PX)
 
     @property
     def calls(self) -> int:

@@ -11,6 +11,8 @@ import logging
 import queue
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +52,7 @@ def ready(
     threads: int,
     rows: int,
     side_px: int | None = None,
+    example_px: int = EXAMPLE_PX,
 ) -> Runtime:
     """The fastest way to run a network there.
 
@@ -61,10 +64,11 @@ def ready(
         threads: processors that it may use.
         rows: images that OpenVINO computes at a time. Always so many, so that a batch's size changes no bit.
         side_px: height and width of every image; None where they vary.
+        example_px: where they vary, the side of the image that the network is traced with.
     """
     if device.type == "cpu":
         try:
-            return OpenVINORuntime(network, precision, threads, rows, side_px)
+            return OpenVINORuntime(network, precision, threads, rows, side_px, example_px)
         except ImportError:
             pass  # there is none for this platform
         except Exception:  # OpenVINO's exceptions have no base of their own; it lacks something that this network uses
@@ -125,7 +129,13 @@ class OpenVINORuntime:
     name = "openvino"
 
     def __init__(
-        self, network: nn.Module, precision: torch.dtype | None, threads: int, rows: int, side_px: int | None = None
+        self,
+        network: nn.Module,
+        precision: torch.dtype | None,
+        threads: int,
+        rows: int,
+        side_px: int | None = None,
+        example_px: int = EXAMPLE_PX,
     ) -> None:
         """Convert and compile, which takes about a second.
 
@@ -135,7 +145,7 @@ class OpenVINORuntime:
         """
         import openvino
 
-        model = _converted(network, side_px or EXAMPLE_PX)
+        model = _converted(network, side_px or example_px)
         model.reshape([rows, side_px or -1, side_px or -1, 3])
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision is torch.bfloat16 else "f32",
@@ -180,6 +190,17 @@ class _PixelsLast(nn.Module):
         return output
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch with one thread: on one image, waiting for each other costs its threads more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _converted(network: nn.Module, side_px: int) -> Any:
     """An OpenVINO model of a network; its input is (N, H, W, 3) uint8.
 
@@ -190,7 +211,7 @@ def _converted(network: nn.Module, side_px: int) -> Any:
 
     example = torch.zeros((1, side_px, side_px, 3), dtype=torch.uint8)
     # PyTorch deprecates tracing, and warns of every size that becomes a constant.
-    with torch.inference_mode(), warnings.catch_warnings():
+    with torch.inference_mode(), warnings.catch_warnings(), _one_thread():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(_PixelsLast(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
     frontend = FrontEndManager().load_by_framework("pytorch")
