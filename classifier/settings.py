@@ -20,6 +20,9 @@ SAMPLINGS = ("random", "round-robin")
 STOPS = ("steps", "converged")
 KEEPS = ("last", "best")
 
+AVERAGED_SHARE = 0.5
+"""Of a training, at its end, whose weights are averaged."""
+
 
 @dataclass(frozen=True)
 class ClassifierTraining:
@@ -124,6 +127,12 @@ class ClassifierTraining:
     def autocast(self) -> torch.dtype | None:
         """The type of the convolutions; None for float32."""
         return training_precision(self.precision, torch.device(self.device))
+
+    @property
+    def averaged_from(self) -> int:
+        """The step from which on weights are averaged: of the training's second half, and of its last size only."""
+        last_size = sum(share for share, _ in self.sizes[:-1])
+        return int(self.steps * max(1 - AVERAGED_SHARE, last_size))
 
     @property
     def watched(self) -> bool:

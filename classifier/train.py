@@ -26,7 +26,7 @@ from classifier.loss import LOSSES, JointLoss
 from classifier.matching import Matching, make_matching
 from classifier.model import MEAN, MPP, STD, WINDOW_PX, JointClassifier, load_classifier
 from classifier.samples import Samples, gather, sampling_weights
-from classifier.settings import ClassifierTraining
+from classifier.settings import AVERAGED_SHARE, ClassifierTraining
 from nucpipe.common import training
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
@@ -206,8 +206,7 @@ def fit(
         model = _new_model(config, outputs, say).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
-        # It looks back over about the last thirtieth of the training.
-        average = training.WeightAverage(model, 1 - 1 / max(2.0, config.steps / 30))
+        average = training.WeightAverage(model, None, config.averaged_from)
         checkpoint = config.out.with_suffix(".checkpoint")
         start, watch = 0, _Watch()
         if (state := training.load_checkpoint(checkpoint, config.settings())) is not None:
@@ -226,7 +225,7 @@ def fit(
             rows = csv.writer(file)
             while step < config.steps and not watch.converged(config):
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * _rate(step, config.steps)
+                    group["lr"] = config.learning_rate * _rate(step, config)
                 loss = _step(model, optimizer, config, samples, draw, outputs, teacher, step)
                 average.update(model, step)
                 total, parts = float(loss.total.detach()), loss.per_library.tolist()
@@ -281,13 +280,14 @@ class _Draw:
         return chosen.numpy()
 
 
-def _rate(step: int, steps: int) -> float:
-    """Factor on the learning rate: a short linear rise, then a linear fall to 0.
+def _rate(step: int, config: ClassifierTraining) -> float:
+    """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
 
-    Half a cosine would leave the last phase, the one at full size, next to nothing to learn with.
+    It does not fall to 0: a mean of weights from all over a wide valley carries over to other tissues better than
+    its lowest point does (Cha et al. 2021).
     """
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    return min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+    warmup = max(1, round(WARMUP_SHARE * config.steps))
+    return min((step + 1) / warmup, 1.0 if step < config.steps * (1 - AVERAGED_SHARE) else 0.5)
 
 
 def _step(

@@ -170,6 +170,19 @@ def test_training_stops_when_the_held_out_loss_falls_no_more(
     assert "going on from step 3" in again
 
 
+def test_the_plain_mean_of_the_last_steps_is_what_is_kept(config: ClassifierTraining) -> None:
+    model = torch.nn.Linear(1, 1)
+    average, seen = training.WeightAverage(model, None, start=2), []
+    for step, weight in enumerate([5.0, 7.0, 1.0, 2.0, 6.0]):
+        torch.nn.init.constant_(model.weight, weight)
+        average.update(model, step)
+        seen.append(average.model.weight.item())
+    assert seen == pytest.approx([5, 7, 1, 1.5, 3])
+    one_size = dataclasses.replace(config, steps=40, sizes=((1.0, 64),))
+    assert one_size.averaged_from == 20
+    assert dataclasses.replace(one_size, sizes=((0.75, 96), (0.25, 224))).averaged_from == 30
+
+
 def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> None:
     library = np.repeat([1, 2], [3, 97])
     n = len(library)

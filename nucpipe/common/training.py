@@ -21,19 +21,30 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class WeightAverage(Generic[Network]):
-    """Exponential moving average of a model's weights and buffers; the average is what is released."""
+    """A mean of a model's weights and buffers over its training; the mean is what is released.
 
-    def __init__(self, model: Network, decay: float) -> None:
+    Args:
+        model: whose weights are averaged.
+        decay: of an exponential moving average; early on it forgets faster. None: the plain mean of all steps from
+            ``start`` on (Cha et al. 2021, "SWAD"), and the weights themselves before.
+        start: see ``decay``.
+    """
+
+    def __init__(self, model: Network, decay: float | None, start: int = 0) -> None:
         self.model: Network = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
+        self.start = start
 
     @torch.no_grad()
     def update(self, model: Network, step: int) -> None:
-        """Take in the weights after ``step``; early on the average forgets faster."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        """Take in the weights after ``step``, the first of which is 0."""
+        if self.decay is not None:
+            share = 1 - min(self.decay, (1 + step) / (10 + step))
+        else:
+            share = 1 / max(1, step - self.start + 1)
         for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
             if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
+                average.lerp_(value, share)
             else:
                 average.copy_(value)
 
