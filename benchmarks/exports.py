@@ -7,6 +7,7 @@ RESULT is the folder of a finished slide. Its nuclei are laid side by side until
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import shutil
@@ -20,10 +21,11 @@ import click
 import numpy as np
 
 from classifier.labels import Labels
+from pipeline.config import RunConfig
 from pipeline.export.geojson import write_geojson
 from pipeline.journal import Journal
 from pipeline.store import Store, finish, open_store
-from segmentation.nuclei import Nuclei
+from segmentation.nuclei import MEASURES, Nuclei
 
 
 @contextmanager
@@ -36,19 +38,30 @@ def timed(what: str, nuclei: int) -> Iterator[None]:
 
 
 def lay(store: Store, wanted: int, out: Path) -> Path:
-    """A store of ``wanted`` nuclei or a few more, copies of those of ``store`` side by side."""
+    """A store of ``wanted`` nuclei or a few more, copies of those of ``store`` side by side, in regions of a run."""
     side = math.ceil(math.sqrt(wanted / len(store)))
     width, height = store.info.size_l0
     offsets, points = store.contours()
-    nuclei = Nuclei(store.centroids_l0, offsets, points.astype(float), store.detection_p, store.area_um2)
-    labels = Labels(store.probabilities)
+    nuclei = Nuclei(
+        store.centroids_l0,
+        offsets,
+        points.astype(float),
+        store.detection_p,
+        store.area_um2,
+        measures=np.stack([store.measure(name) for name in MEASURES], 1),
+    )
+    probabilities = store.probabilities
+    squares, of = np.unique(nuclei.centroids // RunConfig.region_size, axis=0, return_inverse=True)
+    of = of.reshape(-1)  # numpy 2.0 gives a column
+    regions = [(nuclei.select(of == k), Labels(probabilities[of == k])) for k in range(len(squares))]
+    places = [(x * width, y * height) for y in range(side) for x in range(side)]
     journal = Journal.open(out / "journal", {})
-    with timed(f"journal of {side * side} regions", side * side * len(store)):
-        for k in range(side * side):
-            journal.write(k, nuclei.moved(1.0, (k % side * width, k // side * height)), labels)
+    with timed(f"journal of {len(places) * len(regions):,} regions", len(places) * len(nuclei)):
+        for k, (place, (found, labels)) in enumerate(itertools.product(places, regions)):
+            journal.write(k, found.moved(1.0, place), labels)
     info = replace(store.info, size_l0=(side * width, side * height))
-    with timed("store from the journal", side * side * len(store)):
-        finish(journal, range(side * side), out / "nuclei.zarr", info)
+    with timed("store from the journal", len(places) * len(nuclei)):
+        finish(journal, range(len(places) * len(regions)), out / "nuclei.zarr", info)
     journal.remove()
     return out / "nuclei.zarr"
 

@@ -6,7 +6,7 @@ import json
 import resource
 import shutil
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import anndata
 import numpy as np
@@ -18,6 +18,7 @@ from classifier.labels import Labels
 from classifier.libraries import Outputs, published_libraries
 from nucpipe.common.errors import OutputError, UsageError
 from pipeline.journal import Journal
+from pipeline.order import NUCLEUS_NAMESPACE, ROUNDING, nucleus_ids
 from pipeline.store import Store, StoreInfo, finish, open_store
 from segmentation.nuclei import MEASURES, Nuclei
 
@@ -168,6 +169,17 @@ def test_it_is_zarr_format_3(made: tuple[Store, Nuclei, Labels]) -> None:
     assert root.metadata.zarr_format == 3
     assert root["contours/offsets"].shape == (701,)
     assert not list(made[0].path.rglob(".z*"))
+
+
+def test_ids_are_uuid5_of_slide_and_place() -> None:
+    nuclei = some_nuclei(300).select(np.repeat(np.arange(300), np.tile([1, 1, 3], 100)))
+    expected, before, repeat = [], (-1, -1), 0
+    for place in [(int(x), int(y)) for x, y in np.floor(nuclei.centroids * 100 + ROUNDING)]:
+        repeat = repeat + 1 if place == before else 0
+        name = f"Präparat|9000x7000|{place[0]},{place[1]}" + (f"|{repeat}" if repeat else "")
+        expected.append(str(uuid5(NUCLEUS_NAMESPACE, name)))
+        before = place
+    assert nucleus_ids(nuclei, "Präparat", SIZE_L0).tolist() == expected
 
 
 def test_ids_are_unique_uuids_of_slide_and_place(made: tuple[Store, Nuclei, Labels], tmp_path: Path) -> None:
