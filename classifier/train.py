@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +36,6 @@ WEIGHT_DECAY = 0.02
 SMOOTHING = 0.05
 DROPOUT = 0.2
 WARMUP_SHARE = 0.04
-CHECKPOINT_SECONDS = 180
 WATCHED = 2000
 """Held-out nuclei, at most, on which the loss is looked at during training."""
 
@@ -207,45 +204,31 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
         average = training.WeightAverage(model, None, config.averaged_from)
-        checkpoint = config.out.with_suffix(".checkpoint")
-        start, watch = 0, _Watch()
-        if (state := training.load_checkpoint(checkpoint, config.settings())) is not None:
-            start = state["step"]
-            model.load_state_dict(state["model"])
-            average.model.load_state_dict(state["average"])
-            optimizer.load_state_dict(state["optimizer"])
-            watch = _Watch(**state["watch"])
-            say(f"going on from step {start}")
+        parts: dict[str, training.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
+        columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
+        course = training.Course("classifier", config.out, config.settings(), parts, config.steps, columns, say)
+        watch = _Watch(**course.kept.get("watch", {}))
         draw = _Draw(config, samples)
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
-        saved, step = time.monotonic(), start
-        log = config.out.with_suffix(".losses.csv")
-        training.keep_rows(log, start, ["total", *(library.name for library in outputs.libraries), "held_out"])
-        with training.show_progress("classifier", config.steps, start) as progress, log.open("a", newline="") as file:
-            rows = csv.writer(file)
+        step = course.start
+        with course:
             while step < config.steps and not watch.converged(config):
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate * _rate(step, config)
                 loss = _step(model, optimizer, config, samples, draw, outputs, teacher, step)
                 average.update(model, step)
-                total, parts = float(loss.total.detach()), loss.per_library.tolist()
+                total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
                 held_loss = ""
                 if config.watched and (step % config.check_every == 0 or step == config.steps):
                     watch.look(_held_loss(average.model, watched, config, outputs), step, average.model, config)
                     held_loss = f"{watch.best:.4f}" if watch.stale == 0 else ""
-                rows.writerow((step - 1, f"{total:.4f}", *(f"{part:.4f}" for part in parts), held_loss))
-                progress(step, f"loss {total:.3f}")
+                cells = [f"{total:.4f}", *(f"{part:.4f}" for part in parts_of), held_loss]
                 ended = step == config.steps or watch.converged(config)
-                if ended or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    file.flush()
-                    state = {"model": model.state_dict(), "average": average.model.state_dict()}
-                    state |= {"settings": config.settings(), "step": step, "optimizer": optimizer.state_dict()}
-                    training.save_checkpoint(checkpoint, state | {"watch": vars(watch)})
-                    saved = time.monotonic()
+                course.done(step - 1, cells, f"loss {total:.3f}", ended, {"watch": vars(watch)})
         if step < config.steps:
             say(f"converged after {step} of at most {config.steps} steps")
-        training.plot_losses(log, config.out.with_suffix(".losses.png"))
+        training.plot_losses(course.log, config.out.with_suffix(".losses.png"))
     if config.keep == "best" and watch.state is not None:
         return watch.state, watch.best_step
     return average.model.state_dict(), step

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +28,6 @@ from segmentation.losses import hovernet_loss
 from segmentation.model import INPUT_MPP, WIDTHS, HoVerNet, grow
 from segmentation.samples import TileBatch, TileSource
 
-CHECKPOINT_SECONDS = 180
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
 ENCODERS = {"hovernet": "tf_efficientnet_lite0", "maskrcnn": "resnet50", "fasterrcnn": "resnet50"}
 """Architectures that can be trained, each with the encoder it has by default."""
@@ -189,46 +186,17 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
     average = training.WeightAverage(model, 0.999)
-    checkpoint = config.out.with_suffix(".checkpoint")
-    state = training.load_checkpoint(checkpoint, config.settings())
-    start = 0
-    if state is not None:
-        start = state["step"]
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        say(f"going on from step {start}")
-    if start == config.steps:
-        return average.model
-    log = config.out.with_suffix(".losses.csv")
-    training.keep_rows(log, start, list(trained.losses))
-    saved = time.monotonic()
-    with (
-        _batches(trained.batch, start, config.steps) as batches,
-        training.show_progress("segmentor", config.steps, start) as progress,
-        log.open("a", newline="") as file,
-    ):
-        rows = csv.writer(file)
+    parts: dict[str, training.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
+    course = training.Course("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
+    with course, _batches(trained.batch, course.start, config.steps) as batches:
         for step, batch in batches:
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * training.warmup_cosine(step, config.steps, 200)
             losses = trained.step(model, optimizer, batch, config.seed + step)
             average.update(model, step)
-            rows.writerow((step, *(f"{losses[name]:.4f}" for name in trained.losses)))
-            progress(step + 1, " ".join(f"{k} {v:.3f}" for k, v in losses.items()))
-            if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == config.steps:
-                file.flush()
-                training.save_checkpoint(
-                    checkpoint,
-                    {
-                        "settings": config.settings(),
-                        "step": step + 1,
-                        "model": model.state_dict(),
-                        "average": average.model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                    },
-                )
-                saved = time.monotonic()
+            cells = [f"{losses[name]:.4f}" for name in trained.losses]
+            text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            course.done(step, cells, text, step + 1 == config.steps)
     return average.model
 
 

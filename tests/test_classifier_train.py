@@ -83,7 +83,7 @@ def test_resumed_equals_uninterrupted(
         if state["step"] == interrupted_after:
             raise Interrupted
 
-    monkeypatch.setattr("classifier.train.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(training, "save_checkpoint", save_and_stop)
     with pytest.raises(Interrupted):
         train_classifier(parts, quiet)

@@ -60,7 +60,7 @@ def test_resumed_training_gives_the_model_of_an_uninterrupted_one(
         if state["step"] == 2:
             raise Interrupted
 
-    monkeypatch.setattr("segmentation.train.CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(training, "save_checkpoint", save_and_stop)
     with pytest.raises(Interrupted):
         train_segmentor(config(data, tmp_path / "parts.safetensors", 4), lambda _: None)

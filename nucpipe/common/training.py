@@ -1,4 +1,4 @@
-"""What both trainings need: checkpoints, a moving average of the weights, and lines of progress."""
+"""What both trainings need: a mean of the weights, checkpoints, a table of losses, and lines of progress."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import nn
@@ -56,6 +56,9 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+CHECKPOINT_SECONDS = 180
+
+
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
     partial = path.with_name(path.name + ".partial")
@@ -92,6 +95,91 @@ def keep_rows(log: Path, start: int, names: list[str]) -> None:
             rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < start]
     with log.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+class Stateful(Protocol):
+    """A network or an optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it is made of."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Become what ``state_dict`` was taken from."""
+
+
+class Course:
+    """A training under way: the table of its losses, its progress, and the checkpoint that it goes on from.
+
+    Args:
+        title: for people.
+        out: the model file that comes of it; table and checkpoint stand beside it.
+        settings: what a checkpoint must have been made with.
+        parts: what a checkpoint holds; they are given their states of the last one, if there is one.
+        steps: how many there are at most.
+        columns: names of the table's columns, after ``step``.
+        say: is told if the training goes on.
+
+    Attributes:
+        start: the first step that is to be done.
+        kept: what else the checkpoint held.
+        log: the table, a CSV file.
+
+    Raises:
+        DataError: the checkpoint was made with other settings, or is broken.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        out: Path,
+        settings: dict[str, Any],
+        parts: dict[str, Stateful],
+        steps: int,
+        columns: Sequence[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self.log = out.with_suffix(".losses.csv")
+        self.start = 0
+        self.kept: dict[str, Any] = {}
+        self._checkpoint, self._settings, self._parts = out.with_suffix(".checkpoint"), settings, parts
+        self._title, self._steps, self._columns = title, steps, columns
+        self._open = ExitStack()
+        if (state := load_checkpoint(self._checkpoint, settings)) is not None:
+            self.start, self.kept = state["step"], state["kept"]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            say(f"going on from step {self.start}")
+
+    def __enter__(self) -> Self:
+        keep_rows(self.log, self.start, list(self._columns))
+        self._progress = self._open.enter_context(show_progress(self._title, self._steps, self.start))
+        self._file = self._open.enter_context(self.log.open("a", newline=""))
+        self._rows = csv.writer(self._file)
+        self._saved = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def done(self, step: int, losses: Sequence[str], text: str, last: bool, kept: dict[str, Any] | None = None) -> None:
+        """A step is done.
+
+        Args:
+            step: its number, from 0.
+            losses: a cell for each column.
+            text: for the progress.
+            last: whether it is the last one.
+            kept: what a checkpoint shall hold beside the parts.
+        """
+        self._rows.writerow((step, *losses))
+        self._progress(step + 1, text)
+        if last or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self._file.flush()
+            states = {name: part.state_dict() for name, part in self._parts.items()}
+            save_checkpoint(
+                self._checkpoint, {"settings": self._settings, "step": step + 1, "kept": kept or {}, **states}
+            )
+            self._saved = time.monotonic()
 
 
 def plot_losses(log: Path, picture: Path) -> None:
