@@ -165,6 +165,7 @@ def run_slide(
                     journal.write(done.region.index, done.nuclei_l0, done.labels)
                 clock.watch.found(len(done.nuclei_l0), work.mm2(done.region))
                 reporter.advance(len(done.nuclei_l0), work.mm2(done.region))
+            slide.forget()
             clock.lap("nuclei")
             workers = config.workers or available_processors()
             clock.performance = clock.watch.performance(clock.stages["nuclei"], workers, models.classifier.calls)

@@ -118,6 +118,10 @@ class Slide(ABC):
         inside = self._remembered(grid, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
         return inside.take(rows - top, axis=0).take(columns - left, axis=1)
 
+    def forget(self) -> None:
+        """Let go of the pixels that are remembered; what is wanted again is read again."""
+        self._blocks.clear()
+
     def _remembered(self, grid: WorkingGrid, box: Box) -> Image:
         """As :meth:`_read_inside`, from blocks."""
         # Of two blocks that two threads set at once one is lost, and no pixel.

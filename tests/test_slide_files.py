@@ -162,6 +162,18 @@ def test_broken_in_the_middle_names_slide_and_place(tmp_path: Path) -> None:
             slide.read(grid, (520, 530, 600, 600))
 
 
+def test_what_is_remembered_is_read_once_until_it_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make.write_tiled_tiff(tmp_path / "a.tif", PICTURE, 0.25)
+    with open_slide(tmp_path / "a.tif") as slide:
+        grid, boxes, read_level = grid_of(slide), [], slide.read_level
+        monkeypatch.setattr(slide, "read_level", lambda level, box: boxes.append(box) or read_level(level, box))
+        first = [slide.read(grid, (0, 0, 200, 200)) for _ in range(2)]
+        slide.forget()
+        again = slide.read(grid, (0, 0, 200, 200))
+    assert len(boxes) == 2
+    assert all(np.array_equal(part, PICTURE[:200, :200]) for part in (*first, again))
+
+
 def test_names_of_results(tmp_path: Path) -> None:
     assert slide_name(tmp_path / "TCGA-1.2.svs") == "TCGA-1.2"
     assert slide_name(tmp_path / "a.ome.tiff") == "a"
