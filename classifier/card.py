@@ -56,13 +56,14 @@ def _from_other_models(made: dict[str, Any]) -> list[str]:
     lines = []
     if "started_from" in made:
         lines += ["", f"Training started from the weights of {made['started_from']}."]
-    if "distilled_from" not in made:
-        return lines
-    return [
-        *lines,
-        "",
-        f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
-    ]
+    if "distilled_from" in made:
+        lines += [
+            "",
+            f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
+        ]
+    if "averaged_with" in made:
+        lines += ["", f"The weights are the mean of what came of it and of {made['averaged_with']}."]
+    return lines
 
 
 def unmeasured(header: ModelHeader) -> list[str]:
