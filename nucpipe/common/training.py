@@ -145,7 +145,7 @@ class Course:
         self._title, self._steps, self._columns = title, steps, columns
         self._open = ExitStack()
         if (state := load_checkpoint(self._checkpoint, settings)) is not None:
-            self.start, self.kept = state["step"], state["kept"]
+            self.start, self.kept = state["step"], state.get("kept", {})
             for name, part in parts.items():
                 part.load_state_dict(state[name])
             say(f"going on from step {self.start}")
