@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,13 +12,11 @@ from torch import Tensor, nn
 
 from classifier.labels import Labels
 from classifier.libraries import Outputs
-from classifier.model import JointClassifier, enlarge, probabilities
-from nucpipe.common.runtime import ready
+from classifier.model import WINDOW_PX, JointClassifier, enlarge, probabilities
+from nucpipe.common.runtime import Runtime, ready
 
 ROWS = 8
 """Windows that OpenVINO computes at a time: their maps fit a core's cache."""
-EXAMPLE_PX = 48
-"""Side of the window that the network is traced with: of no size that it takes, so that enlarging is traced too."""
 
 
 class _Enlarged(nn.Module):
@@ -38,6 +39,9 @@ class Predictor:
         outputs: its columns.
         device, precision: where and how it runs; None is float32.
         threads: processors that it may use.
+
+    Attributes:
+        calls: how many calls at once use the device fully.
     """
 
     def __init__(
@@ -49,12 +53,18 @@ class Predictor:
         threads: int = 1,
     ) -> None:
         self.outputs = outputs
-        self.runtime = ready(_Enlarged(model).eval(), device, precision, threads, ROWS, example_px=EXAMPLE_PX)
+        network = _Enlarged(model).eval()
+        self._ready = partial(ready, network, device, precision, threads, ROWS)
+        self._runtimes: dict[int, Runtime] = {}
+        self._lock = threading.Lock()
+        self.calls = self.runtime(WINDOW_PX).calls
 
-    @property
-    def calls(self) -> int:
-        """How many calls at once use the device fully."""
-        return self.runtime.calls
+    def runtime(self, side_px: int) -> Runtime:
+        """The network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
+        with self._lock:
+            if side_px not in self._runtimes:
+                self._runtimes[side_px] = self._ready(side_px)
+            return self._runtimes[side_px]
 
     def __call__(self, crops: npt.NDArray[np.uint8]) -> Labels:
         """The labels of windows.
@@ -64,5 +74,5 @@ class Predictor:
         """
         if not len(crops):
             return Labels(np.zeros((0, len(self.outputs)), np.float32))
-        logits = torch.from_numpy(self.runtime(crops))
+        logits = torch.from_numpy(self.runtime(crops.shape[1])(crops))
         return Labels(probabilities(logits, self.outputs).numpy())

@@ -13,6 +13,7 @@ from torch import nn
 from nucpipe.common.errors import ModelError
 from nucpipe.common.modelfile import ModelHeader, load_model
 from nucpipe.common.networks import check_size
+from nucpipe.common.padding import fix_padding
 from nucpipe.common.runtime import ready
 from segmentation.model import ALIGN_PX, INPUT_MPP, HoVerNet, build
 from segmentation.nuclei import Nuclei
@@ -104,11 +105,12 @@ class HoVerNetDetector(Detector):
 
 
 class WithoutMargin(nn.Module):
-    """The network's maps without those of the margin, which depend on where the window ends."""
+    """The network's maps without those of the margin, which depend on where the window ends. Changes the network."""
 
     def __init__(self, model: HoVerNet) -> None:
         super().__init__()
         self.model = model
+        fix_padding(model.encoder)  # all sides are multiples of 16, the encoder's largest stride
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """(N, 3, H + 2 M, W + 2 M) to (N, 3, 2H, 2W)."""

@@ -86,8 +86,20 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
 
 def _components(mask: npt.NDArray[np.integer] | cv2.typing.MatLike) -> tuple[IntMap, IntMap]:
     """The connected components (four neighbours) of a mask (H, W) uint8, 0 = background, and their areas by number."""
-    _, components, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-    return np.asarray(components, np.int32), np.asarray(stats[:, cv2.CC_STAT_AREA], np.int32)
+    # OpenCV's statistics take four times as long as the components themselves, and only the areas are wanted.
+    count, numbers = cv2.connectedComponents(mask, connectivity=4)
+    components = np.asarray(numbers, np.int32)
+    return components, areas_by_number(components, count)
+
+
+@compiled
+def areas_by_number(components: IntMap, count: int) -> IntMap:
+    """How many pixels have each number below ``count``: (H, W) int32 to (count,) int32."""
+    areas = np.zeros(count, np.int32)
+    for row in range(components.shape[0]):
+        for column in range(components.shape[1]):
+            areas[components[row, column]] += 1
+    return areas
 
 
 @compiled

@@ -137,6 +137,13 @@ def test_training_without_augmentation_sees_what_inference_sees() -> None:
     torch.testing.assert_close(resample(source, theta, 224)[inner], seen[inner], atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("side", [32, 64, 48])
+def test_windows_are_enlarged_bilinearly(side: int) -> None:
+    windows = torch.from_numpy(crops(3)[:, :side, :side]).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(windows.float(), (224, 224), mode="bilinear")
+    torch.testing.assert_close(enlarge(windows, 224), expected, atol=1e-3, rtol=0)
+
+
 def test_augmentation_repeats_with_its_seed_and_keeps_the_range() -> None:
     windows = torch.from_numpy(crops(8)).permute(0, 3, 1, 2)
     first, again, other = (augment(windows, 48, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))

@@ -75,7 +75,7 @@ def test_the_engine_gives_what_the_plain_way_gives(slide_path: Path) -> None:
 
 
 def run_on_openvino() -> bool:
-    return models().classifier.runtime.name == "openvino"
+    return models().classifier.runtime(64).name == "openvino"
 
 
 def test_an_error_of_any_stage_stops_the_run(slide_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

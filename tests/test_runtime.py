@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from classifier.model import load_classifier
+from classifier.model import load_classifier, probabilities
 from classifier.predictor import ROWS, Predictor
+from nucpipe.common.padding import fix_padding
 from nucpipe.common.runtime import TorchRuntime, ready
 from pipeline.models import find_model
 from synthetic import draw_slide
@@ -36,11 +37,11 @@ def both(request: pytest.FixtureRequest) -> tuple[Predictor, torch.dtype | None,
 
 def test_openvino_says_what_pytorch_says(both: tuple[Predictor, torch.dtype | None, float], crops: np.ndarray) -> None:
     fast, precision, tolerance = both
-    assert fast.runtime.name == "openvino"
+    assert fast.runtime(64).name == "openvino"
     model, _, outputs = load_classifier(find_model("classifier", "joint-lite0"))
-    plain = predictor(None)
-    plain.runtime = TorchRuntime(fast_network(model), CPU, None)
-    expected, found = plain(crops).probabilities, fast(crops).probabilities
+    plain = TorchRuntime(fast_network(model), CPU, None)
+    expected = probabilities(torch.from_numpy(plain(crops)), outputs).numpy()
+    found = fast(crops).probabilities
     np.testing.assert_allclose(found, expected, atol=tolerance)
     assert abs(found - expected).mean() < tolerance / 10
     agree = [(outputs.best(found)[name] == numbers).mean() for name, numbers in outputs.best(expected).items()]
@@ -64,6 +65,41 @@ def test_batches_and_threads_change_no_bit(
         with ThreadPoolExecutor(4) as pool:  # more callers than threads: some wait
             rows = np.concatenate([labels.probabilities for labels in pool.map(fast, parts)])
         np.testing.assert_array_equal(rows, whole)
+
+
+def test_windows_at_half_the_resolution_are_enlarged(crops: np.ndarray) -> None:
+    model, _, outputs = load_classifier(find_model("classifier", "fast"))
+    small = np.ascontiguousarray(crops[:, ::2, ::2])
+    expected = probabilities(torch.from_numpy(TorchRuntime(fast_network(model), CPU, None)(small)), outputs).numpy()
+    fast = Predictor(model, outputs, CPU, None, 1)
+    np.testing.assert_allclose(fast(small).probabilities, expected, atol=1e-4)
+    assert abs(fast(crops).probabilities - expected).max() > 0.01  # one predictor takes both sizes
+
+
+def test_fixed_padding_is_the_padding_of_even_sides() -> None:
+    from timm.layers.conv2d_same import Conv2dSame
+
+    pixels = torch.randn(2, 4, 48, 32, generator=torch.Generator().manual_seed(0))
+    for size, stride in ((3, 1), (3, 2), (5, 2), (1, 2)):
+        conv = Conv2dSame(4, 4, size, stride, groups=2)
+        fixed = torch.nn.Sequential(conv)
+        fix_padding(fixed)
+        assert not isinstance(fixed[0], Conv2dSame)
+        assert torch.equal(fixed(pixels), conv(pixels))
+
+
+class Shuffled(torch.nn.Module):
+    """Channels that become pixels."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pixel_shuffle(torch.cat([pixels.float()] * 6, dim=1) * 2, 3)
+
+
+def test_a_pixel_shuffle_is_the_same_in_openvino() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
+    runtime = ready(Shuffled().eval(), CPU, None, threads=1, rows=2)
+    assert runtime.name == "openvino"
+    np.testing.assert_array_equal(runtime(pixels), TorchRuntime(Shuffled(), CPU, None)(pixels))
 
 
 def test_no_crops_no_labels() -> None:

@@ -52,7 +52,6 @@ def ready(
     threads: int,
     rows: int,
     side_px: int | None = None,
-    example_px: int = EXAMPLE_PX,
 ) -> Runtime:
     """The fastest way to run a network there.
 
@@ -64,11 +63,10 @@ def ready(
         threads: processors that it may use.
         rows: images that OpenVINO computes at a time. Always so many, so that a batch's size changes no bit.
         side_px: height and width of every image; None where they vary.
-        example_px: where they vary, the side of the image that the network is traced with.
     """
     if device.type == "cpu":
         try:
-            return OpenVINORuntime(network, precision, threads, rows, side_px, example_px)
+            return OpenVINORuntime(network, precision, threads, rows, side_px)
         except ImportError:
             pass  # there is none for this platform
         except Exception:  # OpenVINO's exceptions have no base of their own; it lacks something that this network uses
@@ -135,7 +133,6 @@ class OpenVINORuntime:
         threads: int,
         rows: int,
         side_px: int | None = None,
-        example_px: int = EXAMPLE_PX,
     ) -> None:
         """Convert and compile, which takes about a second.
 
@@ -145,7 +142,7 @@ class OpenVINORuntime:
         """
         import openvino
 
-        model = _converted(network, side_px or example_px)
+        model = _converted(network, side_px or EXAMPLE_PX)
         model.reshape([rows, side_px or -1, side_px or -1, 3])
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision is torch.bfloat16 else "f32",
@@ -207,6 +204,7 @@ def _converted(network: nn.Module, side_px: int) -> Any:
     ``openvino.convert_model`` does the same, but traces three times and reports its use over the internet.
     """
     from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch import ConversionExtension
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     example = torch.zeros((1, side_px, side_px, 3), dtype=torch.uint8)
@@ -215,5 +213,14 @@ def _converted(network: nn.Module, side_px: int) -> Any:
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(_PixelsLast(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
     frontend = FrontEndManager().load_by_framework("pytorch")
+    frontend.add_extension(ConversionExtension("aten::pixel_shuffle", _depth_to_space))
     decoder = TorchScriptPythonDecoder(traced)  # must live as long as the conversion
     return frontend.convert(frontend.load(decoder))
+
+
+def _depth_to_space(node: Any) -> list[Any]:
+    """A pixel shuffle as the one operation that it is; OpenVINO's own conversion turns and reorders all it moves."""
+    from openvino import opset8
+
+    factor = int(node.get_values_from_const_input(1))
+    return [opset8.depth_to_space(node.get_input(0), "depth_first", factor).output(0)]

@@ -64,9 +64,9 @@ def _at_least(image: Picture, side_px: int) -> Picture:
 
 def _pale(image: Picture) -> Picture:
     """Nearly grey and light, so that colours on it stand out."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
-    faded = 0.25 * image + 0.75 * grey
-    return np.asarray(255 - 0.5 * (255 - faded), np.uint8)
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    # Three quarters of the colour gone, and half way to white.
+    return np.asarray(cv2.addWeighted(image, 0.125, grey, 0.375, 127.5), np.uint8)
 
 
 def _nuclei_on(picture: Picture, store: Store, library: Library) -> Picture:
