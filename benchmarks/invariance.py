@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 import nucpipe
 from pipeline.store import Store, open_store
 
-WAYS = ((2048, 64, 2), (512, 64, 2), (1024, 64, 2), (2048, 1, 2), (2048, 64, 1))
+WAYS = ((2048, 64, 2), (512, 64, 2), (1280, 64, 2), (2048, 1, 2), (2048, 64, 1))
 
 
 def polygons(store: Store) -> np.ndarray:

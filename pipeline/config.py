@@ -44,7 +44,7 @@ class RunConfig:
     decide: str = "argmax"
     threshold: float | None = None
     tissue: str = "auto"
-    region_size: int = 1024
+    region_size: int = 1280
     batch_size: int = 64
     workers: int | None = None
     overwrite: bool = False
@@ -65,7 +65,7 @@ class RunConfig:
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")
         if self.region_size < REGION_ALIGN_W or self.region_size % REGION_ALIGN_W:
             raise UsageError(
-                f"--region-size {self.region_size}: expected a multiple of {REGION_ALIGN_W}, such as 1024."
+                f"--region-size {self.region_size}: expected a multiple of {REGION_ALIGN_W}, such as 1280."
             )
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: expected at least 1.")

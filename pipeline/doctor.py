@@ -132,7 +132,7 @@ def _memory() -> Iterator[Finding]:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
         if free < LEAST_MEMORY:
-            yield Finding("warning", "memory", f"{free / 1e9:.1f} GB free; a run takes 2 to 4: use --region-size 1024")
+            yield Finding("warning", "memory", f"{free / 1e9:.1f} GB free; a run takes 2 to 3: use --region-size 512")
         else:
             yield Finding("ok", "memory", f"{free / 1e9:.1f} GB free")
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -292,10 +293,19 @@ def export(store: Store, slide: Slide, folder: Path, config: RunConfig, tissue_m
     from pipeline.export.overview import draw_overview
     from pipeline.report.page import write_report
 
-    if config.geojson:
-        write_geojson(store, folder / "nuclei.geojson", config.primary)
-    draw_overview(store, slide.thumbnail(OVERVIEW_PX), folder / "overview.png", config.primary)
-    write_report(store, slide, folder / "report.html", config.primary, {"tissue_mm2": tissue_mm2})
+    def overview() -> None:
+        draw_overview(store, slide.thumbnail(OVERVIEW_PX), folder / "overview.png", config.primary)
+
+    def report() -> None:
+        write_report(store, slide, folder / "report.html", config.primary, {"tissue_mm2": tissue_mm2})
+
+    # What may take long is left to this thread, which alone Ctrl-C interrupts.
+    with ThreadPoolExecutor(2, "nucpipe-export") as pool:
+        pictures = pool.submit(overview), pool.submit(report)
+        if config.geojson:
+            write_geojson(store, folder / "nuclei.geojson", config.primary)
+        for made in pictures:
+            made.result()
 
 
 def halo_w(models: Models) -> int:

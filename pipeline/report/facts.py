@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from classifier.decide import best_labels
 from classifier.libraries import Library, Outputs
-from classifier.matching import make_matching
+from classifier.matching import Matching, make_matching
 from nucpipe.common.errors import NucpipeError
 from pipeline.store import Store
 
@@ -90,17 +91,22 @@ class Facts:
     density: dict[str, Counts]
     uncertain: tuple[Uncertain, ...]
 
+    @cached_property
+    def matching(self) -> Matching:
+        """Which labels mean the same, by the label table."""
+        return make_matching(self.outputs.libraries)
+
     def trained(self, library: Library) -> tuple[bool, ...]:
         """Which labels of a library the classifier was taught."""
         return self.outputs.trained[self.outputs.slices[library.name]]
 
     def contradictions(self) -> list[Contradiction]:
         """Where libraries contradict each other by the label table, the most nuclei first."""
-        matching, found = make_matching(self.outputs.libraries), []
+        found = []
         for a, b in permutations(self.outputs.libraries, 2):
             table = self.crosswalk[a.name, b.name]
             for i, label in enumerate(a.labels):
-                allowed = matching.targets(a.name, label)[self.outputs.slices[b.name]]
+                allowed = self.matching.targets(a.name, label)[self.outputs.slices[b.name]]
                 allowed = allowed & np.array(self.trained(b))
                 others = np.where(allowed, 0, table[i, :-1])
                 if allowed.any() and others.sum():
@@ -113,9 +119,9 @@ class Facts:
     def agreement(self, a: Library, b: Library) -> tuple[int, int]:
         """Of the nuclei whose label in ``a`` has a counterpart in ``b`` by the label table: how many have it there, and
         how many there are."""
-        matching, agree, total = make_matching(self.outputs.libraries), 0, 0
+        agree, total = 0, 0
         for i, label in enumerate(a.labels):
-            allowed = matching.targets(a.name, label)[self.outputs.slices[b.name]] & np.array(self.trained(b))
+            allowed = self.matching.targets(a.name, label)[self.outputs.slices[b.name]] & np.array(self.trained(b))
             if allowed.any():
                 row = self.crosswalk[a.name, b.name][i]
                 agree, total = agree + int(row[:-1][allowed].sum()), total + int(row.sum())

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from classifier.decide import Rule
 from classifier.libraries import Library
-from classifier.matching import make_matching
 from nucpipe.common.errors import UsageError
 from pipeline.export.overview import round_length
 from pipeline.report.charts import css, dot, heat_table, histogram, tabs, words
@@ -216,12 +215,12 @@ def _agreement(facts: Facts, a: Library, b: Library) -> str:
 
 
 def _heat(facts: Facts, a: Library, b: Library) -> str:
-    table, matching = facts.crosswalk[a.name, b.name], make_matching(facts.outputs.libraries)
+    table = facts.crosswalk[a.name, b.name]
     rows = [k for k in range(len(a.labels) + 1) if table[k].sum()]
     columns = [k for k in range(len(b.labels) + 1) if facts.counts[b.name][k]]
     meant = np.zeros(table.shape, bool)
     for k, label in enumerate(a.labels):
-        meant[k, :-1] = matching.targets(a.name, label)[facts.outputs.slices[b.name]]
+        meant[k, :-1] = facts.matching.targets(a.name, label)[facts.outputs.slices[b.name]]
     chosen = np.ix_(rows, columns)
     names = [
         [("no label" if k == len(lib.labels) else lib.labels[k], legend_colour(lib, k)) for k in which]
