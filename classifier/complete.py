@@ -42,7 +42,7 @@ def complete(
     model, _, known = load_classifier(model_path)
     if known.columns != outputs.columns:
         raise DataError(f"--complete {model_path}: its labels are not those of this training.")
-    p = probabilities(torch.from_numpy(predict_logits(model.to(device), samples, device, precision)), known).numpy()
+    p = probabilities(torch.from_numpy(predict_logits(model, samples, device, precision)), known).numpy()
     targets = samples.targets.copy()
     for name, columns in outputs.slices.items():
         sure = (p[:, columns] >= above) & np.asarray(outputs.trained)[columns]

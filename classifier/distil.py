@@ -80,7 +80,7 @@ def ask_teacher(
     said = _read(cache, key)
     if said is None:
         say(f"{path.stem} looks at {len(samples)} nuclei")
-        said = predict_logits(model.to(device), samples, device, precision)
+        said = predict_logits(model, samples, device, precision)
         partial = cache.with_name(cache.name + ".partial")
         with partial.open("wb") as file:
             np.savez(file, logits=said, key=np.array(key))

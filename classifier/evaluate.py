@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import torch
 from scipy.stats import rankdata
 
 from classifier.libraries import Outputs
-from classifier.model import WINDOW_PX, JointClassifier, classifier_logits, probabilities
+from classifier.model import WINDOW_PX, JointClassifier, probabilities
+from classifier.predictor import ROWS, Enlarged
 from classifier.samples import Samples
+from nucpipe.common.processors import available_processors
+from nucpipe.common.runtime import ready
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -26,13 +30,13 @@ LEAST_UNITS = 5
 def predict_logits(
     model: JointClassifier, samples: Samples, device: torch.device, precision: torch.dtype | None = None
 ) -> npt.NDArray[np.float32]:
-    """The logits of every sample: (N, columns) float32."""
+    """The logits of every sample, computed as a run computes them: (N, columns) float32."""
     edge = (samples.windows.shape[1] - WINDOW_PX) // 2
-    parts = [np.zeros((0, model.columns), np.float32)]
-    for start in range(0, len(samples), BATCH):
-        windows = samples.windows[start : start + BATCH, edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
-        parts.append(classifier_logits(model, windows, device, precision).cpu().numpy())
-    return np.concatenate(parts)
+    windows = samples.windows[:, edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
+    runtime = ready(Enlarged(model).eval(), device, precision, available_processors(), ROWS, WINDOW_PX)
+    with ThreadPoolExecutor(runtime.calls) as pool:
+        parts = list(pool.map(runtime, (windows[start : start + BATCH] for start in range(0, len(windows), BATCH))))
+    return np.concatenate([np.zeros((0, model.columns), np.float32), *parts])
 
 
 def auroc(positive: npt.NDArray[np.bool_], score: Floats) -> float | None:

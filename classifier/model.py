@@ -138,17 +138,6 @@ def probabilities(logits: Tensor, outputs: Outputs) -> Tensor:
 
 
 @torch.inference_mode()
-def classifier_logits(
-    model: JointClassifier, crops: npt.NDArray[np.uint8], device: torch.device, precision: torch.dtype | None = None
-) -> Tensor:
-    """The logits (N, columns) float32 of one batch of windows; arguments as of :func:`classify`."""
-    pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    windows = enlarge(pixels, model.size_px).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
-        logits: Tensor = model(windows)
-    return logits.float()
-
-
 def classify(
     model: JointClassifier,
     outputs: Outputs,
@@ -156,7 +145,7 @@ def classify(
     device: torch.device,
     precision: torch.dtype | None = None,
 ) -> Labels:
-    """The labels of one batch of windows.
+    """The labels of one batch of windows, for so few that preparing a faster way (see ``Predictor``) is not worth it.
 
     Args:
         model: in evaluation mode, on ``device``.
@@ -167,7 +156,11 @@ def classify(
     """
     if not len(crops):
         return Labels(np.zeros((0, len(outputs)), np.float32))
-    return Labels(probabilities(classifier_logits(model, crops, device, precision), outputs).cpu().numpy())
+    pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2)
+    windows = enlarge(pixels, model.size_px).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+        logits: Tensor = model(windows)
+    return Labels(probabilities(logits.float(), outputs).cpu().numpy())
 
 
 def build(header: ModelHeader) -> JointClassifier:

@@ -19,14 +19,15 @@ ROWS = 8
 """Windows that OpenVINO computes at a time: their maps fit a core's cache."""
 
 
-class _Enlarged(nn.Module):
-    """The network behind the enlargement of its windows."""
+class Enlarged(nn.Module):
+    """A network behind the enlargement of its windows."""
 
     def __init__(self, model: JointClassifier) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, crops: Tensor) -> Tensor:
+        """(N, 3, S, S) to (N, columns)."""
         logits: Tensor = self.model(enlarge(crops, self.model.size_px))
         return logits
 
@@ -53,7 +54,7 @@ class Predictor:
         threads: int = 1,
     ) -> None:
         self.outputs = outputs
-        network = _Enlarged(model).eval()
+        network = Enlarged(model).eval()
         self._ready = partial(ready, network, device, precision, threads, ROWS)
         self._runtimes: dict[int, Runtime] = {}
         self._lock = threading.Lock()

@@ -52,7 +52,6 @@ def evaluate_classifier(
     where = pick_device(device)
     how = pick_precision(precision, where)
     model, header, outputs = load_classifier(find_model("classifier", model_name))
-    model.to(where)
     figures: dict[str, Any] = {}
     rows: list[list[object]] = []
     for name, path in data:

@@ -49,9 +49,9 @@ def test_openvino_says_what_pytorch_says(both: tuple[Predictor, torch.dtype | No
 
 
 def fast_network(model: torch.nn.Module) -> torch.nn.Module:
-    from classifier.predictor import _Enlarged
+    from classifier.predictor import Enlarged
 
-    return _Enlarged(model).eval()  # type: ignore[arg-type]
+    return Enlarged(model).eval()  # type: ignore[arg-type]
 
 
 def test_batches_and_threads_change_no_bit(
