@@ -17,12 +17,12 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
-import torch
 
 from classifier.evaluate import predict_logits
+from classifier.labels import probabilities
 from classifier.libraries import Outputs
 from classifier.matching import Matching
-from classifier.model import load_classifier, probabilities
+from classifier.model import load_classifier
 from classifier.samples import Samples, gather
 from nucpipe.common.datasets import open_dataset, split_groups
 from nucpipe.common.device import pick_device, pick_precision
@@ -95,8 +95,8 @@ def main(
             names = next(entry["held_out"] for entry in header.data if entry["name"] == library.name)
             images = split_groups(images, names)[1]
         samples = gather(library, images, Matching(outputs.libraries))
-        logits = torch.from_numpy(predict_logits(network, samples, device, pick_precision("auto", device)))
-        p = probabilities(logits, Outputs.from_dict(header.outputs)).numpy()[:, outputs.slices[library.name]]
+        logits = predict_logits(network, samples, device, pick_precision("auto", device))
+        p = probabilities(logits, Outputs.from_dict(header.outputs))[:, outputs.slices[library.name]]
         for number, label in enumerate(library.labels):
             count = int((samples.label == number).sum())
             if count and (f"{library.name}:{label}" in wanted or (not wanted and count < 200)):

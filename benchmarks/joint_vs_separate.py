@@ -21,26 +21,29 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-import torch
 
 from classifier.complete import complete
 from classifier.evaluate import predict_logits
+from classifier.labels import probabilities
 from classifier.libraries import Library, Outputs, libraries_of
 from classifier.matching import Matching, make_matching
-from classifier.model import MEAN, MPP, STD, WINDOW_PX, JointClassifier, classify, probabilities
+from classifier.model import MEAN, MPP, STD, Enlarged, JointClassifier
+from classifier.predictor import ROWS, WINDOW_PX
 from classifier.samples import Samples, gather
 from classifier.settings import ClassifierTraining
 from classifier.train import fit
 from nucpipe.common.datasets import open_dataset
 from nucpipe.common.device import pick_precision
 from nucpipe.common.modelfile import ModelHeader, save_model
+from nucpipe.common.runtime import ready
 
-CPU = torch.device("cpu")
+CPU = "cpu"
 DRAWS = 1000
 LEAST_UNITS = 5
 DOCUMENT = Path(__file__).parents[1] / "docs" / "joint.md"
@@ -106,7 +109,7 @@ def train(
         taught = dataclasses.replace(taught, targets=own)
     outputs = Outputs(libraries, tuple(bool(n) for n in data.matching.taught(taught.targets)))
     if kind == "completed":
-        taught = complete(taught, outputs, model_path(out, "joint", "", seed), 0.99, CPU, base.autocast, print)
+        taught = complete(taught, outputs, model_path(out, "joint", "", seed), 0.99, CPU, base.computed_in, print)
     sets = len(np.unique(taught.library))
     path = model_path(out, kind, name, seed)
     config = dataclasses.replace(base, seed=seed, out=path, steps=base.steps * sets)
@@ -121,7 +124,7 @@ def train(
     for library in tested:
         mine = data.samples.library == place[library]
         held = data.samples.select(mine if kind == "carried" else mine & (data.fold == seed))
-        p = probabilities(torch.from_numpy(predict_logits(model.eval(), held, CPU, base.autocast)), outputs).numpy()
+        p = probabilities(predict_logits(model.eval(), held, CPU, base.computed_in), outputs)
         said = outputs.best(p)[library]
         counts: dict[tuple[str, int, int], int] = defaultdict(int)
         for image, truth, label in zip(held.image, held.label, said, strict=True):
@@ -136,7 +139,6 @@ def model_path(out: Path, kind: str, name: str, seed: int) -> Path:
 
 def speed(names: Sequence[str], libraries: Sequence[Library], base: ClassifierTraining) -> dict[str, float]:
     """Nuclei a second of one processor's time by one joint network, and by one network after another."""
-    torch.set_num_threads(1)
     crops = np.random.default_rng(0).integers(0, 255, (1024, 64, 64, 3), np.uint8)
     precision = pick_precision("auto", CPU)
 
@@ -145,13 +147,12 @@ def speed(names: Sequence[str], libraries: Sequence[Library], base: ClassifierTr
         for some in sets:
             outputs = Outputs(tuple(some), (True,) * sum(len(library.labels) for library in some))
             model = JointClassifier(len(outputs), base.backbone, base.sizes[-1][1], strides=base.strides).eval()
-            made.append((model.to(memory_format=torch.channels_last), outputs))
+            made.append(ready(partial(Enlarged, model), CPU, precision, 1, ROWS, WINDOW_PX))
         best = 0.0
         for _ in range(6):
             began = time.process_time()
-            for model, outputs in made:
-                for k in range(0, len(crops), 128):
-                    classify(model, outputs, crops[k : k + 128], CPU, precision)
+            for runtime in made:
+                runtime(crops)
             best = max(best, len(crops) / (time.process_time() - began))
         return best
 
@@ -256,7 +257,7 @@ def table(runs: list[dict[str, Any]], libraries: Sequence[Library]) -> dict[str,
                 f"| one joint network | {one:,.0f} |",
                 f"| {len(names)} separate networks, one after another | {all_:,.0f} |",
                 "",
-                f"The joint pass is {one / all_:.1f} times as fast (PyTorch, {run['precision']}, untrained networks).",
+                f"The joint pass is {one / all_:.1f} times as fast ({run['precision']}, untrained networks).",
             ]
     return parts
 
@@ -317,7 +318,7 @@ def main(
         write_document(table(runs, libraries))
 
     if cost:
-        precision = {None: "float32"}.get(pick_precision("auto", CPU), "bfloat16")
+        precision = pick_precision("auto", CPU)
         keep("speed", "", 0, speed(names, libraries, base), precision=precision)
     if cost or only_table:
         write_document(table(runs, libraries))

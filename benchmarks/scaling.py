@@ -54,10 +54,9 @@ def starts(side: int, times: int) -> range:
 
 def cheap_models(workers: int):
     """Stand-ins for the networks."""
-    import torch
 
     from classifier.libraries import Outputs, published_libraries
-    from classifier.model import JointClassifier
+    from classifier.model import Enlarged, JointClassifier
     from classifier.predictor import Predictor
     from pipeline.models import Models
     from segmentation.detector import Detector
@@ -78,7 +77,7 @@ def cheap_models(workers: int):
     outputs = Outputs(published_libraries(), (True,) * 35)
     network = JointClassifier(35, "test_efficientnet", 64).eval()
     described = {"segmentor": {"name": "dark"}, "classifier": {"name": "random"}}
-    return Models(Dark(), Predictor(network, outputs, torch.device("cpu"), None, workers), described)
+    return Models(Dark(), Predictor(lambda: Enlarged(network), outputs, threads=workers), described)
 
 
 def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from classifier.evaluate import predict_logits
+from classifier.labels import probabilities
 from classifier.libraries import Outputs
-from classifier.model import load_classifier, probabilities
+from classifier.model import load_classifier
 from classifier.samples import Samples
 from nucpipe.common.errors import DataError
 
@@ -21,8 +21,8 @@ def complete(
     outputs: Outputs,
     model_path: Path,
     above: float,
-    device: torch.device,
-    precision: torch.dtype | None,
+    device: str,
+    precision: str,
     say: Callable[[str], None],
 ) -> Samples:
     """Samples that also teach the libraries in which a model is sure of them.
@@ -42,7 +42,7 @@ def complete(
     model, _, known = load_classifier(model_path)
     if known.columns != outputs.columns:
         raise DataError(f"--complete {model_path}: its labels are not those of this training.")
-    p = probabilities(torch.from_numpy(predict_logits(model, samples, device, precision)), known).numpy()
+    p = probabilities(predict_logits(model, samples, device, precision), known)
     targets = samples.targets.copy()
     for name, columns in outputs.slices.items():
         sure = (p[:, columns] >= above) & np.asarray(outputs.trained)[columns]

@@ -50,8 +50,8 @@ def ask_teacher(
     path: Path,
     samples: Samples,
     outputs: Outputs,
-    device: torch.device,
-    precision: torch.dtype | None,
+    device: str,
+    precision: str,
     cache: Path,
     say: Callable[[str], None],
 ) -> Teacher:

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.stats import rankdata
 
+from classifier.labels import probabilities
 from classifier.libraries import Outputs
-from classifier.model import WINDOW_PX, JointClassifier, probabilities
-from classifier.predictor import ROWS, Enlarged
+from classifier.model import Enlarged, JointClassifier
+from classifier.predictor import ROWS, WINDOW_PX
 from classifier.samples import Samples
 from nucpipe.common.processors import available_processors
 from nucpipe.common.runtime import ready
@@ -27,13 +27,12 @@ LEAST_UNITS = 5
 """With fewer groups than this, the bootstrap draws images instead."""
 
 
-def predict_logits(
-    model: JointClassifier, samples: Samples, device: torch.device, precision: torch.dtype | None = None
-) -> npt.NDArray[np.float32]:
+def predict_logits(model: JointClassifier, samples: Samples, device: str, precision: str) -> npt.NDArray[np.float32]:
     """The logits of every sample, computed as a run computes them: (N, columns) float32."""
     edge = (samples.windows.shape[1] - WINDOW_PX) // 2
     windows = samples.windows[:, edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
-    runtime = ready(Enlarged(model).eval(), device, precision, available_processors(), ROWS, WINDOW_PX)
+    network = Enlarged(model).eval()
+    runtime = ready(lambda: network, device, precision, available_processors(), ROWS, WINDOW_PX)
     with ThreadPoolExecutor(runtime.calls) as pool:
         parts = list(pool.map(runtime, (windows[start : start + BATCH] for start in range(0, len(windows), BATCH))))
     return np.concatenate([np.zeros((0, model.columns), np.float32), *parts])
@@ -189,7 +188,7 @@ def library_figures(p: Floats, samples: Samples, outputs: Outputs, name: str) ->
 
 def evaluate_logits(logits: npt.NDArray[np.float32], samples: Samples, outputs: Outputs) -> dict[str, Any]:
     """{library: what :func:`library_figures` gives} for every library that has samples."""
-    p = probabilities(torch.from_numpy(logits), outputs).numpy()
+    p = probabilities(logits, outputs)
     return {
         library.name: library_figures(p, samples, outputs, library.name)
         for place, library in enumerate(outputs.libraries)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from classifier.libraries import Outputs
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -27,3 +29,27 @@ class Labels:
     def concatenate(cls, parts: Sequence[Labels]) -> Labels:
         """All rows of ``parts`` (at least one), in order."""
         return cls(np.concatenate([p.probabilities for p in parts]))
+
+
+def probabilities(logits: npt.NDArray[np.float32], outputs: Outputs) -> npt.NDArray[np.float32]:
+    """A softmax inside each library over its trained columns.
+
+    Args:
+        logits: (N, columns).
+        outputs: the columns.
+
+    Returns:
+        (N, columns) float32; untrained columns are exactly 0, and each library that has a trained column sums to 1.
+        A library's logits are divided by its temperature first.
+    """
+    result = np.zeros(logits.shape, np.float32)
+    temperatures = outputs.temperatures or (1.0,) * len(outputs.libraries)
+    for columns, temperature in zip(outputs.slices.values(), temperatures, strict=True):
+        trained = [c for c in range(columns.start, columns.stop) if outputs.trained[c]]
+        if trained:
+            scaled = logits[:, trained] / np.float32(temperature)
+            powers = np.ascontiguousarray(np.exp(scaled - scaled.max(1, keepdims=True)))
+            # Column by column: how numpy adds up a row depends on the number of rows.
+            total = sum(powers.T[1:], powers[:, 0])
+            result[:, trained] = powers / total[:, None]
+    return result

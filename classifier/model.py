@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classifier.labels import Labels
 from classifier.libraries import Outputs
+from classifier.predictor import WINDOW_PX, check_kind
 from nucpipe.common.errors import ModelError, UsageError
 from nucpipe.common.modelfile import ModelHeader, load_model
 from nucpipe.common.networks import check_name, check_size
@@ -20,8 +18,6 @@ from nucpipe.common.networks import check_name, check_size
 BACKBONE = "tf_efficientnet_lite0"
 MPP = 0.25
 """Micrometres per pixel of a window before it is enlarged."""
-WINDOW_PX = 64
-"""Side of the window round a nucleus: 16 micrometres."""
 SIZE_PX, LARGEST_PX = 224, 1024
 """Side of the window after it is enlarged, the network's input."""
 MEAN = (0.5, 0.5, 0.5)
@@ -117,50 +113,17 @@ def _interpolation(size_px: int, wanted_px: int) -> Tensor:
     return F.interpolate(torch.eye(size_px)[None], wanted_px, mode="linear", align_corners=False)[0].T
 
 
-def probabilities(logits: Tensor, outputs: Outputs) -> Tensor:
-    """A softmax inside each library over its trained columns.
+class Enlarged(nn.Module):
+    """A network behind the enlargement of its windows."""
 
-    Args:
-        logits: (N, columns) of any float type.
-        outputs: the columns.
+    def __init__(self, model: JointClassifier) -> None:
+        super().__init__()
+        self.model = model
 
-    Returns:
-        (N, columns) float32; untrained columns are exactly 0, and each library that has a trained column sums to 1.
-        A library's logits are divided by its temperature first.
-    """
-    result = torch.zeros(logits.shape, dtype=torch.float32, device=logits.device)
-    temperatures = outputs.temperatures or (1.0,) * len(outputs.libraries)
-    for columns, temperature in zip(outputs.slices.values(), temperatures, strict=True):
-        trained = [c for c in range(columns.start, columns.stop) if outputs.trained[c]]
-        if trained:
-            result[:, trained] = (logits[:, trained].float() / temperature).softmax(1)
-    return result
-
-
-@torch.inference_mode()
-def classify(
-    model: JointClassifier,
-    outputs: Outputs,
-    crops: npt.NDArray[np.uint8],
-    device: torch.device,
-    precision: torch.dtype | None = None,
-) -> Labels:
-    """The labels of one batch of windows, for so few that preparing a faster way (see ``Predictor``) is not worth it.
-
-    Args:
-        model: in evaluation mode, on ``device``.
-        outputs: the model's columns.
-        crops: (N, 64, 64, 3) RGB uint8 windows at 0.25 micrometres per pixel, each centred on its nucleus.
-        device: where the model lies; the windows are enlarged there.
-        precision: ``torch.bfloat16`` or ``torch.float16`` for mixed precision, None for float32.
-    """
-    if not len(crops):
-        return Labels(np.zeros((0, len(outputs)), np.float32))
-    pixels = torch.from_numpy(np.ascontiguousarray(crops)).to(device, non_blocking=True).permute(0, 3, 1, 2)
-    windows = enlarge(pixels, model.size_px).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
-        logits: Tensor = model(windows)
-    return Labels(probabilities(logits.float(), outputs).cpu().numpy())
+    def forward(self, crops: Tensor) -> Tensor:
+        """(N, 3, S, S) to (N, columns)."""
+        logits: Tensor = self.model(enlarge(crops, self.model.size_px))
+        return logits
 
 
 def build(header: ModelHeader) -> JointClassifier:
@@ -169,8 +132,7 @@ def build(header: ModelHeader) -> JointClassifier:
     Raises:
         ModelError: the header is not a classifier's, or names a backbone that timm does not know.
     """
-    if header.kind != "classifier":
-        raise ModelError(f"model '{header.name}' is a {header.kind}, expected a classifier.")
+    check_kind(header)
     try:
         backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
         columns = len(Outputs.from_dict(header.outputs))

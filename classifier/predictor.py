@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from classifier.labels import Labels
+from classifier.labels import Labels, probabilities
 from classifier.libraries import Outputs
-from classifier.model import WINDOW_PX, JointClassifier, enlarge, probabilities
+from nucpipe.common.converted import network_key
+from nucpipe.common.errors import ModelError
+from nucpipe.common.modelfile import ModelHeader, read_header
 from nucpipe.common.runtime import Runtime, ready
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WINDOW_PX = 64
+"""Side of the window round a nucleus: 16 micrometres."""
 
 ROWS = 8
 """Windows that OpenVINO computes at a time: their maps fit a core's cache."""
-
-
-class Enlarged(nn.Module):
-    """A network behind the enlargement of its windows."""
-
-    def __init__(self, model: JointClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, crops: Tensor) -> Tensor:
-        """(N, 3, S, S) to (N, columns)."""
-        logits: Tensor = self.model(enlarge(crops, self.model.size_px))
-        return logits
 
 
 class Predictor:
     """A joint classifier, ready to run.
 
     Args:
-        model: with weights.
+        build: makes its network, see :func:`nucpipe.common.runtime.ready`.
         outputs: its columns.
-        device, precision: where and how it runs; None is float32.
+        device, precision: where and how it runs.
         threads: processors that it may use.
+        key: names the network, so that it can be kept for the next time.
 
     Attributes:
         calls: how many calls at once use the device fully.
@@ -47,15 +44,15 @@ class Predictor:
 
     def __init__(
         self,
-        model: JointClassifier,
+        build: Callable[[], nn.Module],
         outputs: Outputs,
-        device: torch.device,
-        precision: torch.dtype | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
         threads: int = 1,
+        key: str | None = None,
     ) -> None:
         self.outputs = outputs
-        network = Enlarged(model).eval()
-        self._ready = partial(ready, network, device, precision, threads, ROWS)
+        self._ready = partial(ready, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Runtime] = {}
         self._lock = threading.Lock()
         self.calls = self.runtime(WINDOW_PX).calls
@@ -64,7 +61,7 @@ class Predictor:
         """The network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
         with self._lock:
             if side_px not in self._runtimes:
-                self._runtimes[side_px] = self._ready(side_px)
+                self._runtimes[side_px] = self._ready(side_px=side_px)
             return self._runtimes[side_px]
 
     def __call__(self, crops: npt.NDArray[np.uint8]) -> Labels:
@@ -75,5 +72,41 @@ class Predictor:
         """
         if not len(crops):
             return Labels(np.zeros((0, len(self.outputs)), np.float32))
-        logits = torch.from_numpy(self.runtime(crops.shape[1])(crops))
-        return Labels(probabilities(logits, self.outputs).numpy())
+        return Labels(probabilities(self.runtime(crops.shape[1])(crops), self.outputs))
+
+
+def check_kind(header: ModelHeader) -> None:
+    """See that a model is a classifier.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if header.kind != "classifier":
+        raise ModelError(f"model '{header.name}' is a {header.kind}, expected a classifier.")
+
+
+def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:
+    """The classifier in a model file, ready to run.
+
+    Args:
+        path: of the file.
+        device, precision: where and how it runs.
+        threads: processors that it may use.
+
+    Raises:
+        ModelError: no such file, not a classifier, or weights that do not fit its header.
+    """
+
+    def build() -> nn.Module:
+        from classifier.model import Enlarged, load_classifier
+
+        return Enlarged(load_classifier(path)[0]).eval()
+
+    header = read_header(path)
+    check_kind(header)
+    try:
+        outputs = Outputs.from_dict(header.outputs)
+    except Exception as error:  # whatever a header that anybody wrote leads to
+        raise ModelError(f"{path}: its labels cannot be read ({error}).") from error
+    key = network_key(path, [Path(__file__).with_name("model.py")])
+    return Predictor(build, outputs, device, precision, threads, key)

@@ -7,21 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from classifier.loss import LOSSES
 from classifier.matching import SIMILARITY
 from classifier.model import BACKBONE
 from classifier.samples import BALANCES
+from nucpipe.common import training
 from nucpipe.common.device import training_precision
 from nucpipe.common.errors import UsageError
 
 SAMPLINGS = ("random", "round-robin")
 STOPS = ("steps", "converged")
 KEEPS = ("last", "best")
-
-AVERAGED_SHARE = 0.5
-"""Of a training, at its end, whose weights are averaged."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +114,21 @@ class ClassifierTraining:
         left_out = {"libraries", "out", "device", "precision", "match_table", "complete", "start_from", "distil"}
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
-        settings["precision"] = str(self.autocast)
+        settings["precision"] = self.computed_in
         settings["strides"] = list(self.strides)
         settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "start_from", "distil")}
         return settings
 
     @property
-    def autocast(self) -> torch.dtype | None:
-        """The type of the convolutions; None for float32."""
-        return training_precision(self.precision, torch.device(self.device))
+    def computed_in(self) -> str:
+        """The precision of the convolutions: ``fp32`` or ``bf16``."""
+        return training_precision(self.precision, self.device)
 
     @property
     def averaged_from(self) -> int:
         """The step from which on weights are averaged: of the training's second half, and of its last size only."""
         last_size = sum(share for share, _ in self.sizes[:-1])
-        return int(self.steps * max(1 - AVERAGED_SHARE, last_size))
+        return int(self.steps * max(1 - training.AVERAGED_SHARE, last_size))
 
     @property
     def watched(self) -> bool:

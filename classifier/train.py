@@ -22,12 +22,14 @@ from classifier.evaluate import evaluate_logits, predict_logits
 from classifier.libraries import Outputs, libraries_of
 from classifier.loss import LOSSES, JointLoss
 from classifier.matching import Matching, make_matching
-from classifier.model import MEAN, MPP, STD, WINDOW_PX, JointClassifier, load_classifier
+from classifier.model import MEAN, MPP, STD, JointClassifier, load_classifier
+from classifier.predictor import WINDOW_PX
 from classifier.samples import Samples, gather, sampling_weights
-from classifier.settings import AVERAGED_SHARE, ClassifierTraining
+from classifier.settings import ClassifierTraining
 from nucpipe.common import training
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
+from nucpipe.common.device import autocast_type
 from nucpipe.common.errors import DataError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
@@ -35,7 +37,6 @@ from nucpipe.common.modelfile import ModelHeader, save_model
 WEIGHT_DECAY = 0.02
 SMOOTHING = 0.05
 DROPOUT = 0.2
-WARMUP_SHARE = 0.04
 WATCHED = 2000
 """Held-out nuclei, at most, on which the loss is looked at during training."""
 
@@ -74,20 +75,19 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
     if config.watched and not len(held):
         raise UsageError("--stop converged and --keep best need held-out nuclei, and nothing is held out.")
-    device = torch.device(config.device)
     if config.complete is not None:
-        train = complete(train, outputs, config.complete, config.complete_above, device, config.autocast, say)
+        train = complete(train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     teacher = None
     if config.distil is not None:
         cache = config.out.with_suffix(".teacher.npz")
-        teacher = ask_teacher(config.distil, train, outputs, device, config.autocast, cache, say)
+        teacher = ask_teacher(config.distil, train, outputs, config.device, config.computed_in, cache, say)
     tensors, steps = fit(config, train, held, outputs, teacher, say)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
     model, header, outputs = load_classifier(config.out)
-    logits = predict_logits(model.to(device), held, device, config.autocast)
+    logits = predict_logits(model, held, config.device, config.computed_in)
     outputs, errors = calibrate(logits, held, outputs, say)
     figures = evaluate_logits(logits, held, outputs)
     for name, error in errors.items():
@@ -203,7 +203,7 @@ def fit(
         model = _new_model(config, outputs, say).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
-        average = training.WeightAverage(model, None, config.averaged_from)
+        average = training.WeightAverage(model, config.averaged_from)
         parts: dict[str, training.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
         columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
         course = training.Course("classifier", config.out, config.settings(), parts, config.steps, columns, say)
@@ -214,7 +214,7 @@ def fit(
         with course:
             while step < config.steps and not watch.converged(config):
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * _rate(step, config)
+                    group["lr"] = config.learning_rate * training.rate(step, config.steps)
                 loss = _step(model, optimizer, config, samples, draw, outputs, teacher, step)
                 average.update(model, step)
                 total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
@@ -236,7 +236,7 @@ def fit(
 
 def _held_loss(model: JointClassifier, held: Samples, config: ClassifierTraining, outputs: Outputs) -> float:
     """The loss on held-out nuclei, at the model's own size."""
-    logits = torch.from_numpy(predict_logits(model, held, torch.device(config.device), config.autocast))
+    logits = torch.from_numpy(predict_logits(model, held, config.device, config.computed_in))
     return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
 
 
@@ -261,16 +261,6 @@ class _Draw:
             if rows.any():
                 chosen[rows] = torch.multinomial(weights, int(rows.sum()), replacement=True, generator=generator)
         return chosen.numpy()
-
-
-def _rate(step: int, config: ClassifierTraining) -> float:
-    """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
-
-    It does not fall to 0: a mean of weights from all over a wide valley carries over to other tissues better than
-    its lowest point does (Cha et al. 2021).
-    """
-    warmup = max(1, round(WARMUP_SHARE * config.steps))
-    return min((step + 1) / warmup, 1.0 if step < config.steps * (1 - AVERAGED_SHARE) else 0.5)
 
 
 def _step(
@@ -299,7 +289,8 @@ def _step(
         partner = torch.randperm(len(chosen), generator=generator)
         pixels = share * pixels + (1 - share) * pixels[partner.to(device)]
         mixed = [(share, chosen), (1 - share, chosen[partner.numpy()])]
-    with torch.autocast(device.type, config.autocast or torch.bfloat16, enabled=config.autocast is not None):
+    cast = autocast_type(config.computed_in)
+    with torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
         logits = model(pixels).float()
     total, per_library = logits.new_zeros(()), logits.new_zeros(len(outputs.libraries))
     for share, places in mixed:

@@ -7,13 +7,13 @@ results are made on the local disk and sent when they are finished.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from nucpipe.common.cache import cache_folder
 from nucpipe.common.errors import NucpipeError, OutputError, SlideError, UsageError
 from pipeline.files import cannot_write
 from pipeline.slide import slide_name
@@ -91,15 +91,8 @@ def list_slides(address: Address, is_slide: Callable[[str], bool]) -> Iterator[t
         yield Address(f"{address.rstrip('/')}/{path}"), path.parent / slide_name(Path(path.name))
 
 
-def cache_folder() -> Path:
-    """Where fetched slides and unfinished results of addresses lie: ``$NUCPIPE_CACHE``, else in the user's cache."""
-    if chosen := os.environ.get("NUCPIPE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nucpipe"
-
-
 def local_folder(address: Address, purpose: str) -> Path:
-    """A folder in the cache that belongs to an address."""
+    """A folder in the cache that belongs to an address: for its slide, or for its unfinished results."""
     return cache_folder() / purpose / hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:24]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import nucpipe
+from nucpipe.common.device import pick_device
 from nucpipe.common.errors import OutputError, UsageError
 from nucpipe.common.processors import available_processors
 from pipeline.batch import explain, is_disk_gone
@@ -208,20 +209,19 @@ def _threads(order: Order) -> int:
 
 @cache
 def _loaded(segmentor: str, classifier: str, device: str, precision: str, tta: bool, threads: int) -> Models:
-    import torch
-
     from pipeline.models import load_models
 
-    torch.set_num_threads(threads)  # Dask sets one a worker
     return load_models(segmentor, classifier, device, precision, tta, threads)
 
 
 def _device(device: str, share: int) -> str:
     """The device of this worker: on one machine with several GPUs, each worker takes another."""
+    if device != "auto" or share < 2 or pick_device("auto") == "cpu":
+        return device
     import torch
     from distributed import get_worker
 
-    if device != "auto" or share < 2 or torch.cuda.device_count() < 2:
+    if torch.cuda.device_count() < 2:
         return device
     return f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
 

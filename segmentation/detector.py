@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
+from nucpipe.common.converted import network_key
 from nucpipe.common.errors import ModelError
-from nucpipe.common.modelfile import ModelHeader, load_model
-from nucpipe.common.networks import check_size
-from nucpipe.common.padding import fix_padding
-from nucpipe.common.runtime import ready
-from segmentation.model import ALIGN_PX, INPUT_MPP, HoVerNet, build
+from nucpipe.common.modelfile import ModelHeader, read_header
+from nucpipe.common.runtime import Runtime, ready
 from segmentation.nuclei import Nuclei
 from segmentation.postprocess import PostProcessing, find_nuclei
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INPUT_MPP = 0.5
+"""Pixel size of the network's input, micrometres. The maps have half of it."""
+
+ALIGN_PX = 16
+"""Input sides are multiples of this; so are the corners of windows, in the slide-wide grid of input pixels."""
 
 MARGIN_PX = 208
 """The maps of a pixel depend on nothing farther away than 193 pixels (found by changing pixels); a multiple of 16. So
@@ -56,11 +61,8 @@ class HoVerNetDetector(Detector):
     """The compact HoVer-Net with its post-processing.
 
     Args:
-        model: with weights.
-        header: of the model file.
-        device: to run on.
-        precision: type to compute in, None for float32.
-        threads: processors that it may use.
+        runtime: the network without its margin (see ``segmentation.model.WithoutMargin``), ready to run.
+        mpp: pixel size that it takes, micrometres.
         settings: constants of the post-processing.
     """
 
@@ -70,20 +72,11 @@ class HoVerNetDetector(Detector):
     # The widest nuclei are about 25 um, and which of those that touch is cut where depends on their neighbours.
     context_px = 64
 
-    def __init__(
-        self,
-        model: HoVerNet,
-        header: ModelHeader,
-        device: str | torch.device = "cpu",
-        precision: torch.dtype | None = None,
-        threads: int = 1,
-        settings: PostProcessing | None = None,
-    ) -> None:
-        self.header = header
-        self.input_mpp = header.mpp
+    def __init__(self, runtime: Runtime, mpp: float = INPUT_MPP, settings: PostProcessing | None = None) -> None:
+        self.runtime = runtime
+        self.calls = runtime.calls
+        self.input_mpp = mpp
         self.settings = settings or PostProcessing()
-        self.runtime = ready(WithoutMargin(model).eval(), torch.device(device), precision, threads, rows=1)
-        self.calls = self.runtime.calls
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """The maps of a window.
@@ -104,49 +97,39 @@ class HoVerNetDetector(Detector):
         return found.moved(1.0, (self.margin_px, self.margin_px))
 
 
-class WithoutMargin(nn.Module):
-    """The network's maps without those of the margin, which depend on where the window ends. Changes the network."""
-
-    def __init__(self, model: HoVerNet) -> None:
-        super().__init__()
-        self.model = model
-        fix_padding(model.encoder)  # all sides are multiples of 16, the encoder's largest stride
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H + 2 M, W + 2 M) to (N, 3, 2H, 2W)."""
-        maps: torch.Tensor = self.model(pixels, MARGIN_PX)
-        return maps
-
-
-def read_hovernet(path: Path) -> tuple[HoVerNet, ModelHeader]:
-    """The compact HoVer-Net in a model file of nucpipe, with its weights, and the file's header.
+def check_header(path: Path) -> ModelHeader:
+    """The header of a model file that holds the compact HoVer-Net.
 
     Raises:
         ModelError: no such file, or no segmentor of a kind that this version knows.
     """
-    header, tensors = load_model(path)
+    header = read_header(path)
     if header.kind != "segmentor" or header.architecture.get("type") != "hovernet":
         raise ModelError(
             f"{path}: expected a HoVer-Net segmentor, found {header.kind} {header.architecture.get('type')}."
         )
     if header.mpp != INPUT_MPP:
         raise ModelError(f"{path}: made for pixels of {header.mpp} um; this version runs segmentors of {INPUT_MPP} um.")
-    try:
-        check_size(lambda: build(header.architecture, header.mean, header.std), tensors)
-        model = build(header.architecture, header.mean, header.std)
-        model.load_state_dict(tensors)
-    except Exception as error:  # whatever a header that anybody wrote leads timm and torch to raise
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
-    return model, header
+    return header
 
 
-def load_hovernet(
-    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None, threads: int = 1
-) -> HoVerNetDetector:
+def load_hovernet(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> HoVerNetDetector:
     """The compact HoVer-Net in a model file of nucpipe, ready to run.
 
+    Args:
+        path: of the file.
+        device, precision: where and how it runs.
+        threads: processors that it may use.
+
     Raises:
-        ModelError: as :func:`read_hovernet`.
+        ModelError: no such file, no segmentor of a kind that this version knows, or weights that do not fit it.
     """
-    return HoVerNetDetector(*read_hovernet(path), device, precision, threads)
+
+    def build() -> nn.Module:
+        from segmentation.model import WithoutMargin, read_hovernet
+
+        return WithoutMargin(read_hovernet(path)[0]).eval()
+
+    header = check_header(path)
+    key = network_key(path, [Path(__file__), Path(__file__).with_name("model.py")])
+    return HoVerNetDetector(ready(build, device, precision, threads, rows=1, key=key), header.mpp)

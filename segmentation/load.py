@@ -9,19 +9,15 @@ from nucpipe.common.modelfile import read_header
 from segmentation.zoo import SUFFIXES
 
 if TYPE_CHECKING:
-    import torch
-
     from segmentation.detector import Detector
 
 
-def load_detector(
-    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None, threads: int = 1
-) -> Detector:
+def load_detector(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Detector:
     """The detector in a model file of nucpipe, or in one that HoVer-Net's authors published (``.tar``, ``.pth``).
 
     Args:
         path: of the file.
-        device, precision: where and how it runs; None is float32.
+        device, precision: where and how it runs.
         threads: processors that it may use.
 
     Raises:
@@ -31,13 +27,12 @@ def load_detector(
         from segmentation.published import load_published
 
         return load_published(path, device, precision, threads)
-    from segmentation.rcnn import ARCHITECTURES
-
     header = read_header(path)
-    if header.kind == "segmentor" and header.architecture.get("type") in ARCHITECTURES:
-        from segmentation.rcnn import load_rcnn
+    if header.kind == "segmentor" and header.architecture.get("type") != "hovernet":
+        from segmentation.rcnn import ARCHITECTURES, load_rcnn
 
-        return load_rcnn(path, device)
+        if header.architecture.get("type") in ARCHITECTURES:
+            return load_rcnn(path, device)
     from segmentation.detector import load_hovernet
 
     return load_hovernet(path, device, precision, threads)

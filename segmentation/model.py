@@ -7,20 +7,18 @@ part of one decoder.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nucpipe.common.networks import check_name
-
-INPUT_MPP = 0.5
-"""Pixel size of the network's input, micrometres. The maps have half of it."""
-
-ALIGN_PX = 16
-"""Input sides are multiples of this; so are the corners of windows, in the slide-wide grid of input pixels."""
-
+from nucpipe.common.errors import ModelError
+from nucpipe.common.modelfile import ModelHeader, load_model
+from nucpipe.common.networks import check_name, check_size
+from nucpipe.common.padding import fix_padding
+from segmentation.detector import MARGIN_PX, check_header
 
 WIDTHS = (80, 48, 32)
 """Channels of the decoder at strides 8, 4 and 2, where a training is told of no others."""
@@ -140,10 +138,42 @@ def _trim(x: torch.Tensor, stride: int, rim_px: int, wanted_px: int) -> torch.Te
     return x[..., cut:-cut, cut:-cut] if cut else x
 
 
+class WithoutMargin(nn.Module):
+    """The network's maps without those of the margin, which depend on where the window ends. Changes the network."""
+
+    def __init__(self, model: HoVerNet) -> None:
+        super().__init__()
+        self.model = model
+        fix_padding(model.encoder)  # all sides are multiples of 16, the encoder's largest stride
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H + 2 M, W + 2 M) to (N, 3, 2H, 2W)."""
+        maps: torch.Tensor = self.model(pixels, MARGIN_PX)
+        return maps
+
+
 def build(architecture: dict[str, Any], mean: tuple[float, float, float], std: tuple[float, float, float]) -> HoVerNet:
     """The network that a model file's header describes, without weights."""
     eight, four, two = architecture["widths"]
     return HoVerNet(architecture["encoder"], (eight, four, two), architecture["hidden"], mean, std)
+
+
+def read_hovernet(path: Path) -> tuple[HoVerNet, ModelHeader]:
+    """The compact HoVer-Net in a model file of nucpipe, with its weights, and the file's header.
+
+    Raises:
+        ModelError: no such file, or no segmentor of a kind that this version knows.
+    """
+    check_header(path)
+    header, tensors = load_model(path)
+    try:
+        check_size(lambda: build(header.architecture, header.mean, header.std), tensors)
+        model = build(header.architecture, header.mean, header.std)
+        model.load_state_dict(tensors)
+    except Exception as error:  # whatever a header that anybody wrote leads timm and torch to raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
+    return model, header
 
 
 def grow(small: HoVerNet, large: HoVerNet) -> None:

@@ -61,7 +61,7 @@ class PublishedHoVerNet(Detector):
         network: tiatoolbox's, with weights.
         types: names of the types 1, 2, ... that it gives; empty if it gives none.
         device: to run on.
-        precision: type to compute in, None for float32.
+        precision: to compute in.
         threads: processors that it may use.
         batch_size: windows at a time; None: 16 on a GPU, 1 on a CPU, where more bring nothing.
         settings: constants of the post-processing.
@@ -75,8 +75,8 @@ class PublishedHoVerNet(Detector):
         self,
         network: torch.nn.Module,
         types: tuple[str, ...] = (),
-        device: str | torch.device = "cpu",
-        precision: torch.dtype | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
         threads: int = 1,
         batch_size: int | None = None,
         settings: PostProcessing | None = None,
@@ -88,10 +88,9 @@ class PublishedHoVerNet(Detector):
         self.rim_px = (self.windows.input_px - self.windows.output_px) // 2
         # An even number, because a slide at 0.5 um is read in pixels of two.
         self.margin_px = (self.rim_px + ENLARGED_PX + 1) // 2 * 2
-        where = torch.device(device)
-        self.batch_size = batch_size or (16 if where.type == "cuda" else 1)
+        self.batch_size = batch_size or (1 if device == "cpu" else 16)
         maps = _Stacked(network, bool(types)).eval()
-        self.runtime = ready(maps, where, precision, threads, rows=1, side_px=self.windows.input_px)
+        self.runtime = ready(lambda: maps, device, precision, threads, rows=1, side_px=self.windows.input_px)
         self.calls = self.runtime.calls
         self.settings = settings or PostProcessing()
 
@@ -157,9 +156,7 @@ class _Stacked(torch.nn.Module):
         return torch.cat(parts, 1)
 
 
-def load_published(
-    path: Path, device: str | torch.device = "cpu", precision: torch.dtype | None = None, threads: int = 1
-) -> PublishedHoVerNet:
+def load_published(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> PublishedHoVerNet:
     """The detector in a file of HoVer-Net's authors (``.tar``, weights under ``desc``) or of tiatoolbox (``.pth``).
 
     Mode and number of types are read from the weights. Types are named if the file's name says on what data the model

@@ -20,12 +20,13 @@ from nucpipe.common import training
 from nucpipe.common.augment import jitter_focus, jitter_stain
 from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.common.depthwise import use_fast_depthwise
-from nucpipe.common.device import training_precision
+from nucpipe.common.device import autocast_type, training_precision
 from nucpipe.common.errors import DataError, UsageError
 from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
+from segmentation.detector import INPUT_MPP
 from segmentation.losses import hovernet_loss
-from segmentation.model import INPUT_MPP, WIDTHS, HoVerNet, grow
+from segmentation.model import WIDTHS, HoVerNet, grow
 from segmentation.samples import TileBatch, TileSource
 
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
@@ -87,16 +88,16 @@ class SegmentorTraining:
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
         names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder", "widths")
-        settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": str(self.autocast)}
+        settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": self.computed_in}
         settings["start_from"] = str(self.start_from)
         if self.architecture != "hovernet":
             settings["architecture"] = self.architecture
         return settings | {n: getattr(self, n) for n in names}
 
     @property
-    def autocast(self) -> torch.dtype | None:
-        """The type of the convolutions; None for float32."""
-        return training_precision(self.precision, torch.device(self.device))
+    def computed_in(self) -> str:
+        """The precision of the convolutions: ``fp32`` or ``bf16``."""
+        return training_precision(self.precision, self.device)
 
 
 def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = print) -> ModelHeader:
@@ -168,7 +169,9 @@ class TrainedHoVerNet:
     def step(  # noqa: D102
         self, model: HoVerNet, optimizer: torch.optim.Optimizer, batch: TileBatch, seed: int
     ) -> dict[str, float]:
-        return _step(model, optimizer, batch, seed, torch.device(self.config.device), self.config.autocast)
+        return _step(
+            model, optimizer, batch, seed, torch.device(self.config.device), autocast_type(self.config.computed_in)
+        )
 
 
 def _trained(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> Trained:
@@ -186,13 +189,13 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
     model = trained.new_model()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
-    average = training.WeightAverage(model, 0.999)
+    average = training.WeightAverage(model, round(config.steps * (1 - training.AVERAGED_SHARE)))
     parts: dict[str, training.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
     course = training.Course("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
     with course, _batches(trained.batch, course.start, config.steps) as batches:
         for step, batch in batches:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * training.warmup_cosine(step, config.steps, 200)
+                group["lr"] = config.learning_rate * training.rate(step, config.steps)
             losses = trained.step(model, optimizer, batch, config.seed + step)
             average.update(model, step)
             cells = [f"{losses[name]:.4f}" for name in trained.losses]
@@ -204,7 +207,7 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
     """The network with the weights that the training starts from."""
     if config.start_from is not None:
-        from segmentation.detector import read_hovernet
+        from segmentation.model import read_hovernet
 
         start, header = read_hovernet(config.start_from)
         if (encoder := header.architecture["encoder"]) != config.encoder:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from classifier.libraries import Outputs, published_libraries
-from classifier.model import JointClassifier
+from classifier.model import Enlarged, JointClassifier
 from classifier.predictor import Predictor
 from pipeline.models import Models
 from segmentation.detector import Detector
@@ -83,4 +83,4 @@ def models(seed: int = 0) -> Models:
     outputs = Outputs(published_libraries(), tuple(trained))
     network = JointClassifier(len(outputs), "test_efficientnet", 64).eval()
     described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
-    return Models(DarkSpots(), Predictor(network, outputs, torch.device("cpu"), threads=2), described)
+    return Models(DarkSpots(), Predictor(lambda: Enlarged(network), outputs, threads=2), described)

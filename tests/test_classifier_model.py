@@ -15,7 +15,8 @@ import torch
 from classifier.augment import augment, resample
 from classifier.libraries import Outputs, published_libraries
 from classifier.matching import make_matching
-from classifier.model import MEAN, MPP, STD, JointClassifier, classify, enlarge, load_classifier
+from classifier.model import MEAN, MPP, STD, JointClassifier, enlarge, load_classifier
+from classifier.predictor import load_predictor
 from classifier.samples import Samples, cut_windows, gather, sampling_weights
 from nucpipe.common.datasets import AnnotatedImage, Annotation
 from nucpipe.common.depthwise import use_fast_depthwise
@@ -111,20 +112,20 @@ def test_the_bundled_classifiers_have_the_same_columns() -> None:
     assert fast.strides == (1, 2, 2, 2, 1, 2, 2, 1)
     assert outputs.columns == others.columns
     assert quick.figures.keys() == slow.figures.keys() == {"BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"}
-    p = classify(fast, outputs, crops(4), CPU).probabilities
+    p = load_predictor(bundled["fast"])(crops(4)).probabilities
     np.testing.assert_allclose(p.sum(1), 5, atol=1e-5)
 
 
 def test_one_by_one_equals_a_batch(model_file: Path) -> None:
-    model, _, outputs = load_classifier(model_file)
+    predictor = load_predictor(model_file)
     some = crops(64)
-    together = classify(model, outputs, some, CPU).probabilities
-    alone = np.concatenate([classify(model, outputs, some[i : i + 1], CPU).probabilities for i in range(64)])
+    together = predictor(some).probabilities
+    alone = np.concatenate([predictor(some[i : i + 1]).probabilities for i in range(64)])
     assert together.shape == (64, 35)
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_array_equal(together, alone)
     assert (together[:, [3, 9]] == 0).all()
-    assert classify(model, outputs, some[:0], CPU).probabilities.shape == (0, 35)
-    mixed = classify(model, outputs, some, CPU, torch.bfloat16).probabilities
+    assert predictor(some[:0]).probabilities.shape == (0, 35)
+    mixed = load_predictor(model_file, precision="bf16")(some).probabilities
     np.testing.assert_allclose(together, mixed, atol=0.05)
 
 

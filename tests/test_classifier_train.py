@@ -17,7 +17,8 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from classifier.libraries import Library, Outputs
-from classifier.model import JointClassifier, classify, load_classifier
+from classifier.model import JointClassifier, load_classifier
+from classifier.predictor import load_predictor
 from classifier.samples import Samples
 from classifier.settings import ClassifierTraining
 from classifier.train import _Draw, open_libraries, train_classifier
@@ -172,7 +173,7 @@ def test_training_stops_when_the_held_out_loss_falls_no_more(
 
 def test_the_plain_mean_of_the_last_steps_is_what_is_kept(config: ClassifierTraining) -> None:
     model = torch.nn.Linear(1, 1)
-    average, seen = training.WeightAverage(model, None, start=2), []
+    average, seen = training.WeightAverage(model, start=2), []
     for step, weight in enumerate([5.0, 7.0, 1.0, 2.0, 6.0]):
         torch.nn.init.constant_(model.weight, weight)
         average.update(model, step)
@@ -181,6 +182,13 @@ def test_the_plain_mean_of_the_last_steps_is_what_is_kept(config: ClassifierTrai
     one_size = dataclasses.replace(config, steps=40, sizes=((1.0, 64),))
     assert one_size.averaged_from == 20
     assert dataclasses.replace(one_size, sizes=((0.75, 96), (0.25, 224))).averaged_from == 30
+
+
+def test_the_rate_rises_stays_and_is_halved_while_weights_are_averaged() -> None:
+    rates = [training.rate(step, 100) for step in range(100)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1, 1]
+    assert set(rates[4:50]) == {1.0}
+    assert set(rates[50:]) == {0.5}
 
 
 def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> None:
@@ -257,9 +265,9 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
     header = train_classifier(dataclasses.replace(pupil, distil_weight=10.0), said.append)
     assert "first looks at 52 nuclei" in said
     assert header.architecture["distilled_from"] == "first"
-    model, _, outputs = load_classifier(pupil.out)
+    predictor = load_predictor(pupil.out)
     pixels = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
-    assert (outputs.best(classify(model, outputs, pixels, torch.device("cpu")).probabilities)["PanNuke"] == 3).all()
+    assert (predictor.outputs.best(predictor(pixels).probabilities)["PanNuke"] == 3).all()
     again: list[str] = []
     train_classifier(dataclasses.replace(pupil, distil_weight=10.0), again.append)
     assert not any("looks at" in line for line in again)

@@ -9,13 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
 from classifier.decide import Rule
 from classifier.libraries import Outputs, published_libraries
-from classifier.model import classify as classify_windows
-from classifier.model import load_classifier
+from classifier.predictor import load_predictor
 from nucpipe.common.errors import DataError, UsageError
 from pipeline.cli import main
 from pipeline.config import RunConfig
@@ -101,16 +99,16 @@ def test_json_has_what_the_network_says(images: Path, tmp_path: Path) -> None:
     result = invoke(images / "a.png", images / "b.tif", "--mpp", 0.25, "--format", "json", "--out", out)
     assert result.exit_code == 0, result.output
     content = json.loads(out.read_text())
-    model, _, outputs = load_classifier(find_model("classifier", RunConfig().classifier))
+    predictor = load_predictor(find_model("classifier", RunConfig().classifier), precision="fp32")
     pixels = np.stack([nucleus()[32:96, 32:96], nucleus((60, 30, 90))[32:96, 32:96]])
-    p = classify_windows(model, outputs, pixels, torch.device("cpu")).probabilities
-    best = outputs.best(p)
+    p = predictor(pixels).probabilities
+    best = predictor.outputs.best(p)
     assert [Path(entry["image"]).name for entry in content["images"]] == ["a.png", "b.tif"]
     for i, entry in enumerate(content["images"]):
         assert list(entry["labels"]) == ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
         flat = [value for name in entry["labels"] for value in entry["probabilities"][name].values()]
         np.testing.assert_allclose(flat, p[i], atol=1e-5)
-        for library in outputs.libraries:
+        for library in predictor.outputs.libraries:
             (label,) = entry["labels"][library.name]
             assert label["label"] == library.labels[best[library.name][i]]
             assert label["short"] == f"{library.name}_{best[library.name][i]}"

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import make_slides as make
 from classifier.libraries import load_library
-from classifier.model import load_classifier
+from classifier.predictor import load_predictor
 from nucpipe.common.errors import DataError, ModelError, NucpipeError, SlideError
 from nucpipe.common.modelfile import FORMAT, ModelHeader, load_model, read_header
 from nucpipe.common.xml import parse_xml
@@ -123,7 +123,7 @@ HEADERS = {kind: header_of(kind) for kind in ("segmentor", "classifier")}
 
 
 def load(kind: str, path: Path) -> None:
-    load_detector(path) if kind == "segmentor" else load_classifier(path)
+    load_detector(path) if kind == "segmentor" else load_predictor(path)
 
 
 def write_model(path: Path, kind: str, header: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.config import RunConfig
 from pipeline.engine import Window, own, resize
@@ -20,7 +19,7 @@ from segmentation.nuclei import Nuclei
 BOX_PX = 8  # of the tissue mask; the square is 320 x 320 level-0 pixels, 640 x 640 working pixels
 
 
-@pytest.fixture(scope="module", params=[None, torch.bfloat16])
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
 def detector(request: pytest.FixtureRequest) -> HoVerNetDetector:
     return load_hovernet(find_model("segmentor", RunConfig().segmentor), precision=request.param, threads=2)
 

@@ -1,19 +1,26 @@
 """Networks ready to run: OpenVINO says what PyTorch says, and neither batches nor threads change it."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from classifier.model import load_classifier, probabilities
-from classifier.predictor import ROWS, Predictor
+from classifier.labels import probabilities
+from classifier.model import Enlarged, load_classifier
+from classifier.predictor import ROWS, Predictor, load_predictor
+from nucpipe.common.converted import network_key
+from nucpipe.common.device import _gpu_possible
 from nucpipe.common.padding import fix_padding
-from nucpipe.common.runtime import TorchRuntime, ready
+from nucpipe.common.runtime import ready
+from nucpipe.common.torchruntime import TorchRuntime
 from pipeline.models import find_model
 from synthetic import draw_slide
 
-CPU = torch.device("cpu")
 openvino = pytest.importorskip("openvino", reason="OpenVINO is for x86 processors")
 
 
@@ -25,38 +32,29 @@ def crops() -> np.ndarray:
     return np.stack([image[y : y + 64, x : x + 64] for y in range(0, 400, 97) for x in range(0, 600, 97)])
 
 
-def predictor(precision: torch.dtype | None, threads: int = 2) -> Predictor:
-    model, _, outputs = load_classifier(find_model("classifier", "joint-lite0"))
-    return Predictor(model, outputs, CPU, precision, threads)
+@pytest.fixture(scope="module", params=[("fp32", 1e-4), ("bf16", 0.1)], ids=["fp32", "bf16"])
+def both(request: pytest.FixtureRequest) -> tuple[Predictor, str, float]:
+    precision, tolerance = request.param
+    return load_predictor(find_model("classifier", "joint-lite0"), precision=precision, threads=2), precision, tolerance
 
 
-@pytest.fixture(scope="module", params=[(None, 1e-4), (torch.bfloat16, 0.1)], ids=["fp32", "bf16"])
-def both(request: pytest.FixtureRequest) -> tuple[Predictor, torch.dtype | None, float]:
-    return predictor(request.param[0]), *request.param
-
-
-def test_openvino_says_what_pytorch_says(both: tuple[Predictor, torch.dtype | None, float], crops: np.ndarray) -> None:
+def test_openvino_says_what_pytorch_says(both: tuple[Predictor, str, float], crops: np.ndarray) -> None:
     fast, precision, tolerance = both
     assert fast.runtime(64).name == "openvino"
-    model, _, outputs = load_classifier(find_model("classifier", "joint-lite0"))
-    plain = TorchRuntime(fast_network(model), CPU, None)
-    expected = probabilities(torch.from_numpy(plain(crops)), outputs).numpy()
+    outputs, expected = fast.outputs, by_pytorch("joint-lite0", crops)
     found = fast(crops).probabilities
     np.testing.assert_allclose(found, expected, atol=tolerance)
     assert abs(found - expected).mean() < tolerance / 10
     agree = [(outputs.best(found)[name] == numbers).mean() for name, numbers in outputs.best(expected).items()]
-    assert np.mean(agree) > (0.999 if precision is None else 0.97)
+    assert np.mean(agree) > (0.999 if precision == "fp32" else 0.97)
 
 
-def fast_network(model: torch.nn.Module) -> torch.nn.Module:
-    from classifier.predictor import Enlarged
+def by_pytorch(name: str, crops: np.ndarray) -> np.ndarray:
+    model, _, outputs = load_classifier(find_model("classifier", name))
+    return probabilities(TorchRuntime(Enlarged(model), "cpu", "fp32")(crops), outputs)
 
-    return Enlarged(model).eval()  # type: ignore[arg-type]
 
-
-def test_batches_and_threads_change_no_bit(
-    both: tuple[Predictor, torch.dtype | None, float], crops: np.ndarray
-) -> None:
+def test_batches_and_threads_change_no_bit(both: tuple[Predictor, str, float], crops: np.ndarray) -> None:
     fast = both[0]
     assert fast.calls == 2
     whole = fast(crops).probabilities
@@ -68,10 +66,9 @@ def test_batches_and_threads_change_no_bit(
 
 
 def test_windows_at_half_the_resolution_are_enlarged(crops: np.ndarray) -> None:
-    model, _, outputs = load_classifier(find_model("classifier", "fast"))
     small = np.ascontiguousarray(crops[:, ::2, ::2])
-    expected = probabilities(torch.from_numpy(TorchRuntime(fast_network(model), CPU, None)(small)), outputs).numpy()
-    fast = Predictor(model, outputs, CPU, None, 1)
+    expected = by_pytorch("fast", small)
+    fast = load_predictor(find_model("classifier", "fast"))
     np.testing.assert_allclose(fast(small).probabilities, expected, atol=1e-4)
     assert abs(fast(crops).probabilities - expected).max() > 0.01  # one predictor takes both sizes
 
@@ -97,13 +94,16 @@ class Shuffled(torch.nn.Module):
 
 def test_a_pixel_shuffle_is_the_same_in_openvino() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
-    runtime = ready(Shuffled().eval(), CPU, None, threads=1, rows=2)
+    runtime = ready(Shuffled, "cpu", "fp32", threads=1, rows=2)
     assert runtime.name == "openvino"
-    np.testing.assert_array_equal(runtime(pixels), TorchRuntime(Shuffled(), CPU, None)(pixels))
+    np.testing.assert_array_equal(runtime(pixels), TorchRuntime(Shuffled(), "cpu", "fp32")(pixels))
 
 
 def test_no_crops_no_labels() -> None:
-    assert predictor(None)(np.zeros((0, 64, 64, 3), np.uint8)).probabilities.shape == (0, 35)
+    assert load_predictor(find_model("classifier", "fast"))(np.zeros((0, 64, 64, 3), np.uint8)).probabilities.shape == (
+        0,
+        35,
+    )
 
 
 class Means(torch.nn.Module):
@@ -124,13 +124,13 @@ class Means(torch.nn.Module):
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), np.uint8)
     network = Means()
-    runtime = TorchRuntime(network, CPU, None)
+    runtime = TorchRuntime(network, "cpu", "fp32")
     for _ in range(2):
         np.testing.assert_allclose(runtime(pixels), pixels.mean((1, 2)), rtol=1e-5)
     # 21, 10, 5 do not fit; 2 does, then and from the start of the next batch on.
     assert network.sizes == [21, 10, 5, *[2] * 10, 1, *[2] * 10, 1]
     with pytest.raises(MemoryError, match="too little memory for one image"):
-        TorchRuntime(Means(0), CPU, None)(pixels)
+        TorchRuntime(Means(0), "cpu", "fp32")(pixels)
 
 
 class Odd(torch.nn.Module):
@@ -141,6 +141,54 @@ class Odd(torch.nn.Module):
 
 
 def test_what_openvino_cannot_run_pytorch_does() -> None:
-    runtime = ready(Odd().eval(), CPU, None, threads=2, rows=1, side_px=16)
+    runtime = ready(Odd, "cpu", "fp32", threads=torch.get_num_threads(), rows=1, side_px=16)
     assert runtime.name == "torch"
     assert runtime(np.ones((1, 16, 16, 3), np.uint8)).shape == (1, 3, 16, 2)
+
+
+LOADS = """
+import sys, numpy as np
+from pipeline.models import load_models
+models = load_models("hovernet-compact", "fast", "auto", "auto", workers=1)
+pixels = np.random.default_rng(0).integers(0, 256, (432, 432, 3), np.uint8)
+crops = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)
+np.savez(sys.argv[1], maps=models.detector.predict(pixels), p=models.classifier(crops).probabilities,
+         torch="torch" in sys.modules)
+"""
+
+
+def loaded(out: Path, cache: Path) -> dict[str, np.ndarray]:
+    """What the bundled models say in a process of its own, and whether PyTorch was imported."""
+    environment = {**os.environ, "NUCPIPE_CACHE": str(cache), "CUDA_VISIBLE_DEVICES": ""}
+    subprocess.run([sys.executable, "-c", LOADS, str(out)], check=True, env=environment)
+    with np.load(out) as said:
+        return dict(said)
+
+
+@pytest.mark.skipif(_gpu_possible(), reason="whether there is a GPU only PyTorch can tell")
+def test_what_openvino_was_given_once_is_kept_and_pytorch_not_needed_again(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first, second = (loaded(tmp_path / f"{k}.npz", cache) for k in range(2))
+    assert (bool(first["torch"]), bool(second["torch"])) == (True, False)
+    for name in ("maps", "p"):
+        np.testing.assert_array_equal(first[name], second[name])
+    kept = sorted((cache / "networks").iterdir())
+    assert len(kept) == 2
+    # One is damaged, of the other a file is gone: both are made anew.
+    (kept[0] / "network.xml").write_text("<net")
+    (kept[1] / "network.bin").unlink()
+    third = loaded(tmp_path / "3.npz", cache)
+    assert bool(third["torch"])
+    np.testing.assert_array_equal(third["maps"], first["maps"])
+    # Where nothing can be kept, the models run all the same.
+    (tmp_path / "file").touch()
+    np.testing.assert_array_equal(loaded(tmp_path / "4.npz", tmp_path / "file")["p"], first["p"])
+
+
+def test_another_model_file_is_another_network(tmp_path: Path) -> None:
+    fast, slow = (find_model("classifier", name) for name in ("fast", "joint-lite0"))
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(fast.read_bytes())
+    code = [Path(__file__)]
+    assert network_key(copy, code) == network_key(fast, code)
+    assert len({network_key(fast, code), network_key(slow, code), network_key(fast, [])}) == 3

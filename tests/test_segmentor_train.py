@@ -14,8 +14,8 @@ from nucpipe.common.datasets import open_dataset
 from nucpipe.common.errors import DataError, ModelError, UsageError
 from nucpipe.common.modelfile import read_header
 from pipeline.models import find_model
-from segmentation.detector import load_hovernet, read_hovernet
-from segmentation.model import HoVerNet, grow
+from segmentation.detector import load_hovernet
+from segmentation.model import HoVerNet, grow, read_hovernet
 from segmentation.samples import TileSource
 from segmentation.train import SegmentorTraining, train_segmentor
 from synthetic import draw_slide

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,28 +19,31 @@ from nucpipe.common.errors import DataError
 Network = TypeVar("Network", bound=nn.Module)
 
 
+AVERAGED_SHARE = 0.5
+"""Share of a training, at its end, whose weights are averaged."""
+
+WARMUP_SHARE = 0.04
+
+
 class WeightAverage(Generic[Network]):
-    """A mean of a model's weights and buffers over its training; the mean is what is released.
+    """The plain mean of a model's weights and buffers over the last part of its training; the mean is what is released.
+
+    A mean of weights from all over a wide valley carries over to other tissues better than its lowest point does (Cha
+    et al. 2021, "SWAD").
 
     Args:
         model: whose weights are averaged.
-        decay: of an exponential moving average; early on it forgets faster. None: the plain mean of all steps from
-            ``start`` on (Cha et al. 2021, "SWAD"), and the weights themselves before.
-        start: see ``decay``.
+        start: the first step whose weights count; before it the mean is the weights themselves.
     """
 
-    def __init__(self, model: Network, decay: float | None, start: int = 0) -> None:
+    def __init__(self, model: Network, start: int) -> None:
         self.model: Network = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
         self.start = start
 
     @torch.no_grad()
     def update(self, model: Network, step: int) -> None:
         """Take in the weights after ``step``, the first of which is 0."""
-        if self.decay is not None:
-            share = 1 - min(self.decay, (1 + step) / (10 + step))
-        else:
-            share = 1 / max(1, step - self.start + 1)
+        share = 1 / max(1, step - self.start + 1)
         for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
             if average.is_floating_point():
                 average.lerp_(value, share)
@@ -49,11 +51,13 @@ class WeightAverage(Generic[Network]):
                 average.copy_(value)
 
 
-def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """Factor on the learning rate: a linear rise over ``warmup`` steps, then half a cosine down to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def rate(step: int, steps: int) -> float:
+    """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
+
+    It does not fall to 0, so that the averaged weights differ.
+    """
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    return min((step + 1) / warmup, 1.0 if step < steps * (1 - AVERAGED_SHARE) else 0.5)
 
 
 CHECKPOINT_SECONDS = 180

@@ -61,7 +61,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     if out.suffix != ".safetensors":
         raise UsageError(f"--out {out}: expected the name of a .safetensors file.")
     chosen = {key: value for key, value in options.items() if value is not None}
-    return chosen | {"device": str(pick_device(options["device"]))}
+    return chosen | {"device": pick_device(options["device"])}
 
 
 @train.command()

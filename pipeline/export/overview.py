@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -141,10 +142,12 @@ def _darker(colour: Sequence[int]) -> Colour:
 
 def _font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib: it has the letters of most languages, Pillow's own only English's."""
-    import matplotlib
-
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, max(6, round(size)))
+    # Found, not imported: that takes a third of a second.
+    package = find_spec("matplotlib")
+    assert package is not None
+    assert package.origin is not None
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name, max(6, round(size)))
 
 
 def _title(draw: ImageDraw.ImageDraw, store: Store, at: tuple[int, int], width: int, unit: float) -> None:
