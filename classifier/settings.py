@@ -39,7 +39,8 @@ class ClassifierTraining:
         sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
             because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
         strides: of an EfficientNet's stem and stages, see ``classifier.model.set_strides``; empty: as published.
-        start_from: a classifier whose weights the training starts from, instead of ImageNet's; outputs of labels that
+        start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
+            labels and layers, whose mean is taken; outputs of labels that
             it has too start as they are there.
         match, similarity, match_table: which label teaches another library's, see ``classifier.matching``.
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
@@ -67,7 +68,7 @@ class ClassifierTraining:
     backbone: str = BACKBONE
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
     strides: tuple[int, ...] = ()
-    start_from: Path | None = None
+    start_from: tuple[Path, ...] = ()
     match: str = "table"
     similarity: float = SIMILARITY
     match_table: Path | None = None
@@ -116,7 +117,8 @@ class ClassifierTraining:
         settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
         settings["precision"] = self.computed_in
         settings["strides"] = list(self.strides)
-        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "start_from", "distil")}
+        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "distil")}
+        settings["start_from"] = [str(path) for path in self.start_from]
         return settings
 
     @property

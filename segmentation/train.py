@@ -26,7 +26,7 @@ from nucpipe.common.imagenet import imagenet_state_dict
 from nucpipe.common.modelfile import ModelHeader, save_model
 from segmentation.detector import INPUT_MPP
 from segmentation.losses import hovernet_loss
-from segmentation.model import WIDTHS, HoVerNet, grow
+from segmentation.model import WIDTHS, HoVerNet, grow, read_hovernet
 from segmentation.samples import TileBatch, TileSource
 
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
@@ -52,7 +52,8 @@ class SegmentorTraining:
         encoder: timm name, or for the latter two a ResNet of torchvision.
         widths: channels of the compact HoVer-Net's decoder at strides 8, 4 and 2; None: those of ``start_from``, or
             else ``segmentation.model.WIDTHS``.
-        start_from: a model file whose weights the training starts from, instead of ImageNet's; of the same encoder, and
+        start_from: a model file whose weights the training starts from, instead of ImageNet's, or several of the same
+            layers, whose mean is taken; of the same encoder, and
             with a decoder that is nowhere wider.
         licence: of the data, for the model card.
     """
@@ -69,7 +70,7 @@ class SegmentorTraining:
     architecture: str = "hovernet"
     encoder: str = ""
     widths: tuple[int, int, int] | None = None
-    start_from: Path | None = None
+    start_from: tuple[Path, ...] = ()
     licence: str = ""
 
     def __post_init__(self) -> None:
@@ -77,7 +78,7 @@ class SegmentorTraining:
             raise UsageError(f"--architecture {self.architecture}: expected {', '.join(ENCODERS)}.")
         if not self.encoder:
             object.__setattr__(self, "encoder", ENCODERS[self.architecture])
-        if self.start_from is not None and self.architecture != "hovernet":
+        if self.start_from and self.architecture != "hovernet":
             raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
 
         if self.widths is not None and (len(self.widths) != 3 or min(self.widths) < 1):
@@ -89,7 +90,7 @@ class SegmentorTraining:
         """What a checkpoint must have been made with to be resumed."""
         names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder", "widths")
         settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": self.computed_in}
-        settings["start_from"] = str(self.start_from)
+        settings["start_from"] = [str(path) for path in self.start_from]
         if self.architecture != "hovernet":
             settings["architecture"] = self.architecture
         return settings | {n: getattr(self, n) for n in names}
@@ -206,19 +207,15 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
 
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
     """The network with the weights that the training starts from."""
-    if config.start_from is not None:
-        from segmentation.model import read_hovernet
-
-        start, header = read_hovernet(config.start_from)
-        if (encoder := header.architecture["encoder"]) != config.encoder:
-            raise DataError(f"--start-from {config.start_from}: its encoder is {encoder}, not {config.encoder}.")
+    if config.start_from:
+        start = _start(config)
         widths = config.widths or start.widths
         model = HoVerNet(config.encoder, widths, start.hidden)
         try:
             grow(start, model)
         except ValueError as error:
             raise DataError(
-                f"--start-from {config.start_from}: its decoder is wider than --widths "
+                f"--start-from {config.start_from[0]}: its decoder is wider than --widths "
                 f"{','.join(map(str, widths))} ({error})."
             ) from error
         return model
@@ -230,6 +227,21 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
     else:
         model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
     return model
+
+
+def _start(config: SegmentorTraining) -> HoVerNet:
+    """The network of ``start_from``, or the mean of several."""
+    networks = []
+    for path in config.start_from:
+        network, header = read_hovernet(path)
+        if (encoder := header.architecture["encoder"]) != config.encoder:
+            raise DataError(f"--start-from {path}: its encoder is {encoder}, not {config.encoder}.")
+        networks.append(network)
+    try:
+        networks[0].load_state_dict(training.mean_weights(networks))
+    except ValueError as error:
+        raise DataError(f"--start-from {', '.join(map(str, config.start_from))}: {error}.") from error
+    return networks[0]
 
 
 def _step(

@@ -24,7 +24,7 @@ from classifier.settings import ClassifierTraining
 from classifier.train import _Draw, open_libraries, train_classifier
 from nucpipe.common import training
 from nucpipe.common.errors import DataError, UsageError
-from nucpipe.common.modelfile import save_model
+from nucpipe.common.modelfile import read_header, save_model
 from pipeline.cli import main
 
 
@@ -221,10 +221,11 @@ def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_pa
         out=tmp_path / "second.safetensors",
         steps=1,
         learning_rate=1e-12,
-        start_from=first.out,
+        start_from=(first.out,),
         loss="distance",
     )
     said: list[str] = []
+    x = tmp_path / "x.safetensors"
     header = train_classifier(second, said.append)
     assert "starting from first.safetensors: 35 of 37 outputs are known there" in said
     old, new = load_file(first.out), load_file(second.out)
@@ -233,8 +234,26 @@ def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_pa
     assert [entry["name"] for entry in header.data][-1] == "Lab"
     assert header.data[-1]["nuclei"] == {"round": 2, "long": 2}
     assert header.figures["Lab"]["nuclei"] == 2
+    with pytest.raises(DataError, match=r"its labels are not those of .*first\.safetensors; they cannot be averaged"):
+        train_classifier(dataclasses.replace(second, start_from=(first.out, second.out), seed=9, out=x), quiet)
     with pytest.raises(DataError, match="its backbone is test_efficientnet, not resnet18"):
-        train_classifier(dataclasses.replace(second, out=tmp_path / "x.safetensors", backbone="resnet18"), quiet)
+        train_classifier(dataclasses.replace(second, out=x, backbone="resnet18"), quiet)
+
+
+def test_no_steps_from_several_models_give_their_mean_measured_anew(config: ClassifierTraining, tmp_path: Path) -> None:
+    parts = [dataclasses.replace(config, out=tmp_path / f"{k}.safetensors", steps=2, seed=k) for k in range(3)]
+    for part in parts:
+        train_classifier(part, quiet)
+    paths = tuple(part.out for part in parts)
+    mean = dataclasses.replace(config, out=tmp_path / "mean.safetensors", steps=0, start_from=paths)
+    header = train_classifier(mean, quiet)
+    tensors = [load_file(path) for path in paths]
+    for name, value in load_file(mean.out).items():
+        if value.is_floating_point():
+            expected = torch.stack([t[name].float() for t in tensors]).mean(0)
+            torch.testing.assert_close(value.float(), expected, atol=1e-3, rtol=1e-3)
+    assert header.architecture["started_from"] == "0 and 1 and 2"
+    assert header.figures.keys() == read_header(paths[0]).figures.keys()
 
 
 def test_confident_predictions_complete_what_a_label_does_not_say(

@@ -138,7 +138,7 @@ def test_wrong_settings_say_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected hovernet, maskrcnn, fasterrcnn"):
         SegmentorTraining((data,), out, architecture="yolo")
     with pytest.raises(UsageError, match="only a hovernet starts from a model"):
-        SegmentorTraining((data,), out, architecture="maskrcnn", start_from=out)
+        SegmentorTraining((data,), out, architecture="maskrcnn", start_from=(out,))
     config = SegmentorTraining((data,), out, ("image_1",), architecture="maskrcnn", encoder="vit")
     with pytest.raises(UsageError, match="--encoder vit: expected a ResNet"):
         train_segmentor(config, lambda _: None)

@@ -122,17 +122,34 @@ def test_a_training_that_starts_from_a_model_keeps_its_widths(data: Path, tmp_pa
     train_segmentor(first, lambda _: None)
     for widths, expected in ((None, [12, 9, 8]), ((16, 9, 8), [16, 9, 8])):
         out = tmp_path / "second.safetensors"
-        again = dataclasses.replace(first, out=out, start_from=first.out, widths=widths, seed=expected[0])
+        again = dataclasses.replace(first, out=out, start_from=(first.out,), widths=widths, seed=expected[0])
         out.with_suffix(".checkpoint").unlink(missing_ok=True)
         train_segmentor(again, lambda _: None)
         assert read_header(out).architecture["widths"] == expected
         read_hovernet(out)
 
 
+def test_no_steps_from_several_models_give_their_mean(data: Path, tmp_path: Path) -> None:
+    parts = [config(data, tmp_path / f"{k}.safetensors", 1) for k in range(2)]
+    for k, part in enumerate(parts):
+        train_segmentor(dataclasses.replace(part, seed=k), lambda _: None)
+    paths = tuple(part.out for part in parts)
+    mean = dataclasses.replace(parts[0], out=tmp_path / "mean.safetensors", steps=0, start_from=paths)
+    train_segmentor(mean, lambda _: None)
+    whole, *states = (read_hovernet(path)[0].state_dict() for path in (mean.out, *paths))
+    for name, value in whole.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2, atol=1e-3, rtol=1e-3)
+    wide = dataclasses.replace(parts[0], out=tmp_path / "wide.safetensors", steps=0, widths=(81, 48, 32))
+    train_segmentor(wide, lambda _: None)
+    with pytest.raises(DataError, match="their layers differ"):
+        train_segmentor(dataclasses.replace(mean, out=tmp_path / "y.safetensors", start_from=(*paths, wide.out)))
+
+
 def test_starting_from_a_wider_model_is_an_error(data: Path, tmp_path: Path) -> None:
     narrow = SegmentorTraining((data,), tmp_path / "x.safetensors", ("image_2",), steps=1, widths=(16, 16, 16))
     with pytest.raises(DataError, match=r"its decoder is wider than --widths 16,16,16"):
-        train_segmentor(dataclasses.replace(narrow, start_from=find_model("segmentor", "hovernet-compact")))
+        train_segmentor(dataclasses.replace(narrow, start_from=(find_model("segmentor", "hovernet-compact"),)))
     with pytest.raises(UsageError, match="--widths 0,1,2: expected three numbers"):
         dataclasses.replace(narrow, widths=(0, 1, 2))
 

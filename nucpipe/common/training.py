@@ -51,6 +51,28 @@ class WeightAverage(Generic[Network]):
                 average.copy_(value)
 
 
+@torch.no_grad()
+def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
+    """The mean of several networks' weights and buffers (Wortsman et al. 2022, "Model soups").
+
+    Trainings that started from the same weights end in one valley, and the middle of it is often better than each of
+    its sides.
+
+    Raises:
+        ValueError: the networks differ in their layers.
+    """
+    states = [network.state_dict() for network in networks]
+    if any(
+        state.keys() != states[0].keys() or any(state[k].shape != v.shape for k, v in states[0].items())
+        for state in states[1:]
+    ):
+        raise ValueError("their layers differ")
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
 def rate(step: int, steps: int) -> float:
     """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
 

@@ -34,7 +34,10 @@ def train_options(command: F) -> F:
             "Of a set where none is found, about 15 % is held out.",
         ),
         click.option(
-            "--steps", type=int, help="Number of batches.  [default: 4300 for a segmentor, 1800 for a classifier]"
+            "--steps",
+            type=click.IntRange(min=0),
+            help="Number of batches; 0 only averages what --start-from names, and measures it.  "
+            "[default: 4300 for a segmentor, 1800 for a classifier]",
         ),
         click.option("--batch-size", type=int, help="Samples a batch."),
         click.option("--learning-rate", type=float, help="The largest learning rate."),
@@ -85,8 +88,9 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--start-from",
+    multiple=True,
     metavar="NAME|PATH",
-    help="A segmentor to start from instead of ImageNet's weights, such as hovernet-compact.",
+    help="A segmentor to start from instead of ImageNet's weights, such as hovernet-compact; of several their mean.",
 )
 @click.option(
     "--widths",
@@ -99,8 +103,7 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     from pipeline.models import find_model
     from segmentation.train import SegmentorTraining, train_segmentor
 
-    if options["start_from"] is not None:
-        options["start_from"] = find_model("segmentor", options["start_from"])
+    options["start_from"] = tuple(find_model("segmentor", name) for name in options["start_from"])
     if widths is not None:
         options["widths"] = _numbers("--widths", widths, "128,64,48")
     train_segmentor(SegmentorTraining(data=data, licence=licence, **given(options)), click.echo)
@@ -124,8 +127,9 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
 )
 @click.option(
     "--start-from",
+    multiple=True,
     metavar="NAME|PATH",
-    help="A classifier to start from instead of ImageNet's weights, such as joint-lite0.",
+    help="A classifier to start from instead of ImageNet's weights, such as joint-lite0; of several their mean.",
 )
 @match_options
 @click.option("--sampling", type=click.Choice(["random", "round-robin"]), help="Over libraries.  [default: random]")
@@ -185,9 +189,9 @@ def classifier(
         options["sizes"] = ((1.0, size),)
     if strides is not None:
         options["strides"] = _numbers("--strides", strides, "2,1,2,2,1,2,2,1")
-    for name in ("start_from", "distil"):
-        if options[name] is not None:
-            options[name] = find_model("classifier", options[name])
+    options["start_from"] = tuple(find_model("classifier", name) for name in options["start_from"])
+    if options["distil"] is not None:
+        options["distil"] = find_model("classifier", options["distil"])
     config = ClassifierTraining(libraries=data, **given(options))
     if check:
         from classifier.check import check_training
