@@ -52,9 +52,16 @@ def _strides(made: dict[str, Any]) -> str:
     return f" with strides {','.join(map(str, made['strides']))}" if "strides" in made else ""
 
 
+def _made(made: dict[str, Any]) -> str:
+    if made["steps"] == 0:
+        source = made.get("started_from", "nothing")
+        return f"the {'mean of the ' if ', ' in source else ''}weights of {source}"
+    return f"{made['steps']} steps of {made['batch_size']} windows"
+
+
 def _from_other_models(made: dict[str, Any]) -> list[str]:
     lines = []
-    if "started_from" in made:
+    if "started_from" in made and made["steps"] > 0:
         lines += ["", f"Training started from the weights of {made['started_from']}."]
     if "distilled_from" in made:
         lines += [
@@ -85,8 +92,7 @@ def model_card(header: ModelHeader) -> str:
         "",
         f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm "
         f"per pixel round the nucleus, {_enlarged(made)}.",
-        f"- Trained {header.date} with nucpipe {header.nucpipe_version}: {made['steps']} steps of "
-        f"{made['batch_size']} windows.",
+        f"- Made {header.date} with nucpipe {header.nucpipe_version}: {_made(made)}.",
         f"- Licences of the data: {header.licence}. The weights may be used as these allow.",
         "",
         "## What it learnt from",

@@ -159,7 +159,7 @@ def _start_from(
     with torch.no_grad():
         for i, j in rows:
             head.weight[i], head.bias[i] = other_head.weight[j], other_head.bias[j]
-    starts = " and ".join(path.name for path in paths)
+    starts = ", ".join(path.name for path in paths)
     say(f"starting from {starts}: {len(rows)} of {len(outputs)} outputs are known there")
 
 
@@ -362,7 +362,7 @@ def _header(
             "match": config.match,
         }
         | ({"strides": list(config.strides)} if config.strides else {})
-        | ({"started_from": " and ".join(path.stem for path in config.start_from)} if config.start_from else {})
+        | ({"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {})
         | ({"distilled_from": config.distil.stem} if config.distil else {}),
         mpp=MPP,
         mean=MEAN,

@@ -112,12 +112,13 @@ def load_models(
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
     from classifier.predictor import load_predictor
     from nucpipe.common.device import pick_device, pick_precision
-    from nucpipe.common.processors import available_processors
+    from nucpipe.common.processors import available_processors, limit_heaps
     from segmentation.load import load_detector
 
     device = pick_device(device_name)
     precision = pick_precision(precision_name, device)
     threads = workers or available_processors()
+    limit_heaps(threads)
     detector = load_detector(paths["segmentor"], device, precision, threads)
     if tta:
         from segmentation.flips import Flipped

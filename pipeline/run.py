@@ -293,19 +293,17 @@ def export(store: Store, slide: Slide, folder: Path, config: RunConfig, tissue_m
     from pipeline.export.overview import draw_overview
     from pipeline.report.page import write_report
 
-    def overview() -> None:
-        draw_overview(store, slide.thumbnail(OVERVIEW_PX), folder / "overview.png", config.primary)
-
-    def report() -> None:
-        write_report(store, slide, folder / "report.html", config.primary, {"tissue_mm2": tissue_mm2})
+    def pictures() -> None:
+        thumbnail = slide.thumbnail(OVERVIEW_PX)
+        draw_overview(store, thumbnail, folder / "overview.png", config.primary)
+        write_report(store, slide, folder / "report.html", config.primary, {"tissue_mm2": tissue_mm2}, thumbnail)
 
     # What may take long is left to this thread, which alone Ctrl-C interrupts.
-    with ThreadPoolExecutor(2, "nucpipe-export") as pool:
-        pictures = pool.submit(overview), pool.submit(report)
+    with ThreadPoolExecutor(1, "nucpipe-export") as pool:
+        drawn = pool.submit(pictures)
         if config.geojson:
             write_geojson(store, folder / "nuclei.geojson", config.primary)
-        for made in pictures:
-            made.result()
+        drawn.result()
 
 
 def halo_w(models: Models) -> int:

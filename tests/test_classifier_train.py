@@ -252,7 +252,7 @@ def test_no_steps_from_several_models_give_their_mean_measured_anew(config: Clas
         if value.is_floating_point():
             expected = torch.stack([t[name].float() for t in tensors]).mean(0)
             torch.testing.assert_close(value.float(), expected, atol=1e-3, rtol=1e-3)
-    assert header.architecture["started_from"] == "0 and 1 and 2"
+    assert header.architecture["started_from"] == "0, 1, 2"
     assert header.figures.keys() == read_header(paths[0]).figures.keys()
 
 

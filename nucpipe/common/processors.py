@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
+
+M_ARENA_MAX = -8
+"""Of glibc's mallopt."""
 
 
 def available_processors(environment: Mapping[str, str] = os.environ, cgroups: Path = CGROUPS) -> int:
@@ -36,3 +42,15 @@ def _numbers(path: Path) -> tuple[int, ...]:
         return tuple(int(word) for word in path.read_text("ascii").split())
     except (OSError, ValueError):
         return ()
+
+
+def limit_heaps(threads: int) -> None:
+    """Let the C library keep as many heaps as there are threads that compute, and no more.
+
+    glibc gives nearly every thread a heap of its own, and what one thread frees another cannot use: with a dozen
+    threads for two processors that is a fifth more memory. Elsewhere, and where the user has set
+    ``MALLOC_ARENA_MAX``, nothing happens.
+    """
+    if sys.platform == "linux" and "MALLOC_ARENA_MAX" not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, max(2, threads))

@@ -15,13 +15,15 @@ from pipeline.files import written_whole
 from pipeline.report import sections
 from pipeline.report.charts import stacked_bar, tabs, words
 from pipeline.report.facts import Facts, gather, libraries_without_images, together
-from pipeline.report.pictures import legend_colour, stain
+from pipeline.report.pictures import Picture, legend_colour, stain
 from pipeline.result import Result
 from pipeline.slide import Slide
 from pipeline.store import Store
 
 
-def write_report(store: Store, slide: Slide | None, path: Path, primary: str, run: dict[str, Any]) -> None:
+def write_report(
+    store: Store, slide: Slide | None, path: Path, primary: str, run: dict[str, Any], thumbnail: Picture | None = None
+) -> None:
     """Write the report of one slide.
 
     Args:
@@ -30,6 +32,7 @@ def write_report(store: Store, slide: Slide | None, path: Path, primary: str, ru
         path: of the HTML file.
         primary: name of the library that is shown first.
         run: what ``run.json`` says; {} for nothing.
+        thumbnail: (h, w, 3) uint8 RGB, the whole slide; None: it is read.
 
     Raises:
         UsageError: the store has no library ``primary``.
@@ -47,7 +50,7 @@ def write_report(store: Store, slide: Slide | None, path: Path, primary: str, ru
         f"{mpp:.4g} µm per pixel</p>",
         sections.numbers(facts, mm2),
         sections.caveats(facts, libraries_without_images(info.models), info.rule),
-        sections.overview(store, slide, facts, first),
+        sections.overview(store, slide, thumbnail, facts, first),
         sections.counts(facts, mm2, first),
         sections.density(facts, info, first),
         sections.distributions(facts, stain(store, slide) if slide is not None and len(store) else {}, first),

@@ -36,10 +36,20 @@ def data_uri(picture: Picture, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
-def overviews(store: Store, slide: Slide | None) -> dict[str, str]:
-    """By library, the slide with its nuclei in the library's colours; on white where the slide is gone."""
+def overviews(store: Store, slide: Slide | None, thumbnail: Picture | None) -> dict[str, str]:
+    """By library, the slide with its nuclei in the library's colours; on white where the slide is gone.
+
+    Args:
+        store: the nuclei.
+        slide: open, or None where it is gone.
+        thumbnail: the whole slide in small, if that has been read.
+    """
     width, height = store.info.size_l0
-    if slide is not None:
+    if thumbnail is not None:
+        shrink = max(1.0, max(thumbnail.shape[:2]) / OVERVIEW_PX)
+        size = (max(1, round(thumbnail.shape[1] / shrink)), max(1, round(thumbnail.shape[0] / shrink)))
+        base = np.asarray(cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA), np.uint8)
+    elif slide is not None:
         base = slide.thumbnail(OVERVIEW_PX)
     else:
         shrink = max(1.0, max(width, height) / OVERVIEW_PX)

@@ -16,7 +16,7 @@ from nucpipe.common.errors import UsageError
 from pipeline.export.overview import round_length
 from pipeline.report.charts import css, dot, heat_table, histogram, tabs, words
 from pipeline.report.facts import AREA_EDGES_UM2, P_EDGES, Facts
-from pipeline.report.pictures import STAIN_EDGES, crop, density_map, legend_colour, overviews
+from pipeline.report.pictures import STAIN_EDGES, Picture, crop, density_map, legend_colour, overviews
 from pipeline.result import Result
 from pipeline.slide import Slide
 from pipeline.store import Store, StoreInfo
@@ -69,13 +69,13 @@ def pairs(facts: Facts) -> list[tuple[tuple[str, str], bool]]:
     return list(zip(facts.outputs.columns, facts.outputs.trained, strict=True))
 
 
-def overview(store: Store, slide: Slide | None, facts: Facts, first: str) -> str:
+def overview(store: Store, slide: Slide | None, thumbnail: Picture | None, facts: Facts, first: str) -> str:
     """The slide in each library's colours."""
     width_um = store.info.size_l0[0] * store.info.mpp
     length = round_length(width_um / 4)
     text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
     scale = f'<div class="scale" style="width:{100 * length / width_um:.2f}%">{text}</div>'
-    panels, pictures = [], overviews(store, slide)
+    panels, pictures = [], overviews(store, slide, thumbnail)
     for library in facts.outputs.libraries:
         legend = " ".join(
             f"<small>{dotted(library, k)} {facts.counts[library.name][k]:,}</small>"
