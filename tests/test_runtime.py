@@ -192,3 +192,29 @@ def test_another_model_file_is_another_network(tmp_path: Path) -> None:
     code = [Path(__file__)]
     assert network_key(copy, code) == network_key(fast, code)
     assert len({network_key(fast, code), network_key(slow, code), network_key(fast, [])}) == 3
+
+
+AT_ONCE = """
+import os, sys, threading
+import numpy as np
+from classifier.predictor import load_predictor
+from pipeline.models import find_model
+predictor = load_predictor(find_model("classifier", "fast"), threads=8)
+go, crops = threading.Barrier(8), np.zeros((1, 64, 64, 3), np.uint8)
+sys.setswitchinterval(1e-6)
+def look():
+    go.wait()
+    predictor(crops)
+threads = [threading.Thread(target=look, daemon=True) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(30)
+os._exit(any(thread.is_alive() for thread in threads))
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_that_all_begin_at_once_do_not_wait_for_each_other(attempt: int) -> None:
+    """Where OpenVINO's first arrays are made by several threads, it hangs in three of four runs."""
+    assert subprocess.run([sys.executable, "-c", AT_ONCE], check=False).returncode == 0

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 import queue
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -76,6 +78,30 @@ def ready(
     return TorchRuntime(build(), device, precision, threads)
 
 
+_preparing = threading.Lock()
+
+
+def _prepare_openvino() -> None:
+    """Let OpenVINO do once, in one thread, all that it does with numpy's arrays.
+
+    What its Python part sets up at the first array and the first result waits for the interpreter's lock while it
+    holds one of C++'s: two threads that come to it at once wait for each other for ever.
+    """
+    with _preparing:
+        _first_inference()
+
+
+@cache
+def _first_inference() -> None:
+    import openvino
+    from openvino import opset8
+
+    source = opset8.parameter([1], np.uint8)
+    model = openvino.Model([opset8.convert(source, "f32")], [source])
+    request = openvino.Core().compile_model(model, "CPU").create_infer_request()
+    request.infer([np.ones(1, np.uint8)], share_inputs=True)[0].copy()
+
+
 class OpenVINORuntime:
     """A network run by OpenVINO on the CPU, one thread a call, as many calls at once as ``threads``."""
 
@@ -98,6 +124,7 @@ class OpenVINORuntime:
         """
         import openvino
 
+        _prepare_openvino()
         model = converted(build, side_px, key)
         model.reshape([rows, side_px or -1, side_px or -1, 3])
         settings = {
