@@ -27,7 +27,7 @@ EXAMPLE_PX = 512
 """Side of the image that a network is traced with where sides vary: larger than any margin."""
 
 KEPT = 12
-"""Networks that are kept at most; a run has two, of 5 to 12 MB each."""
+"""Networks that are kept at most; a run has two, of 4 and 14 MB."""
 
 
 def network_key(path: Path, code: Sequence[Path]) -> str:
