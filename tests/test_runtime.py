@@ -152,8 +152,9 @@ from pipeline.models import load_models
 models = load_models("hovernet-compact", "fast", "auto", "auto", workers=1)
 pixels = np.random.default_rng(0).integers(0, 256, (432, 432, 3), np.uint8)
 crops = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)
+kept_torch = "torch" in sys.modules
 np.savez(sys.argv[1], maps=models.detector.predict(pixels), p=models.classifier(crops).probabilities,
-         torch="torch" in sys.modules)
+         small=models.classifier(crops[:, ::2, ::2].copy()).probabilities, torch=kept_torch)
 """
 
 
@@ -170,13 +171,14 @@ def test_what_openvino_was_given_once_is_kept_and_pytorch_not_needed_again(tmp_p
     cache = tmp_path / "cache"
     first, second = (loaded(tmp_path / f"{k}.npz", cache) for k in range(2))
     assert (bool(first["torch"]), bool(second["torch"])) == (True, False)
-    for name in ("maps", "p"):
+    for name in ("maps", "p", "small"):
         np.testing.assert_array_equal(first[name], second[name])
     kept = sorted((cache / "networks").iterdir())
-    assert len(kept) == 2
-    # One is damaged, of the other a file is gone: both are made anew.
+    assert len(kept) == 3  # the segmentor, the classifier for windows of 64 pixels and for those of 32
+    # One is damaged, of another a file is gone: they are made anew.
     (kept[0] / "network.xml").write_text("<net")
-    (kept[1] / "network.bin").unlink()
+    for place in kept[1:]:
+        (place / "network.bin").unlink()
     third = loaded(tmp_path / "3.npz", cache)
     assert bool(third["torch"])
     np.testing.assert_array_equal(third["maps"], first["maps"])

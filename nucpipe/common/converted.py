@@ -57,20 +57,11 @@ def converted(build: Callable[[], nn.Module], side_px: int | None, key: str | No
         ImportError: OpenVINO is not installed.
         Exception: it cannot take this network; or what ``build`` raises.
     """
-    import openvino
-
     place = None
     with contextlib.suppress(RuntimeError):  # a user without a home keeps nothing
         place = None if key is None else cache_folder() / "networks" / f"{key}-{side_px or 'any'}"
-    if place is not None and place.is_dir():
-        try:
-            model = openvino.Core().read_model(place / "network.xml")
-            with contextlib.suppress(OSError):
-                os.utime(place)  # the least recently used one goes first
-            return model
-        except Exception:  # of OpenVINO, without a base of their own
-            logging.getLogger(__name__).debug("%s cannot be read", place, exc_info=True)
-            shutil.rmtree(place, ignore_errors=True)
+    if place is not None and (kept := _read(place)) is not None:
+        return kept
     from nucpipe.common.torchruntime import to_openvino
 
     model = to_openvino(build(), side_px or EXAMPLE_PX)
@@ -79,6 +70,25 @@ def converted(build: Callable[[], nn.Module], side_px: int | None, key: str | No
             _keep(model, place)
         except (OSError, RuntimeError):
             logging.getLogger(__name__).debug("%s cannot be written", place, exc_info=True)
+        else:
+            return _read(place) or model  # what later runs read, so that the first one's answers are theirs to the bit
+    return model
+
+
+def _read(place: Path) -> Any:
+    """The model that is kept there; None if there is none, or it cannot be read, and then it is removed."""
+    import openvino
+
+    if not place.is_dir():
+        return None
+    try:
+        model = openvino.Core().read_model(place / "network.xml")
+    except Exception:  # of OpenVINO, without a base of their own
+        logging.getLogger(__name__).debug("%s cannot be read", place, exc_info=True)
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(place)  # the least recently used one goes first
     return model
 
 
