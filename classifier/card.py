@@ -68,8 +68,6 @@ def _from_other_models(made: dict[str, Any]) -> list[str]:
             "",
             f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
         ]
-    if "averaged_with" in made:
-        lines += ["", f"The weights are the mean of what came of it and of {made['averaged_with']}."]
     return lines
 
 
