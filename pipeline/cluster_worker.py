@@ -33,7 +33,6 @@ from pipeline.run import (
     conclude,
     cut,
     fingerprint,
-    finish_store,
     finished_before,
     process,
     store_info,
@@ -152,13 +151,11 @@ def finish_order(order: Order, seconds: float) -> SlideResult:
         clock.stages["nuclei"] = round(seconds, 3)
         journal = Journal.open(work.journal_path, fingerprint(work, order.config))
         whole = {region.index for region in work.regions} <= journal.done
-        if whole and (order.config.overwrite or not work.store_path.exists()):
-            finish_store(work, journal, order.config)
-        elif not work.store_path.exists():
+        # Without a whole journal a worker that died had finished the store, and maybe begun to remove the journal.
+        to_finish = whole and (order.config.overwrite or not work.store_path.exists())
+        if not (to_finish or work.store_path.exists()):
             raise OutputError(f"{order.folder}: regions are missing or damaged; run the same command again.")
-        # Else a worker that died had finished the store, and maybe begun to remove the journal.
-        clock.lap("store")
-        result = conclude(work, order.config, clock, order.slide)
+        result = conclude(work, journal if to_finish else None, order.config, clock, order.slide)
     _close(order)
     return result
 

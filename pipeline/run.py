@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.journal import Journal
     from pipeline.models import Models
     from pipeline.regions import Region
+    from pipeline.resample import Image
     from pipeline.slide import Slide
     from pipeline.store import Store, StoreInfo
     from pipeline.tissue import TissueMask
@@ -155,6 +156,7 @@ def run_slide(
         if not config.overwrite and (before := finished_before(path, folder, info, config)):
             return before
         work = cut(slide, folder, info, models, config)
+        journal = None
         if config.overwrite or not work.store_path.exists():
             journal = begin(work, config)
             todo = [region for region in work.regions if region.index not in journal.done]
@@ -170,11 +172,7 @@ def run_slide(
             clock.lap("nuclei")
             workers = config.workers or available_processors()
             clock.performance = clock.watch.performance(clock.stages["nuclei"], workers, models.classifier.calls)
-            still_ours()
-            finish_store(work, journal, config)
-            clock.lap("store")
-        still_ours()
-        return conclude(work, config, clock, origin or path)
+        return conclude(work, journal, config, clock, origin or path, still_ours)
 
 
 @dataclass(frozen=True)
@@ -234,29 +232,45 @@ def fingerprint(work: Work, config: RunConfig) -> dict[str, Any]:
     return {**work.info.to_dict(), "region_size": config.region_size}
 
 
-def finish_store(work: Work, journal: Journal, config: RunConfig) -> None:
-    """The store, from a journal that holds every region."""
-    from pipeline.store import finish
+def conclude(
+    work: Work,
+    journal: Journal | None,
+    config: RunConfig,
+    clock: Clock,
+    origin: Path | Address,
+    still_ours: Callable[[], None] = lambda: None,
+) -> SlideResult:
+    """The store, and all that is made from it; ``run.json`` last, and then the journal has served.
 
-    if config.overwrite:  # the old results stand until the new ones are ready
-        remove(*(work.folder / name for name in RESULTS))
-    finish(journal, [region.index for region in work.regions], work.store_path, work.info)
-
-
-def conclude(work: Work, config: RunConfig, clock: Clock, origin: Path | Address) -> SlideResult:
-    """All that is made from a finished store; ``run.json`` last, and then the journal has served."""
+    Args:
+        work: the slide.
+        journal: holds every region; None: the store is finished already.
+        config: the settings.
+        clock: of the run.
+        origin: where a person finds the slide.
+        still_ours: see :func:`run_slide`.
+    """
     from pipeline.journal import Journal
-    from pipeline.store import open_store
+    from pipeline.store import finish, open_store
     from pipeline.timeline import draw_timeline
 
-    store = open_store(work.store_path)
-    export(store, work.slide, work.folder, config, work.tissue.area_mm2)
+    area = work.tissue.area_mm2
+    with ThreadPoolExecutor(2, "nucpipe-export") as helpers:
+        thumbnail = helpers.submit(work.slide.thumbnail, OVERVIEW_PX)
+        if journal is not None:
+            still_ours()
+            if config.overwrite:  # the old results stand until the new ones are ready
+                remove(*(work.folder / name for name in RESULTS))
+            finish(journal, [region.index for region in work.regions], work.store_path, work.info)
+            clock.lap("store")
+        still_ours()
+        store = open_store(work.store_path)
+        export(store, work, config, helpers, thumbnail)
     clock.lap("exports")
     if config.profile:
         draw_timeline(clock.watch.spans, work.folder / "profile.png")
-    counts = write_run_json(origin, work.folder, work.info, config, clock, store, work.tissue.area_mm2)
+    counts = write_run_json(origin, work.folder, work.info, config, clock, store, area)
     Journal(work.journal_path).remove()
-    area = work.tissue.area_mm2
     return SlideResult(work.slide.path, work.folder, "done", len(store), area, clock.total(), counts=counts)
 
 
@@ -287,23 +301,25 @@ def given_to(slide: Slide, config: RunConfig) -> GivenNuclei | None:
     return given_nuclei(nuclei_file(config.nuclei, slide.path), slide)
 
 
-def export(store: Store, slide: Slide, folder: Path, config: RunConfig, tissue_mm2: float) -> None:
+def export(store: Store, work: Work, config: RunConfig, helpers: Executor, thumbnail: Future[Image]) -> None:
     """What people open: the GeoJSON, the overview and the report."""
     from pipeline.export.geojson import write_geojson
     from pipeline.export.overview import draw_overview
     from pipeline.report.page import write_report
 
-    def pictures() -> None:
-        thumbnail = slide.thumbnail(OVERVIEW_PX)
-        draw_overview(store, thumbnail, folder / "overview.png", config.primary)
-        write_report(store, slide, folder / "report.html", config.primary, {"tissue_mm2": tissue_mm2}, thumbnail)
+    def overview() -> None:
+        draw_overview(store, thumbnail.result(), work.folder / "overview.png", config.primary)
 
+    def report() -> None:
+        facts = {"tissue_mm2": work.tissue.area_mm2}
+        write_report(store, work.slide, work.folder / "report.html", config.primary, facts, thumbnail.result())
+
+    made = [helpers.submit(draw) for draw in (overview, report)]
     # What may take long is left to this thread, which alone Ctrl-C interrupts.
-    with ThreadPoolExecutor(1, "nucpipe-export") as pool:
-        drawn = pool.submit(pictures)
-        if config.geojson:
-            write_geojson(store, folder / "nuclei.geojson", config.primary)
-        drawn.result()
+    if config.geojson:
+        write_geojson(store, work.folder / "nuclei.geojson", config.primary)
+    for future in made:
+        future.result()
 
 
 def halo_w(models: Models) -> int:
