@@ -109,7 +109,8 @@ def train(
         taught = dataclasses.replace(taught, targets=own)
     outputs = Outputs(libraries, tuple(bool(n) for n in data.matching.taught(taught.targets)))
     if kind == "completed":
-        taught = complete(taught, outputs, model_path(out, "joint", "", seed), 0.99, CPU, base.computed_in, print)
+        first = model_path(out, "joint", "", seed)
+        taught = complete(taught, outputs, first, base.complete_above, CPU, base.computed_in, print)
     sets = len(np.unique(taught.library))
     path = model_path(out, kind, name, seed)
     config = dataclasses.replace(base, seed=seed, out=path, steps=base.steps * sets)
@@ -281,6 +282,7 @@ def write_document(parts: dict[str, list[str]]) -> None:
 @click.option("--strides", default="", help="As of nucpipe train classifier.")
 @click.option("--carried", multiple=True, default=("PanNuke",), show_default=True)
 @click.option("--completed/--no-completed", default=True, show_default=True)
+@click.option("--complete-above", default=0.9, show_default=True, help="How sure the first round must be.")
 @click.option("--cost", is_flag=True, help="Measure the speed only.")
 @click.option("--table", "only_table", is_flag=True, help="Write the document only.")
 def main(
@@ -292,6 +294,7 @@ def main(
     strides: str,
     carried: Sequence[str],
     completed: bool,
+    complete_above: float,
     cost: bool,
     only_table: bool,
 ) -> None:
@@ -304,6 +307,7 @@ def main(
         sizes=((1.0, size),),
         strides=tuple(int(s) for s in strides.split(",") if s),
         sampling="round-robin",
+        complete_above=complete_above,
     )
     out.mkdir(parents=True, exist_ok=True)
     log = out / "runs.jsonl"
