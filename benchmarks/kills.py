@@ -142,7 +142,7 @@ def compare(whole: Path, other: Path) -> list[str]:
     if left != sorted(path.name for path in whole.iterdir()):
         differences.append(f"{other}: other files: {left}")
     a, b = open_store(whole / "nuclei.zarr"), open_store(other / "nuclei.zarr")
-    print(f"{len(a)} nuclei never killed, {len(b)} nuclei killed, {len(set(b.ids))} of them different", flush=True)
+    print(f"{len(a)} nuclei never killed, {len(b)} nuclei killed, {len(set(b.ids))} of them distinct", flush=True)
     if not np.array_equal(a.ids, b.ids):
         return [*differences, f"{other}: {len(set(a.ids) - set(b.ids))} lost, {len(set(b.ids) - set(a.ids))} more"]
     for what in ("centroids_l0", "detection_p", "area_um2"):
