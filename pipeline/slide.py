@@ -154,8 +154,7 @@ class Slide(ABC):
             ``size_l0[1] / h`` level-0 pixels.
         """
         width, height = self.size_l0
-        shrink = max(1.0, max(width, height) / max_px)
-        w, h = max(1, round(width / shrink)), max(1, round(height / shrink))
+        w, h = shrunk_size(self.size_l0, max_px)
         if (w, h) == self.size_l0:
             return self.read_level(0, (0, 0, w, h))
         return self._in_blocks(width / w, height / h, (0, 0, w, h))
@@ -186,6 +185,12 @@ class Slide(ABC):
                 part = (x, y, min(x + block, x1), min(y + block, y1))
                 image[y - y0 : part[3] - y0, x - x0 : part[2] - x0] = self._resampled(l0_per_px_x, l0_per_px_y, part)
         return image
+
+
+def shrunk_size(size: tuple[int, int], max_px: int) -> tuple[int, int]:
+    """(width, height) of an image of ``size`` in small: its longest side at most ``max_px``, never enlarged."""
+    shrink = max(1.0, max(size) / max_px)
+    return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 def slide_name(path: Path) -> str:

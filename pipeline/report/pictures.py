@@ -13,7 +13,7 @@ from PIL import Image
 
 from classifier.libraries import Library
 from pipeline.export.overview import NO_LABEL, paint
-from pipeline.slide import Slide
+from pipeline.slide import Slide, shrunk_size
 from pipeline.store import Store
 
 OVERVIEW_PX = 1400
@@ -44,16 +44,14 @@ def overviews(store: Store, slide: Slide | None, thumbnail: Picture | None) -> d
         slide: open, or None where it is gone.
         thumbnail: the whole slide in small, if that has been read.
     """
-    width, height = store.info.size_l0
     if thumbnail is not None:
-        shrink = max(1.0, max(thumbnail.shape[:2]) / OVERVIEW_PX)
-        size = (max(1, round(thumbnail.shape[1] / shrink)), max(1, round(thumbnail.shape[0] / shrink)))
+        size = shrunk_size((thumbnail.shape[1], thumbnail.shape[0]), OVERVIEW_PX)
         base = np.asarray(cv2.resize(thumbnail, size, interpolation=cv2.INTER_AREA), np.uint8)
     elif slide is not None:
         base = slide.thumbnail(OVERVIEW_PX)
     else:
-        shrink = max(1.0, max(width, height) / OVERVIEW_PX)
-        base = np.full((max(1, round(height / shrink)), max(1, round(width / shrink)), 3), 255, np.uint8)
+        width, height = shrunk_size(store.info.size_l0, OVERVIEW_PX)
+        base = np.full((height, width, 3), 255, np.uint8)
     return {lib.name: data_uri(paint(base, store, lib), "jpeg") for lib in store.info.outputs.libraries}
 
 
