@@ -22,11 +22,11 @@ import cv2
 
 import nucpipe
 from classifier.libraries import Library
-from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
-from pipeline.store import Store, open_store
-from segmentation.metrics import DetectionCounts
+from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from pipeline.store.reader import Store, open_store
+from segmentation.evaluation.metrics import DetectionCounts
+from segmentation.evaluation.scores import ImageScore, figures_of, type_figures
 from segmentation.nuclei import Nuclei
-from segmentation.scores import ImageScore, figures_of, type_figures
 
 
 def score_store(image: AnnotatedImage, store: Store, library: Library | None) -> ImageScore:

@@ -20,11 +20,11 @@ from pathlib import Path
 import click
 import numpy as np
 
-from classifier.labels import Labels
+from classifier.predictions import Labels
 from pipeline.config import RunConfig
 from pipeline.export.geojson import write_geojson
-from pipeline.journal import Journal
-from pipeline.store import Store, finish, open_store
+from pipeline.store.journal import Journal
+from pipeline.store.reader import Store, finish, open_store
 from segmentation.nuclei import MEASURES, Nuclei
 
 

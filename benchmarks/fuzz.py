@@ -26,16 +26,16 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import make_slides as make
-from nucpipe.common.errors import NucpipeError
-from pipeline.demo import fetch_demo_slide
-from pipeline.grid import WorkingGrid
-from pipeline.models import find_model, load_models
-from pipeline.regions import cut_regions
-from pipeline.slide import open_slide
-from pipeline.tissue import tissue_from
+import tests.support.slides as make
+from nucpipe.errors import NucpipeError
+from pipeline.cli.demo_slide import fetch_demo_slide
+from pipeline.inference.models import find_model, load_models
+from pipeline.regions.region import cut_regions
+from pipeline.regions.tissue import tissue_from
+from pipeline.slide.base import open_slide
+from pipeline.slide.grid import WorkingGrid
 
 SECONDS, BYTES = 60, 4 * 2**30
 MPP = 0.25

@@ -18,16 +18,16 @@ import click
 import cv2
 import numpy as np
 
-from classifier.evaluate import predict_logits
-from classifier.labels import probabilities
+from classifier.evaluation.metrics import predict_logits
+from classifier.label_mapping import Matching
 from classifier.libraries import Outputs
-from classifier.matching import Matching
-from classifier.model import load_classifier
-from classifier.samples import Samples, gather
-from nucpipe.common.datasets import open_dataset, split_groups
-from nucpipe.common.device import pick_device, pick_precision
-from pipeline.commands.options import library_option
-from pipeline.models import find_model
+from classifier.network import load_classifier
+from classifier.predictions import probabilities
+from classifier.training.dataset import Samples, gather
+from nucpipe.backends.device import pick_device, pick_precision
+from nucpipe.datasets import open_dataset, split_groups
+from pipeline.cli.options import library_option
+from pipeline.inference.models import find_model
 
 ACROSS = 12
 ENLARGED = 3

@@ -16,7 +16,7 @@ import shapely
 from scipy.spatial import cKDTree
 
 import nucpipe
-from pipeline.store import Store, open_store
+from pipeline.store.reader import Store, open_store
 
 WAYS = ((2048, 64, 2), (512, 64, 2), (1280, 64, 2), (2048, 1, 2), (2048, 64, 1))
 

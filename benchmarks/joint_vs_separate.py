@@ -28,20 +28,20 @@ from typing import Any
 import click
 import numpy as np
 
-from classifier.complete import complete
-from classifier.evaluate import predict_logits
-from classifier.labels import probabilities
+from classifier.evaluation.metrics import predict_logits
+from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import Library, Outputs, libraries_of
-from classifier.matching import Matching, make_matching
-from classifier.model import MEAN, MPP, STD, Enlarged, JointClassifier
+from classifier.network import MEAN, MPP, STD, Enlarged, JointClassifier
+from classifier.predictions import probabilities
 from classifier.predictor import ROWS, WINDOW_PX
-from classifier.samples import Samples, gather
-from classifier.settings import ClassifierTraining
-from classifier.train import fit
-from nucpipe.common.datasets import open_dataset
-from nucpipe.common.device import pick_precision
-from nucpipe.common.modelfile import ModelHeader, save_model
-from nucpipe.common.runtime import ready
+from classifier.training.config import ClassifierTraining
+from classifier.training.dataset import Samples, gather
+from classifier.training.pseudo_labels import complete
+from classifier.training.train import fit
+from nucpipe.backends.device import pick_precision
+from nucpipe.backends.model_file import ModelHeader, save_model
+from nucpipe.backends.select import ready
+from nucpipe.datasets import open_dataset
 
 CPU = "cpu"
 DRAWS = 1000

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.demo import fetch_demo_slide
-from pipeline.store import open_store
+from pipeline.cli.demo_slide import fetch_demo_slide
+from pipeline.store.reader import open_store
 
 ROI_L0 = (500, 1000, 1900, 2000)  # of the demo slide: x0, y0, x1, y1
 

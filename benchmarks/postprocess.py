@@ -19,15 +19,15 @@ import click
 import cv2
 import numpy as np
 
-from nucpipe.common.datasets import AnnotatedImage, open_dataset, split_groups
-from nucpipe.common.toolbox import quiet, toolbox
+from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.optional.tiatoolbox import quiet, toolbox
 from pipeline.config import RunConfig
-from pipeline.models import find_model
-from segmentation.load import load_detector
-from segmentation.metrics import SegmentationCounts
-from segmentation.postprocess import find_nuclei
-from segmentation.scores import draw_instances
-from segmentation.shape import measured
+from pipeline.inference.models import find_model
+from segmentation.evaluation.metrics import SegmentationCounts
+from segmentation.evaluation.scores import draw_instances
+from segmentation.hovernet.postprocess import find_nuclei
+from segmentation.morphology import measured
+from segmentation.registry import load_detector
 
 
 def maps_of(image: AnnotatedImage, model: Path) -> np.ndarray:

@@ -56,12 +56,12 @@ def cheap_models(workers: int):
     """Stand-ins for the networks."""
 
     from classifier.libraries import Outputs, published_libraries
-    from classifier.model import Enlarged, JointClassifier
+    from classifier.network import Enlarged, JointClassifier
     from classifier.predictor import Predictor
-    from pipeline.models import Models
+    from pipeline.inference.models import Models
     from segmentation.detector import Detector
+    from segmentation.hovernet.postprocess import find_nuclei
     from segmentation.nuclei import Nuclei
-    from segmentation.postprocess import find_nuclei
 
     class Dark(Detector):
         input_mpp, align_px, context_px, calls = 0.5, 16, 64, workers
@@ -83,8 +83,8 @@ def cheap_models(workers: int):
 def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
     """In a process of its own."""
     from pipeline.config import RunConfig
-    from pipeline.models import load_models
-    from pipeline.run import Silent, run_slide
+    from pipeline.inference.models import load_models
+    from pipeline.run_slide import Silent, run_slide
 
     config = RunConfig(overwrite=True, workers=workers)
     if cheap:
@@ -116,7 +116,7 @@ def main(
     if one:
         run(slide, out, cheap, one)
         return
-    from pipeline.slide import open_slide
+    from pipeline.slide.base import open_slide
 
     out.mkdir(parents=True, exist_ok=True)
     with open_slide(slide, mpp) as opened:

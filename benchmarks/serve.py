@@ -16,8 +16,8 @@ import cv2
 import httpx
 import numpy as np
 
-from pipeline.slide import open_slide
-from pipeline.tissue import tissue_mask
+from pipeline.regions.tissue import tissue_mask
+from pipeline.slide.base import open_slide
 
 
 @click.command()

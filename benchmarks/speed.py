@@ -21,15 +21,15 @@ import numpy as np
 import torch
 
 import nucpipe
-from classifier.model import enlarge, load_classifier
+from classifier.network import enlarge, load_classifier
 from pipeline.config import RunConfig
-from pipeline.engine import resize, working_px
-from pipeline.grid import WorkingGrid
-from pipeline.models import find_model, load_models
-from pipeline.regions import cut_regions
-from pipeline.run import halo_w, window_grid_w
-from pipeline.slide import open_slide
-from pipeline.tissue import tissue_from
+from pipeline.inference.engine import resize, working_px
+from pipeline.inference.models import find_model, load_models
+from pipeline.regions.region import cut_regions
+from pipeline.regions.tissue import tissue_from
+from pipeline.run_slide import halo_w, window_grid_w
+from pipeline.slide.base import open_slide
+from pipeline.slide.grid import WorkingGrid
 
 PLAIN = 256
 """Nuclei for the plain ways, which are slow."""

@@ -24,14 +24,14 @@ import cv2
 import numpy as np
 import torch
 
-from nucpipe.common.processors import available_processors
-from nucpipe.common.runtime import Runtime
-from nucpipe.common.toolbox import quiet, toolbox
+from nucpipe.backends.processors import available_processors
+from nucpipe.backends.select import Runtime
+from nucpipe.optional.tiatoolbox import quiet, toolbox
 from pipeline.config import RunConfig
-from pipeline.models import load_models
-from pipeline.run import Silent, run_slide
+from pipeline.inference.models import load_models
+from pipeline.run_slide import Silent, run_slide
 from segmentation.detector import Detector
-from segmentation.published import PublishedHoVerNet
+from segmentation.hovernet.published import PublishedHoVerNet
 
 
 def random_network() -> torch.nn.Module:

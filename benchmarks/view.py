@@ -19,10 +19,10 @@ import click
 import httpx
 import numpy as np
 
-from classifier.labels import Labels
-from pipeline.journal import Journal
-from pipeline.store import Store, finish, open_store
-from pipeline.view.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
+from classifier.predictions import Labels
+from pipeline.store.journal import Journal
+from pipeline.store.reader import Store, finish, open_store
+from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
 from segmentation.nuclei import Nuclei
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.errors import DataError, UsageError
+from nucpipe.errors import DataError, UsageError
 
 PALETTE = (
     (200, 0, 0),

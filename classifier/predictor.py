@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from classifier.labels import Labels, probabilities
 from classifier.libraries import Outputs
-from nucpipe.common.converted import network_key
-from nucpipe.common.errors import ModelError
-from nucpipe.common.modelfile import ModelHeader, read_header
-from nucpipe.common.runtime import Runtime, ready
+from classifier.predictions import Labels, probabilities
+from nucpipe.backends.conversion_cache import network_key
+from nucpipe.backends.model_file import ModelHeader, read_header
+from nucpipe.backends.select import Runtime, ready
+from nucpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +32,7 @@ class Predictor:
     """A joint classifier, ready to run.
 
     Args:
-        build: makes its network, see :func:`nucpipe.common.runtime.ready`.
+        build: makes its network, see :func:`nucpipe.backends.select.ready`.
         outputs: its columns.
         device, precision: where and how it runs.
         threads: processors that it may use.
@@ -98,7 +98,7 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
     """
 
     def build() -> nn.Module:
-        from classifier.model import Enlarged, load_classifier
+        from classifier.network import Enlarged, load_classifier
 
         return Enlarged(load_classifier(path)[0]).eval()
 
@@ -108,5 +108,5 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
         outputs = Outputs.from_dict(header.outputs)
     except Exception as error:  # whatever a header that anybody wrote leads to
         raise ModelError(f"{path}: its labels cannot be read ({error}).") from error
-    key = network_key(path, [Path(__file__).with_name("model.py")])
+    key = network_key(path, [Path(__file__).with_name("network.py")])
     return Predictor(build, outputs, device, precision, threads, key)

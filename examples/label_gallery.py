@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 import nucpipe
-from pipeline.slide import Slide
+from pipeline.slide.base import Slide
 
 SIDE_UM = 20.0
 COLUMNS = 10

@@ -17,11 +17,11 @@ from skimage.filters import gaussian
 from skimage.measure import label
 
 from pipeline.config import RunConfig
-from pipeline.models import load_models
-from pipeline.run import Silent, run_slide
+from pipeline.inference.models import load_models
+from pipeline.run_slide import Silent, run_slide
 from segmentation.detector import Detector
+from segmentation.hovernet.postprocess import outline_instances
 from segmentation.nuclei import Nuclei
-from segmentation.postprocess import outline_instances
 
 
 class Haematoxylin(Detector):

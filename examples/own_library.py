@@ -12,9 +12,9 @@ import tomllib
 from pathlib import Path
 
 import nucpipe
-from classifier.train import ClassifierTraining, train_classifier
+from classifier.training.train import ClassifierTraining, train_classifier
 from pipeline.config import RunConfig
-from pipeline.models import find_model
+from pipeline.inference.models import find_model
 
 
 def main(library: str, slide: str, out: str, steps: int = 300, **settings: object) -> None:

@@ -13,7 +13,7 @@ except PackageNotFoundError:  # a source tree that is not installed
 if TYPE_CHECKING:
     from pipeline.result import Result as Result
     from pipeline.result import open_result as open
-    from pipeline.run import run as run
+    from pipeline.run_slide import run as run
 
 __all__ = ["Result", "__version__", "open", "run"]
 
@@ -21,7 +21,7 @@ __all__ = ["Result", "__version__", "open", "run"]
 def __getattr__(name: str) -> Any:
     # Importing nucpipe stays quick; the pipeline is imported when it is first asked for.
     if name == "run":
-        from pipeline.run import run
+        from pipeline.run_slide import run
 
         return run
     if name in ("open", "Result"):

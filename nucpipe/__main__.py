@@ -1,5 +1,5 @@
 """``python -m nucpipe``."""
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 main(prog_name="nucpipe")

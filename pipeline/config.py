@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from classifier.decide import Rule
-from nucpipe.common.errors import UsageError
-from pipeline.slides.pixelsize import LARGEST_MPP, SMALLEST_MPP, plausible
+from classifier.decision_rule import Rule
+from nucpipe.errors import UsageError
+from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP, plausible
 
 REGION_ALIGN_W = 32
 """Cores and windows of regions start and end on multiples of this many working pixels: the network's largest stride
@@ -23,7 +23,7 @@ class RunConfig:
         precision: auto, fp32, bf16 or fp16.
         segmentor, classifier: a bundled model's name, or the path of a model file.
         primary: the library whose labels colour the nuclei.
-        decide, threshold: which labels a nucleus gets, see ``classifier.decide``.
+        decide, threshold: which labels a nucleus gets, see ``classifier.decision_rule``.
         tissue: auto, none, or the path of a mask image or of a GeoJSON with regions of interest.
         region_size: side of a region's core in working pixels (0.25 um), a multiple of 32.
         batch_size: nuclei that the classifier sees at a time.

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.errors import OutputError, SlideError, UsageError
-from pipeline.store import Store, open_store
+from nucpipe.errors import OutputError, SlideError, UsageError
+from pipeline.store.reader import Store, open_store
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-    from pipeline.slide import Slide
+    from pipeline.slide.base import Slide
 
 Window = tuple[float, float, float, float]
 """x0, y0, x1, y1 in level-0 pixels; the nuclei whose centroid has ``x0 <= x < x1`` and ``y0 <= y < y1`` are in it."""
@@ -146,7 +146,7 @@ class Result:
             UsageError: it is not there (any more).
             SlideError: it cannot be read, or is not the one of this result.
         """
-        from pipeline.slide import open_slide
+        from pipeline.slide.base import open_slide
 
         path = self.slide_path(given)
         slide = open_slide(path, self.mpp)
@@ -181,7 +181,7 @@ class Result:
         Raises:
             UsageError: no such library or label; ``slide`` is given and not there.
         """
-        from pipeline.plot import plot_nuclei
+        from pipeline.export.figures.plot import plot_nuclei
 
         return plot_nuclei(self, window, library or self.primary, ax, slide, labels)
 

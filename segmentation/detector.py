@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.common.converted import network_key
-from nucpipe.common.errors import ModelError
-from nucpipe.common.modelfile import ModelHeader, read_header
-from nucpipe.common.runtime import Runtime, ready
+from nucpipe.backends.conversion_cache import network_key
+from nucpipe.backends.model_file import ModelHeader, read_header
+from nucpipe.backends.select import Runtime, ready
+from nucpipe.errors import ModelError
+from segmentation.hovernet.postprocess import PostProcessing, find_nuclei
 from segmentation.nuclei import Nuclei
-from segmentation.postprocess import PostProcessing, find_nuclei
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +61,7 @@ class HoVerNetDetector(Detector):
     """The compact HoVer-Net with its post-processing.
 
     Args:
-        runtime: the network without its margin (see ``segmentation.model.WithoutMargin``), ready to run.
+        runtime: the network without its margin (see ``segmentation.hovernet.network.WithoutMargin``), ready to run.
         mpp: pixel size that it takes, micrometres.
         settings: constants of the post-processing.
     """
@@ -126,10 +126,11 @@ def load_hovernet(path: Path, device: str = "cpu", precision: str = "fp32", thre
     """
 
     def build() -> nn.Module:
-        from segmentation.model import WithoutMargin, read_hovernet
+        from segmentation.hovernet.network import WithoutMargin, read_hovernet
 
         return WithoutMargin(read_hovernet(path)[0]).eval()
 
     header = check_header(path)
-    key = network_key(path, [Path(__file__), Path(__file__).with_name("model.py")])
+    code = [Path(__file__), *(Path(__file__).parent / "hovernet" / name for name in ("network.py", "padding.py"))]
+    key = network_key(path, code)
     return HoVerNetDetector(ready(build, device, precision, threads, rows=1, key=key), header.mpp)

@@ -16,7 +16,7 @@ MEASURES = (
     "min_diameter_um",
     "haematoxylin_od",
 )
-"""What is measured of each nucleus besides its area, see :func:`segmentation.shape.measured`."""
+"""What is measured of each nucleus besides its area, see :func:`segmentation.morphology.measured`."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

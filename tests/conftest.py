@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from nucpipe.common.errors import NucpipeError
-from pipeline.demo import fetch_demo_slide
+from nucpipe.errors import NucpipeError
+from pipeline.cli.demo_slide import fetch_demo_slide
 
 # As the command line does: threads of OpenMP that spin would take the time of the pipeline's own threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import click
 import pytest
 
-from pipeline.cli import main
+from pipeline.cli.main import main
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     "README",
     "docs/install",

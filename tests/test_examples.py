@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from matplotlib import pyplot as plt
 
 import nucpipe
-from pipeline.slide import open_slide
+from pipeline.slide.base import open_slide
+from tests.support.paths import EXAMPLES
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 MPP = 0.499
 
 

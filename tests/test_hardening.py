@@ -18,16 +18,16 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import make_slides as make
+import tests.support.slides as make
 from classifier.libraries import load_library
 from classifier.predictor import load_predictor
-from nucpipe.common.errors import DataError, ModelError, NucpipeError, SlideError
-from nucpipe.common.modelfile import FORMAT, ModelHeader, load_model, read_header
-from nucpipe.common.xml import parse_xml
-from pipeline.models import find_model
-from pipeline.slide import open_slide
-from pipeline.tissue import tissue_from
-from segmentation.load import load_detector
+from nucpipe.backends.model_file import FORMAT, ModelHeader, load_model, read_header
+from nucpipe.errors import DataError, ModelError, NucpipeError, SlideError
+from nucpipe.optional.xml import parse_xml
+from pipeline.inference.models import find_model
+from pipeline.regions.tissue import tissue_from
+from pipeline.slide.base import open_slide
+from segmentation.registry import load_detector
 
 PICTURE = make.tissue_texture(200, 160)
 # A fast profile for the suite; NUCPIPE_FUZZ=5000 looks longer.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from classifier.libraries import Library
-from pipeline.export.outlines import geometries_of
+from nucpipe.files import cannot_write, written_whole
+from pipeline.export.polygons import geometries_of
 from pipeline.export.select import columns_of
-from pipeline.files import cannot_write, written_whole
-from pipeline.store import Store
+from pipeline.store.reader import Store
 
 # The schema of tiatoolbox's SQLiteStore 1.0.1, its names and its order of columns.
 SCHEMA = """

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from nucpipe.files import written_whole
 from pipeline.export.select import columns_of
-from pipeline.files import written_whole
-from pipeline.store import Store
+from pipeline.store.reader import Store
 
 
 def write_csv(store: Store, path: Path) -> int:

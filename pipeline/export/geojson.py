@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decide import Rule, best_labels, decide
+from classifier.decision_rule import Rule, best_labels, decide
 from classifier.libraries import Library
-from pipeline.crew import Crew, Stage
+from nucpipe.files import written_whole
 from pipeline.export.jsontext import Texts, features_text
-from pipeline.export.outlines import coordinates_of
 from pipeline.export.packing import Content, Gzip, Plain
-from pipeline.files import written_whole
-from pipeline.store import Store
-from pipeline.watch import Watch
+from pipeline.export.polygons import coordinates_of
+from pipeline.inference.executor import Crew, Stage
+from pipeline.inference.profiling import Watch
+from pipeline.store.reader import Store
 
 BATCH = 8192
 """Nuclei whose text is put together at a time."""

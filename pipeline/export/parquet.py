@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 import pandas as pd
 
-from nucpipe.common.errors import UsageError
-from pipeline.export.outlines import geometries_of
+from nucpipe.errors import UsageError
+from nucpipe.files import written_whole
+from pipeline.export.polygons import geometries_of
 from pipeline.export.select import Column, columns_of
-from pipeline.files import written_whole
-from pipeline.store import Store
+from pipeline.store.reader import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa

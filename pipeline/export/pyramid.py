@@ -12,7 +12,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec
 
-from pipeline.slide import Slide
+from pipeline.slide.base import Slide
 
 BLOCK_PX = 1024  # side of a chunk
 SMALLEST_PX = 512  # of the longer side of the smallest level

@@ -10,10 +10,10 @@ from typing import Any
 
 import nucpipe
 from classifier.libraries import Library
-from nucpipe.common.errors import UsageError
+from nucpipe.errors import UsageError
+from nucpipe.files import EXPORTED, folder_written_whole
 from pipeline.export.geojson import write_geojson
-from pipeline.files import EXPORTED, folder_written_whole
-from pipeline.store import Store
+from pipeline.store.reader import Store
 
 SCRIPTS = resources.files("pipeline.export").joinpath("qupath_scripts")
 CLASSES = "classes.json"

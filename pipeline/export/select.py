@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from classifier.decide import Rule, best_labels, decide
+from classifier.decision_rule import Rule, best_labels, decide
 from classifier.libraries import Library
-from nucpipe.common.errors import UsageError
-from pipeline.store import Store
+from nucpipe.errors import UsageError
+from pipeline.store.reader import Store
 from segmentation.nuclei import MEASURES
 
 Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"
@@ -62,7 +62,7 @@ def narrowed(
 
 def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
     """The numbers of labels; a group's name stands for its labels."""
-    from nucpipe.common.errors import DataError
+    from nucpipe.errors import DataError
 
     try:
         return {number for label in labels for number in library.resolve(label)}
@@ -113,7 +113,7 @@ def all_labels(part: Store, given: npt.NDArray[np.bool_]) -> dict[str, npt.NDArr
 
     Args:
         part: the nuclei.
-        given: (N, columns), see :func:`classifier.decide.decide`.
+        given: (N, columns), see :func:`classifier.decision_rule.decide`.
     """
     texts = {}
     for library in part.info.outputs.libraries:

@@ -13,13 +13,13 @@ import numpy as np
 import zarr
 
 import nucpipe
-from pipeline.anndata_encoding import add_categorical, add_group, add_scalar, add_string_array
+from nucpipe.files import EXPORTED, folder_written_whole
+from pipeline.export.anndata import ZarrTable, copy_table
 from pipeline.export.parquet import write_table
 from pipeline.export.pyramid import channels_rgb, create_levels, image_size, level_sizes, multiscales, write_image
-from pipeline.export.table import ZarrTable, copy_table
-from pipeline.files import EXPORTED, folder_written_whole
-from pipeline.slide import Slide
-from pipeline.store import CHUNK_ROWS, Store
+from pipeline.slide.base import Slide
+from pipeline.store.anndata_encoding import add_categorical, add_group, add_scalar, add_string_array
+from pipeline.store.reader import CHUNK_ROWS, Store
 
 NUCLEI, IMAGE, TABLE = "nuclei", "slide", "table"
 REGION_KEY, INSTANCE_KEY = "region", "instance_id"

@@ -1,0 +1,90 @@
+"""Which labels a nucleus gets from its probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from classifier.libraries import Outputs
+from nucpipe.errors import UsageError
+
+KINDS = ("argmax", "best", "threshold")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How labels are decided on.
+
+    Attributes:
+        kind: ``argmax``: the likeliest label of each library; ``best``: that label if it reaches the threshold, else
+            none; ``threshold``: every label that reaches it, so that a library gives none, one or several.
+        threshold: a probability, for the last two.
+    """
+
+    kind: str = "argmax"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check that both fit each other.
+
+        Raises:
+            UsageError: they do not.
+        """
+        if self.kind not in KINDS:
+            raise UsageError(f"--decide {self.kind}: expected one of {', '.join(KINDS)}.")
+        if self.kind == "argmax" and self.threshold is not None:
+            raise UsageError("--threshold is used with --decide best or --decide threshold; argmax has none.")
+        if self.kind != "argmax" and self.threshold is None:
+            raise UsageError(f"--decide {self.kind} needs --threshold, a probability such as 0.6.")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise UsageError(f"--threshold {self.threshold:g}: expected a probability above 0 and at most 1.")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Rule:
+        """From the form that :meth:`to_dict` gives; empty for argmax."""
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that a store's settings hold."""
+        return {"kind": self.kind} | ({} if self.threshold is None else {"threshold": self.threshold})
+
+
+def decide(probabilities: npt.NDArray[np.float32], outputs: Outputs, rule: Rule) -> npt.NDArray[np.bool_]:
+    """The labels that nuclei get.
+
+    Args:
+        probabilities: (N, columns).
+        outputs: the columns.
+        rule: how.
+
+    Returns:
+        (N, columns) bool; never an untrained label.
+    """
+    trained = np.asarray(outputs.trained)
+    if rule.kind == "threshold":
+        return np.where(trained, probabilities >= np.float32(rule.threshold or 0), False)
+    chosen = np.zeros(probabilities.shape, bool)
+    for name, numbers in best_labels(probabilities, outputs, rule).items():
+        rows = np.flatnonzero(numbers >= 0)
+        chosen[rows, outputs.slices[name].start + numbers[rows]] = True
+    return chosen
+
+
+def best_labels(
+    probabilities: npt.NDArray[np.float32], outputs: Outputs, rule: Rule
+) -> dict[str, npt.NDArray[np.int8]]:
+    """By library name (N,) int8: the number of the likeliest label that the rule gives, -1 for none."""
+    best = outputs.best(probabilities)
+    if rule.threshold is not None:
+        for name, columns in outputs.slices.items():
+            reached = probabilities[:, columns].max(1) >= np.float32(rule.threshold)
+            best[name] = np.where(reached, best[name], np.int8(-1)).astype(np.int8)
+    return best
+
+
+def short_form(library: str, number: int) -> str:
+    """The short form of a label, such as ``NuCLS_0``."""
+    return f"{library}_{number}"

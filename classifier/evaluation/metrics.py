@@ -1,0 +1,196 @@
+"""How often the classifier is right, and how well it knows it, library by library."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from classifier.libraries import Outputs
+from classifier.network import Enlarged, JointClassifier
+from classifier.predictions import probabilities
+from classifier.predictor import ROWS, WINDOW_PX
+from classifier.training.dataset import Samples
+from nucpipe.backends.processors import available_processors
+from nucpipe.backends.select import ready
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.int64]
+
+BATCH = 128
+BINS = 15
+REPLICATES = 1000
+LEAST_UNITS = 5
+"""With fewer groups than this, the bootstrap draws images instead."""
+
+
+def predict_logits(model: JointClassifier, samples: Samples, device: str, precision: str) -> npt.NDArray[np.float32]:
+    """The logits of every sample, computed as a run computes them: (N, columns) float32."""
+    edge = (samples.windows.shape[1] - WINDOW_PX) // 2
+    windows = samples.windows[:, edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
+    network = Enlarged(model).eval()
+    runtime = ready(lambda: network, device, precision, available_processors(), ROWS, WINDOW_PX)
+    with ThreadPoolExecutor(runtime.calls) as pool:
+        parts = list(pool.map(runtime, (windows[start : start + BATCH] for start in range(0, len(windows), BATCH))))
+    return np.concatenate([np.zeros((0, model.columns), np.float32), *parts])
+
+
+def auroc(positive: npt.NDArray[np.bool_], score: Floats) -> float | None:
+    """Area under the ROC curve, ties counted half (Mann-Whitney); None where one of the two kinds is missing."""
+    n, m = int(positive.sum()), int((~positive).sum())
+    if not n or not m:
+        return None
+    ranks = rankdata(score)
+    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
+
+
+def calibration_error(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = BINS) -> float:
+    """Expected calibration error over equal bins of confidence (Guo et al. 2017).
+
+    Args:
+        confidence: (N,) probability of the predicted label, N at least 1.
+        right: (N,) whether it was right.
+        bins: their number.
+    """
+    of_bin = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(of_bin, right.astype(float) - confidence, bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _rates(matrix: Floats, there: npt.NDArray[np.bool_]) -> tuple[Floats, ...]:
+    """From confusion matrices (..., K, K): accuracy and macro F1 over ``there`` (...,); recall, precision, F1 (..., K).
+
+    A quotient without a denominator is NaN; such an F1 counts as 0 in the mean.
+    """
+    right = np.diagonal(matrix, axis1=-2, axis2=-1)
+    counts, said = matrix.sum(-1), matrix.sum(-2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        f1 = 2 * right / (counts + said)
+        accuracy = right.sum(-1) / matrix.sum((-2, -1))
+        return accuracy, np.nan_to_num(f1[..., there]).mean(-1), right / counts, right / said, f1
+
+
+def label_figures(truth: Ints, p: Floats, labels: tuple[str, ...], units: Ints | None = None) -> dict[str, Any]:
+    """Figures of one library.
+
+    Args:
+        truth: (N,) label numbers, N at least 1.
+        p: (N, K) probabilities; the largest is what is predicted.
+        labels: the K labels.
+        units: (N,) what the bootstrap draws: samples of one group (patient, tissue) have one number. None: no
+            intervals.
+
+    Returns:
+        ``nuclei``, ``accuracy``, ``balanced_accuracy`` (mean recall), ``macro_f1``, ``weighted_f1``, ``auroc`` (mean of
+        one against the rest), all but the first two over labels that occur in ``truth``; ``ece``; ``matrix`` (truth
+        down, predicted across); ``labels``: for each ``count``, ``precision``, ``recall``, ``f1`` (None where the
+        quotient has no denominator); with ``units`` also ``accuracy_95``, ``macro_f1_95`` and for each label
+        ``f1_95``: 2.5 and 97.5 % points of 1,000 seeded draws of whole units.
+    """
+    predicted = p.argmax(1)
+    size = len(labels)
+    matrix = np.zeros((size, size), np.int64)
+    np.add.at(matrix, (truth, predicted), 1)
+    counts = matrix.sum(1)
+    there = counts > 0
+    accuracy, macro, recall, precision, f1 = _rates(matrix.astype(float), there)
+    areas = [area for k in np.flatnonzero(there) if (area := auroc(truth == k, p[:, k])) is not None]
+
+    def number(value: float) -> float | None:
+        return None if np.isnan(value) else round(float(value), 4)
+
+    rows = {
+        label: {
+            "count": int(counts[k]),
+            "precision": number(precision[k]),
+            "recall": number(recall[k]),
+            "f1": number(f1[k]),
+        }
+        for k, label in enumerate(labels)
+    }
+    figures: dict[str, Any] = {
+        "nuclei": len(truth),
+        "accuracy": number(float(accuracy)),
+        "balanced_accuracy": number(recall[there].mean()),
+        "macro_f1": number(float(macro)),
+        "weighted_f1": number(float(np.nan_to_num(f1) @ counts / counts.sum())),
+        "auroc": number(float(np.mean(areas))) if areas else None,
+        "ece": number(calibration_error(p.max(1), predicted == truth)),
+        "matrix": matrix.tolist(),
+        "labels": rows,
+    }
+    if units is not None:
+        _add_intervals(figures, truth, predicted, labels, units, there)
+    return figures
+
+
+def _add_intervals(
+    figures: dict[str, Any], truth: Ints, predicted: Ints, labels: tuple[str, ...], units: Ints, there: Any
+) -> None:
+    numbers = np.unique(units, return_inverse=True)[1]
+    parts = np.zeros((numbers.max() + 1, len(labels), len(labels)))
+    np.add.at(parts, (numbers, truth, predicted), 1)
+    draws = np.random.default_rng(0).multinomial(len(parts), np.full(len(parts), 1 / len(parts)), REPLICATES)
+    accuracy, macro, _, _, f1 = _rates(np.tensordot(draws.astype(float), parts, 1), there)
+
+    def interval(values: Floats) -> list[float] | None:
+        values = values[~np.isnan(values)]
+        return [round(float(v), 4) for v in np.quantile(values, (0.025, 0.975))] if len(values) else None
+
+    figures |= {"accuracy_95": interval(accuracy), "macro_f1_95": interval(macro)}
+    for k, label in enumerate(labels):
+        figures["labels"][label]["f1_95"] = interval(f1[:, k])
+
+
+def library_figures(p: Floats, samples: Samples, outputs: Outputs, name: str) -> dict[str, Any]:
+    """Figures of one library on its own nuclei, and in its coarser groupings.
+
+    Args:
+        p: (N, columns) probabilities.
+        samples: the N samples; only the library's own count.
+        outputs: the columns.
+        name: of the library.
+
+    Returns:
+        What :func:`label_figures` gives, with ``units`` (what the bootstrap drew), ``untrained`` (labels that are
+        never predicted) and ``groups``: {grouping: the same for the grouping's classes}. Empty without samples. A
+        nucleus that is known only by a group counts where that group is a class.
+    """
+    library = outputs.library(name)
+    columns = outputs.slices[library.name]
+    mine = np.flatnonzero(samples.library == outputs.libraries.index(library))
+    units, drawn = (samples.groups[mine], "groups")
+    if len(np.unique(units)) < LEAST_UNITS:
+        units, drawn = samples.image[mine], "images"
+    p, targets, truth = p[mine, columns], samples.targets[mine, columns], samples.label[mine]
+    exact = truth >= 0
+    figures: dict[str, Any] = {}
+    if exact.any():
+        figures = label_figures(truth[exact], p[exact], library.labels, units[exact])
+        figures["units"] = f"{len(np.unique(units))} {drawn}"
+        figures["untrained"] = [x for x, t in zip(library.labels, outputs.trained[columns], strict=True) if not t]
+    groups = {}
+    for grouping, members in library.groups.items():
+        masks = np.array([[label in some for label in library.labels] for some in members.values()])
+        outside = np.stack([targets & ~mask for mask in masks], 1)
+        inside = np.asarray(~outside.any(2) & targets.any(1, keepdims=True))
+        known = inside.sum(1) == 1
+        if known.any():
+            summed = p[known] @ masks.T.astype(p.dtype)
+            groups[grouping] = label_figures(inside[known].argmax(1), summed, tuple(members), units[known])
+    if groups:
+        figures["groups"] = groups
+    return figures
+
+
+def evaluate_logits(logits: npt.NDArray[np.float32], samples: Samples, outputs: Outputs) -> dict[str, Any]:
+    """{library: what :func:`library_figures` gives} for every library that has samples."""
+    p = probabilities(logits, outputs)
+    return {
+        library.name: library_figures(p, samples, outputs, library.name)
+        for place, library in enumerate(outputs.libraries)
+        if (samples.library == place).any()
+    }

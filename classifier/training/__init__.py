@@ -1,0 +1,1 @@
+"""Joint training of one classifier on several libraries."""

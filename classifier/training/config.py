@@ -1,0 +1,147 @@
+"""What a training of the classifier is told to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from classifier.label_mapping import SIMILARITY
+from classifier.network import BACKBONE
+from classifier.training.dataset import BALANCES
+from classifier.training.losses import LOSSES
+from nucpipe.backends.device import training_precision
+from nucpipe.errors import UsageError
+from nucpipe.training import trainer
+
+SAMPLINGS = ("random", "round-robin")
+STOPS = ("steps", "converged")
+KEEPS = ("last", "best")
+
+
+@dataclass(frozen=True)
+class ClassifierTraining:
+    """What a training does.
+
+    Attributes:
+        libraries: (name, folder) of each annotated set; a library may come more than once.
+        out: the model file to write; checkpoint, losses and model card stand beside it.
+        hold_out: names of images or groups (patient, case, tissue) kept for validation, wildcards allowed. Of a set
+            where none is found, about 15 % is held out.
+        steps: number of batches.
+        batch_size: windows a batch.
+        learning_rate: the largest, of AdamW.
+        seed: of the random numbers.
+        device: a torch device.
+        precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
+        backbone: timm name.
+        sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
+            because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
+        strides: of an EfficientNet's stem and stages, see ``classifier.network.set_strides``; empty: as published.
+        start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
+            labels and layers, whose mean is taken; outputs of labels that
+            it has too start as they are there.
+        match, similarity, match_table: which label teaches another library's, see ``classifier.label_mapping``.
+        sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
+        balance: how samples are drawn, see ``classifier.training.dataset.sampling_weights``.
+        loss: ``cross-entropy`` or ``distance``, see ``classifier.training.losses``.
+        mixup: windows and losses of two samples are mixed in shares drawn from Beta(mixup, mixup) (Zhang et al. 2018);
+            0 mixes nothing.
+        stop: ``steps`` trains them all; ``converged`` ends earlier, once the loss on what is held out has not fallen by
+            the share ``tolerance`` for ``patience`` looks at it.
+        keep: ``last`` or ``best``, the model of the smallest loss on what is held out.
+        check_every: steps between two looks at the loss on what is held out.
+        complete: a model whose confident predictions (at least ``complete_above``) teach what a sample's own label does
+            not; a second round of training.
+    """
+
+    libraries: tuple[tuple[str, Path], ...]
+    out: Path
+    hold_out: tuple[str, ...] = ()
+    steps: int = 1800
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "auto"
+    backbone: str = BACKBONE
+    sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
+    strides: tuple[int, ...] = ()
+    start_from: tuple[Path, ...] = ()
+    match: str = "table"
+    similarity: float = SIMILARITY
+    match_table: Path | None = None
+    sampling: str = "random"
+    balance: str = "root"
+    loss: str = "cross-entropy"
+    mixup: float = 0.4
+    stop: str = "steps"
+    keep: str = "last"
+    tolerance: float = 0.005
+    patience: int = 5
+    check_every: int = 100
+    complete: Path | None = None
+    complete_above: float = 0.99
+    distil: Path | None = None
+    distil_weight: float = 1.0
+    distil_temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check what has a few values only.
+
+        Raises:
+            UsageError: another value.
+        """
+        known = {
+            "sampling": SAMPLINGS,
+            "balance": tuple(BALANCES),
+            "loss": tuple(LOSSES),
+            "stop": STOPS,
+            "keep": KEEPS,
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UsageError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}.")
+        if self.mixup < 0:
+            raise UsageError(f"--mixup {self.mixup}: expected 0 or more.")
+        if not 0 < self.complete_above < 1:
+            raise UsageError(f"--complete-above {self.complete_above}: expected a number between 0 and 1.")
+        if self.distil_weight <= 0 or self.distil_temperature <= 0:
+            raise UsageError("--distil-weight and --distil-temperature: expected numbers above 0.")
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with to be resumed."""
+        left_out = {"libraries", "out", "device", "precision", "match_table", "complete", "start_from", "distil"}
+        settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
+        settings["precision"] = self.computed_in
+        settings["strides"] = list(self.strides)
+        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "distil")}
+        settings["start_from"] = [str(path) for path in self.start_from]
+        return settings
+
+    @property
+    def computed_in(self) -> str:
+        """The precision of the convolutions: ``fp32`` or ``bf16``."""
+        return training_precision(self.precision, self.device)
+
+    @property
+    def averaged_from(self) -> int:
+        """The step from which on weights are averaged: of the training's second half, and of its last size only."""
+        last_size = sum(share for share, _ in self.sizes[:-1])
+        return int(self.steps * max(1 - trainer.AVERAGED_SHARE, last_size))
+
+    @property
+    def watched(self) -> bool:
+        """Whether the loss on what is held out matters."""
+        return self.stop == "converged" or self.keep == "best"
+
+    def size_px(self, step: int) -> int:
+        """The side to which the windows of a step are enlarged."""
+        end = 0.0
+        for share, side in self.sizes:
+            end += share
+            if step < end * self.steps:
+                return side
+        return self.sizes[-1][1]

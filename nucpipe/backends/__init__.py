@@ -1,0 +1,1 @@
+"""Model files, and networks that run on a processor or a GPU."""

@@ -1,0 +1,108 @@
+"""Networks as OpenVINO takes them, kept in the user's cache: converting one takes PyTorch, and seconds.
+
+A network is known by its model file, by the code that builds it, and by the versions of what takes part, so nothing
+out of date is ever read. What cannot be read is converted anew, and where nothing can be kept, nothing is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nucpipe.backends.model_file import fingerprint
+from nucpipe.cache import cache_folder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+EXAMPLE_PX = 512
+"""Side of the image that a network is traced with where sides vary: larger than any margin."""
+
+KEPT = 12
+"""Networks that are kept at most; a run has two, of 4 and 14 MB."""
+
+
+def network_key(path: Path, code: Sequence[Path]) -> str:
+    """The name under which a network is kept.
+
+    Args:
+        path: its model file.
+        code: the source files that make a network of it.
+    """
+    digest = hashlib.sha256(fingerprint(path).encode())
+    for file in (*code, *(Path(__file__).with_name(name) for name in ("pytorch.py",))):
+        digest.update(file.read_bytes())
+    for package in ("openvino", "timm", "torch"):
+        digest.update(f" {package} {version(package)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def converted(build: Callable[[], nn.Module], side_px: int | None, key: str | None) -> Any:
+    """An OpenVINO model whose input is (N, H, W, 3) uint8.
+
+    Args:
+        build: makes the network; not called if it is kept.
+        side_px: of every image; None where sides vary.
+        key: from :func:`network_key`; None: it is not kept.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        Exception: it cannot take this network; or what ``build`` raises.
+    """
+    place = None
+    with contextlib.suppress(RuntimeError):  # a user without a home keeps nothing
+        place = None if key is None else cache_folder() / "networks" / f"{key}-{side_px or 'any'}"
+    if place is not None and (kept := _read(place)) is not None:
+        return kept
+    from nucpipe.backends.pytorch import to_openvino
+
+    model = to_openvino(build(), side_px or EXAMPLE_PX)
+    if place is not None:
+        try:
+            _keep(model, place)
+        except (OSError, RuntimeError):
+            logging.getLogger(__name__).debug("%s cannot be written", place, exc_info=True)
+        else:
+            return _read(place) or model  # what later runs read, so that the first one's answers are theirs to the bit
+    return model
+
+
+def _read(place: Path) -> Any:
+    """The model that is kept there; None if there is none, or it cannot be read, and then it is removed."""
+    import openvino
+
+    if not place.is_dir():
+        return None
+    try:
+        model = openvino.Core().read_model(place / "network.xml")
+    except Exception:  # of OpenVINO, without a base of their own
+        logging.getLogger(__name__).debug("%s cannot be read", place, exc_info=True)
+        shutil.rmtree(place, ignore_errors=True)
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(place)  # the least recently used one goes first
+    return model
+
+
+def _keep(model: Any, place: Path) -> None:
+    """Write a model, whole or not at all; of several processes that do so at once, one succeeds."""
+    import openvino
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place.parent))
+    try:
+        openvino.save_model(model, partial / "network.xml", compress_to_fp16=False)
+        with contextlib.suppress(OSError):  # it is there by now
+            partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in sorted(place.parent.iterdir(), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""One file per model: a ``.safetensors`` whose header holds what is needed to rebuild the model and to judge it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nucpipe.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = "nucpipe-model-1"
+
+
+@dataclass(frozen=True)
+class ModelHeader:
+    """What a model file says of itself.
+
+    Attributes:
+        kind: ``segmentor`` or ``classifier``.
+        name: a short name for people.
+        architecture: what the package that owns ``kind`` needs to build the network.
+        mpp: pixel size of the network's input, micrometres.
+        mean, std: normalisation of RGB in 0-1.
+        outputs: for a classifier, its libraries and their labels (see ``classifier.libraries``); else empty.
+        data: the data sets it learnt from: name, counts, licence, what was held out.
+        figures: what was measured on the held-out part.
+        licence, date, nucpipe_version: of the file.
+    """
+
+    kind: str
+    name: str
+    architecture: dict[str, Any]
+    mpp: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    outputs: dict[str, Any] = field(default_factory=dict)
+    data: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+    date: str = ""
+    nucpipe_version: str = ""
+
+
+def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]) -> None:
+    """Write a model file in half precision, whole or not at all.
+
+    Integer tensors keep their type. The folder must exist.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    half = {
+        k: (v.detach().cpu().to(torch.float16) if v.is_floating_point() else v.detach().cpu()).contiguous()
+        for k, v in tensors.items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(half, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
+    partial.chmod(0o644)  # safetensors writes files that only their owner may read
+    partial.replace(path)
+
+
+def read_header(path: Path) -> ModelHeader:
+    """The header alone.
+
+    Raises:
+        ModelError: no such file, or no model file of nucpipe.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelError(f"{path}: no such model file.")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ModelError(f"{path}: a safetensors file, but not a nucpipe model (its header lacks '{FORMAT}').")
+        fields = json.loads(metadata["nucpipe"])
+        header = ModelHeader(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        _check(header)
+        return header
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, ArithmeticError, RecursionError) as error:
+        raise ModelError(f"{path}: expected a nucpipe model (.safetensors); it cannot be read ({error}).") from error
+
+
+def _check(header: ModelHeader) -> None:
+    """See that what anybody may have written has the types that are asked for.
+
+    Raises:
+        ValueError: it has not.
+    """
+    tables = all(isinstance(part, dict) for part in (header.architecture, header.outputs, header.figures))
+    texts = (header.kind, header.name, header.licence, header.date, header.nucpipe_version)
+    if not tables or not isinstance(header.data, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("a field of its header is not what it should be")
+    numbers = [float(number) for number in (header.mpp, *header.mean, *header.std)]
+    if len(numbers) != 7 or not all(map(math.isfinite, numbers)) or not header.mpp > 0 or min(header.std) <= 0:
+        raise ValueError("its pixel size, mean or std is no number, or not above 0")
+
+
+def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
+    """The header and the tensors in float32 (integers as they are), on the CPU.
+
+    Raises:
+        ModelError: as :func:`read_header`.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    header = read_header(path)
+    try:
+        tensors = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: its weights cannot be read ({error}).") from error
+    return header, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def fingerprint(path: Path) -> str:
+    """SHA-256 of the file, as ``sha256:<64 hex digits>``."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""A network run by PyTorch, and its conversion for OpenVINO."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nucpipe.backends.device import autocast_type
+from nucpipe.backends.select import Floats, Pixels
+
+CUDA_CALLS = 2
+"""Calls at once on a GPU: while one computes, the other's pixels are copied."""
+
+
+class TorchRuntime:
+    """A network run by PyTorch. Where the device's memory does not hold a batch, it goes on with half of it.
+
+    Args:
+        network: to run.
+        device, precision: where and how.
+        threads: that PyTorch takes on a processor, from now on and for all; None: as it is.
+    """
+
+    name = "torch"
+
+    def __init__(self, network: nn.Module, device: str, precision: str, threads: int | None = None) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.network = network.to(device).eval()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = torch.device(device)
+        self.precision = autocast_type(precision)
+        self.calls = CUDA_CALLS if self.device.type == "cuda" else 1
+        self.largest: int | None = None
+        self._of_thread = threading.local()
+
+    def __call__(self, pixels: Pixels) -> Floats:
+        """See :class:`nucpipe.backends.select.Runtime`."""
+        parts: list[Floats] = []
+        start, step = 0, self.largest or len(pixels)
+        while start < len(pixels):
+            try:
+                parts.append(self._run(pixels[start : start + step]))
+                start += step
+            except torch.OutOfMemoryError as error:
+                step = min(step, len(pixels) - start) // 2
+                if step == 0:
+                    raise MemoryError(f"{self.device} has too little memory for one image") from error
+                self.largest = step
+                torch.cuda.empty_cache()
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _run(self, pixels: Pixels) -> Floats:
+        batch = torch.from_numpy(np.ascontiguousarray(pixels))
+        cast = torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
+        if self.device.type != "cuda":
+            with torch.inference_mode(), cast:
+                return self._forward(batch)
+        if not hasattr(self._of_thread, "stream"):
+            self._of_thread.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.inference_mode(), torch.cuda.stream(self._of_thread.stream), cast:
+            return self._forward(batch.pin_memory().to(self.device, non_blocking=True))
+
+    def _forward(self, batch: torch.Tensor) -> Floats:
+        planes = batch.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        result: Floats = self.network(planes).float().cpu().numpy()
+        return result
+
+
+class _PixelsLast(nn.Module):
+    """A network that takes (N, H, W, 3)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.network(pixels.permute(0, 3, 1, 2))
+        return output
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch with one thread: on one image, waiting for each other costs its threads more than they save."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def to_openvino(network: nn.Module, side_px: int) -> Any:
+    """An OpenVINO model of a network, traced with an image of that side; its input is (N, H, W, 3) uint8.
+
+    ``openvino.convert_model`` does the same, but traces three times and reports its use over the internet.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch import ConversionExtension
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    example = torch.zeros((1, side_px, side_px, 3), dtype=torch.uint8)
+    # PyTorch deprecates tracing, and warns of every size that becomes a constant.
+    with torch.inference_mode(), warnings.catch_warnings(), _one_thread():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(_PixelsLast(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    frontend.add_extension(ConversionExtension("aten::pixel_shuffle", _depth_to_space))
+    decoder = TorchScriptPythonDecoder(traced)  # must live as long as the conversion
+    return frontend.convert(frontend.load(decoder))
+
+
+def _depth_to_space(node: Any) -> list[Any]:
+    """A pixel shuffle as the one operation that it is; OpenVINO's own conversion turns and reorders all it moves."""
+    from openvino import opset8
+
+    factor = int(node.get_values_from_const_input(1))
+    return [opset8.depth_to_space(node.get_input(0), "depth_first", factor).output(0)]

@@ -1,1 +1,0 @@
-"""What every floor stands on: errors, model files, published data sets, training aids. It imports none of them."""

@@ -1,0 +1,154 @@
+"""The common face of an annotated data set: images, each with nuclei."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from nucpipe.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The annotated nuclei of one image.
+
+    Attributes:
+        centroids: (N, 2) float64, x and y in pixels; pixel i covers [i, i+1).
+        labels: the label of each nucleus in its library's own words (snake_case); "" where none is published.
+        instances: (H, W) int32, 0 = background and one id per nucleus (ids need not be consecutive, nor in the order
+            of ``centroids``); None where the library publishes no outlines.
+    """
+
+    centroids: npt.NDArray[np.float64]
+    labels: tuple[str, ...]
+    instances: npt.NDArray[np.int32] | None
+
+
+@dataclass(frozen=True)
+class AnnotatedImage(ABC):
+    """One annotated image of a data set; pixels and nuclei are read when asked for.
+
+    Attributes:
+        name: the image's name inside its set, such as ``train_6``.
+        group: what a split into training and validation must keep together (image, patient, case or tissue).
+        mpp: pixel size in micrometres.
+    """
+
+    name: str
+    group: str
+    mpp: float
+
+    @abstractmethod
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """RGB, (H, W, 3) uint8."""
+
+    @abstractmethod
+    def annotation(self) -> Annotation:
+        """The nuclei."""
+
+
+def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
+    """An image file as RGB (H, W, 3) uint8.
+
+    Raises:
+        DataError: the file is missing or no image that OpenCV reads.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if image is None:
+        raise DataError(f"{path}: expected an image; it is missing or cannot be decoded. Fetch the data set again.")
+    return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
+
+
+def library_fields(path: Path) -> dict[str, Any] | None:
+    """What the ``library.toml`` of a data folder says; None without one.
+
+    Raises:
+        DataError: it is no TOML.
+    """
+    file = path / "library.toml"
+    if not file.is_file():
+        return None
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: expected a library in TOML; it cannot be read ({error}).") from error
+
+
+def labels_of(path: Path, published: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels, in order, of the library that a data folder defines by ``library.toml``; else ``published``."""
+    fields = library_fields(path)
+    return tuple(map(str, fields.get("labels", ()))) if fields is not None else published
+
+
+def open_dataset(path: Path) -> list[AnnotatedImage]:
+    """The annotated images of the data set at ``path``; the layout is recognised by its files.
+
+    Raises:
+        DataError: no known layout stands there, or the set is incomplete.
+    """
+    from nucpipe.datasets import brecahad, consep, monusac, nucls, pannuke, points
+
+    if not path.is_dir():
+        raise DataError(f"{path}: expected the folder of a data set; it does not exist.")
+    for read in (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pannuke.read):
+        images = read(path)
+        if images:
+            return images
+    raise DataError(
+        f"{path}: no data set recognised. Expected Images/ with Labels/*.mat (CoNSeP, Kumar), "
+        "images/ with groundTruth/*.json (BreCaHAD), <patient>/*.xml beside tiles (MoNuSAC), images.npy with masks.npy "
+        "(PanNuke), rgb/ with csv/ (NuCLS), or images/ with labels/*.csv and library.toml (points) in it."
+    )
+
+
+def split_groups(
+    images: Sequence[AnnotatedImage], hold_out: Iterable[str] = (), fraction: float = 0.15
+) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:
+    """Split images into training and validation by group, never by nucleus.
+
+    ``hold_out`` names groups, or images whose groups are meant (wildcards allowed). Where none of the names is found
+    in this set, about ``fraction`` of its images are held out, whole groups in the order of a hash of their names, so
+    that the same set is always split the same way.
+
+    Raises:
+        UsageError: everything would be held out.
+    """
+    patterns = list(hold_out)
+    groups = {i.group for i in images if _is_named(i, patterns)}
+    held = {i.name for i in images if i.group in groups}
+    if not held and len({i.group for i in images}) > 1:
+        order = sorted({i.group for i in images}, key=lambda g: hashlib.sha256(g.encode()).digest())
+        for group in order[:-1]:
+            if len(held) >= fraction * len(images):
+                break
+            held |= {i.name for i in images if i.group == group}
+    train = [i for i in images if i.name not in held]
+    if not train:
+        raise UsageError("every image would be held out for validation and none is left to train on; hold out fewer.")
+    return train, [i for i in images if i.name in held]
+
+
+def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[str]) -> list[AnnotatedImage]:
+    """The images that patterns name by image or group; all without patterns. ``name`` is the set's, for the message.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [image for image in images if _is_named(image, patterns)]
+    if patterns and not found:
+        raise UsageError(f"{name}: no image or group is called {', '.join(patterns)}; name others by --hold-out.")
+    return found or images
+
+
+def _is_named(image: AnnotatedImage, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for name in (image.name, image.group) for p in patterns)

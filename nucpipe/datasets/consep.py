@@ -1,0 +1,99 @@
+"""CoNSeP's layout: ``Images/*`` with ``Labels/<same stem>.mat`` (Graham et al. 2019). Kumar's copies use it too."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.io
+import scipy.io.matlab
+import scipy.ndimage
+
+from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
+from nucpipe.errors import DataError
+
+LABELS = (
+    "other",
+    "inflammatory",
+    "healthy_epithelial",
+    "malignant_epithelial",
+    "fibroblast",
+    "muscle",
+    "endothelial",
+)
+"""Codes 1 to 7 of ``inst_type``."""
+
+MPP = 0.25
+# Broken files make SciPy raise nearly anything.
+UNREADABLE = (
+    scipy.io.matlab.MatReadError,
+    OSError,
+    KeyError,
+    ValueError,
+    NotImplementedError,
+    TypeError,
+    IndexError,
+    zlib.error,
+)
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class ConsepImage(AnnotatedImage):
+    """One image with its ``.mat``; the image is the group."""
+
+    image_path: Path
+    label_path: Path
+    names: tuple[str, ...] = LABELS
+
+    def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
+        return read_rgb(self.image_path)
+
+    def annotation(self) -> Annotation:
+        """The nuclei; labels are "" where the ``.mat`` has no ``inst_type`` (Kumar).
+
+        Raises:
+            DataError: the ``.mat`` is broken, or its arrays do not fit each other.
+        """
+        try:
+            mat = scipy.io.loadmat(str(self.label_path))
+            instances = mat["inst_map"].astype(np.int32)
+        except UNREADABLE as error:
+            raise DataError(f"{self.label_path}: expected a MATLAB file with inst_map ({error}).") from error
+        ids = np.unique(instances)
+        ids = ids[ids > 0]
+        centres = scipy.ndimage.center_of_mass(instances > 0, instances, ids)
+        centroids = np.asarray(centres, float).reshape(-1, 2)[:, ::-1] + 0.5
+        if "inst_type" not in mat:
+            return Annotation(centroids, ("",) * len(ids), instances)
+        types = mat["inst_type"].ravel().astype(int)
+        if len(types) != len(ids) or (len(types) and not (types.min() >= 1 and types.max() <= len(self.names))):
+            raise DataError(
+                f"{self.label_path}: inst_type has {len(types)} entries for {len(ids)} nuclei, "
+                f"expected one of 1 to {len(self.names)} each; fetch the file again."
+            )
+        return Annotation(centroids, tuple(self.names[t - 1] for t in types), instances)
+
+
+def read(path: Path) -> list[AnnotatedImage]:
+    """The images of a folder in CoNSeP's layout, or of its ``Train`` and ``Test``; empty if it is none.
+
+    Raises:
+        DataError: an image has no label file.
+    """
+    images: list[AnnotatedImage] = []
+    names = labels_of(path, LABELS)
+    for folder in (path, path / "Train", path / "Test"):
+        if not (folder / "Images").is_dir() or not (folder / "Labels").is_dir():
+            continue
+        for image in sorted((folder / "Images").iterdir()):
+            if image.suffix.lower() not in SUFFIXES:
+                continue
+            label = folder / "Labels" / f"{image.stem}.mat"
+            if not label.is_file():
+                raise DataError(f"{label}: missing, though {image.name} is there; fetch the data set again.")
+            images.append(ConsepImage(image.stem, image.stem, MPP, image, label, names))
+    return images

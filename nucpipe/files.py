@@ -1,0 +1,72 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nucpipe.errors import OutputError
+
+EXPORTED = "nucpipe_export"
+"""Stands in the file by which a folder is known to be an export, which may be replaced by another."""
+
+
+def cannot_write(path: Path, error: Exception) -> OutputError:
+    """What to tell a user whose disk is full or whose folder is closed to writing."""
+    why = getattr(error, "strerror", None) or error
+    return OutputError(f"{path}: cannot be written ({why}); make room or give a folder that can be written.")
+
+
+@contextmanager
+def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
+    """A path beside ``path`` to write a file to; when the block ends well it becomes ``path``, else it is removed.
+
+    Args:
+        path: of the file.
+        writer: where several processes may write the same file at once, something unique to this one.
+
+    Raises:
+        OutputError: the file cannot be written (a full disk, no permission).
+    """
+    partial = path.with_name(path.name + writer + ".partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())  # else a power cut after the rename could leave an empty file
+        partial.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_whole(path: Path, sign: str = "zarr.json") -> Iterator[Path]:
+    """As :func:`written_whole`, for a folder; one that stands at ``path`` is replaced if an export wrote it.
+
+    Args:
+        path: of the folder.
+        sign: the file in it that holds the word ``EXPORTED``; the block writes it.
+
+    Raises:
+        OutputError: it cannot be written, or ``path`` is something else.
+    """
+    partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+    if path.exists() and not ((path / sign).is_file() and EXPORTED in (path / sign).read_text("utf-8")):
+        raise OutputError(f"{path}: stands there already and is no export of nucpipe; give another --out.")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        partial.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

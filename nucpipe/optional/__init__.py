@@ -1,0 +1,1 @@
+"""Slow or optional packages, imported with care."""

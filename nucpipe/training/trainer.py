@@ -1,0 +1,270 @@
+"""What both trainings need: a mean of the weights, checkpoints, a table of losses, and lines of progress."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import nn
+
+from nucpipe.errors import DataError
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+AVERAGED_SHARE = 0.5
+"""Share of a training, at its end, whose weights are averaged."""
+
+WARMUP_SHARE = 0.04
+
+
+class WeightAverage(Generic[Network]):
+    """The plain mean of a model's weights and buffers over the last part of its training; the mean is what is released.
+
+    A mean of weights from all over a wide valley carries over to other tissues better than its lowest point does (Cha
+    et al. 2021, "SWAD").
+
+    Args:
+        model: whose weights are averaged.
+        start: the first step whose weights count; before it the mean is the weights themselves.
+    """
+
+    def __init__(self, model: Network, start: int) -> None:
+        self.model: Network = copy.deepcopy(model).eval().requires_grad_(False)
+        self.start = start
+
+    @torch.no_grad()
+    def update(self, model: Network, step: int) -> None:
+        """Take in the weights after ``step``, the first of which is 0."""
+        share = 1 / max(1, step - self.start + 1)
+        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, share)
+            else:
+                average.copy_(value)
+
+
+@torch.no_grad()
+def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
+    """The mean of several networks' weights and buffers (Wortsman et al. 2022, "Model soups").
+
+    Trainings that started from the same weights end in one valley, and the middle of it is often better than each of
+    its sides.
+
+    Raises:
+        ValueError: the networks differ in their layers.
+    """
+    states = [network.state_dict() for network in networks]
+    if any(
+        state.keys() != states[0].keys() or any(state[k].shape != v.shape for k, v in states[0].items())
+        for state in states[1:]
+    ):
+        raise ValueError("their layers differ")
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
+def rate(step: int, steps: int) -> float:
+    """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
+
+    It does not fall to 0, so that the averaged weights differ.
+    """
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    return min((step + 1) / warmup, 1.0 if step < steps * (1 - AVERAGED_SHARE) else 0.5)
+
+
+CHECKPOINT_SECONDS = 180
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, or None where there is none.
+
+    Raises:
+        DataError: it was made with other settings, or is broken.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path}: the checkpoint cannot be read ({error}); delete it to start again.") from error
+    changed = [k for k, v in settings.items() if state["settings"].get(k) != v]
+    if changed:
+        raise DataError(
+            f"{path}: this checkpoint was made with another {', '.join(changed)}; "
+            "give the same settings to go on, or delete it to start again."
+        )
+    return state
+
+
+def keep_rows(log: Path, start: int, names: list[str]) -> None:
+    """Keep a CSV log's rows before step ``start``, for later ones are written again; ``names`` follow ``step``."""
+    rows = [["step", *names]]
+    if start and log.is_file():
+        with log.open(newline="") as file:
+            rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < start]
+    with log.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+class Stateful(Protocol):
+    """A network or an optimizer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it is made of."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> object:
+        """Become what ``state_dict`` was taken from."""
+
+
+class Course:
+    """A training under way: the table of its losses, its progress, and the checkpoint that it goes on from.
+
+    Args:
+        title: for people.
+        out: the model file that comes of it; table and checkpoint stand beside it.
+        settings: what a checkpoint must have been made with.
+        parts: what a checkpoint holds; they are given their states of the last one, if there is one.
+        steps: how many there are at most.
+        columns: names of the table's columns, after ``step``.
+        say: is told if the training goes on.
+
+    Attributes:
+        start: the first step that is to be done.
+        kept: what else the checkpoint held.
+        log: the table, a CSV file.
+
+    Raises:
+        DataError: the checkpoint was made with other settings, or is broken.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        out: Path,
+        settings: dict[str, Any],
+        parts: dict[str, Stateful],
+        steps: int,
+        columns: Sequence[str],
+        say: Callable[[str], None],
+    ) -> None:
+        self.log = out.with_suffix(".losses.csv")
+        self.start = 0
+        self.kept: dict[str, Any] = {}
+        self._checkpoint, self._settings, self._parts = out.with_suffix(".checkpoint"), settings, parts
+        self._title, self._steps, self._columns = title, steps, columns
+        self._open = ExitStack()
+        if (state := load_checkpoint(self._checkpoint, settings)) is not None:
+            self.start, self.kept = state["step"], state.get("kept", {})
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+            say(f"going on from step {self.start}")
+
+    def __enter__(self) -> Self:
+        keep_rows(self.log, self.start, list(self._columns))
+        self._progress = self._open.enter_context(show_progress(self._title, self._steps, self.start))
+        self._file = self._open.enter_context(self.log.open("a", newline=""))
+        self._rows = csv.writer(self._file)
+        self._saved = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def done(self, step: int, losses: Sequence[str], text: str, last: bool, kept: dict[str, Any] | None = None) -> None:
+        """A step is done.
+
+        Args:
+            step: its number, from 0.
+            losses: a cell for each column.
+            text: for the progress.
+            last: whether it is the last one.
+            kept: what a checkpoint shall hold beside the parts.
+        """
+        self._rows.writerow((step, *losses))
+        self._progress(step + 1, text)
+        if last or time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+            self._file.flush()
+            states = {name: part.state_dict() for name, part in self._parts.items()}
+            save_checkpoint(
+                self._checkpoint, {"settings": self._settings, "step": step + 1, "kept": kept or {}, **states}
+            )
+            self._saved = time.monotonic()
+
+
+def plot_losses(log: Path, picture: Path) -> None:
+    """Draw the columns of a CSV log over its steps, each as a moving mean."""
+    import matplotlib.figure
+    import numpy as np
+
+    with log.open(newline="") as file:
+        names, *rows = list(csv.reader(file))
+    values = np.array([[float(cell) if cell else np.nan for cell in row] for row in rows]).reshape(-1, len(names))
+    figure = matplotlib.figure.Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss")
+    width = max(1, len(values) // 50)
+    for name, column in zip(names[1:], values[:, 1:].T, strict=True):
+        there = np.isfinite(column)
+        if there.any():
+            steps, column = values[there, 0], column[there]
+            n = min(width, len(column)) if there.mean() > 0.1 else 1
+            mean = np.convolve(column, np.full(n, 1 / n), "valid")
+            axes.plot(steps[len(steps) - len(mean) :], mean, label=name, marker="." if n == 1 else None)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(picture)
+
+
+class Progress(Protocol):
+    """Told of every step."""
+
+    def __call__(self, step: int, text: str) -> None:
+        """``step`` of the training is done; ``text`` has its figures."""
+
+
+@contextmanager
+def show_progress(title: str, steps: int, start: int = 0) -> Iterator[Progress]:
+    """A progress bar on a terminal; elsewhere a plain line now and then."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(title, total=steps, completed=start, text="")
+            yield lambda step, text: bar.update(task, completed=step, text=text)
+        return
+    began = last = time.monotonic()
+
+    def line(step: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 30 or step == steps:
+            last = now
+            left = (now - began) / max(1, step - start) * (steps - step)
+            print(f"{title}: step {step}/{steps}, {left / 60:.0f} min left, {text}", file=sys.stderr, flush=True)
+
+    yield line

@@ -1,0 +1,1 @@
+"""Many slides: planning, output locations, locks, progress and clusters."""

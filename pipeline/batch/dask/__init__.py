@@ -1,0 +1,1 @@
+"""Slides and regions shared between the workers of a Dask cluster."""

@@ -1,0 +1,336 @@
+"""A batch on the workers of a Dask cluster: slides side by side, and the regions of one slide over many workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nucpipe
+from nucpipe.backends.model_file import read_header
+from nucpipe.errors import NucpipeError, OutputError, UsageError
+from pipeline.batch.dask.view import ClusterView
+from pipeline.batch.lock import Lock, LostLock, held
+from pipeline.batch.output import Destination
+from pipeline.batch.plan import Job
+from pipeline.batch.remote import Address, is_address
+from pipeline.batch.run import POLL_S, Tally
+from pipeline.config import RunConfig
+from pipeline.inference.models import find_model
+from pipeline.run_slide import Reporter, SlideResult
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+    from pipeline.batch.dask.worker import Opened, Order
+
+LOCAL = "local:"
+CONNECT_S, WORKERS_WITHIN_S = 20, 120
+LOOK_S = 0.1
+MOST_REGIONS = 16
+"""Regions that a worker gets at a time: several, for their stages overlap, and few, so that all workers have some."""
+
+
+def run_on_cluster(
+    address: str, jobs: list[Job], out: str | Path, reporter: Reporter, max_failures: int | None
+) -> list[SlideResult]:
+    """Run the jobs on a cluster; as :func:`pipeline.batch.run.run_batch`.
+
+    Args:
+        address: of a Dask scheduler (``tcp://host:8786``), or ``local:N``.
+        jobs: their slides and ``out`` lie on a disk that every worker sees under the same path.
+        out: folder of the results.
+        reporter: is told of finished slides.
+        max_failures: stop after so many.
+
+    Raises:
+        UsageError: no such cluster, no worker, another nucpipe on the workers, or addresses instead of paths.
+        OutputError: the results cannot be written any more, or the scheduler is gone.
+    """
+    if is_address(str(out)) or any(isinstance(job.slide, Address) for job in jobs):
+        raise UsageError("--cluster needs slides and --out on a disk that the workers share; fetch the slides first.")
+    if any(job.config.profile for job in jobs):
+        raise UsageError("--profile tells of one process; leave it or --cluster out.")
+    configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
+    jobs = [replace(job, config=configs[job.config]) for job in jobs]
+    with connected(address) as (client, share), ClusterView(reporter, len(jobs)) as view:
+        tally = Tally(Destination(Path(out).absolute()), view, max_failures)
+        results = Coordinator(client, jobs, tally, view, share).run()
+    tally.tell_stopped(len(jobs))
+    return results
+
+
+def for_workers(config: RunConfig) -> RunConfig:
+    """Settings that mean the same in another process's folder.
+
+    Raises:
+        UsageError: they name a model or a library that is not there.
+    """
+    from classifier.libraries import Outputs
+
+    find_model("segmentor", config.segmentor)
+    outputs = Outputs.from_dict(read_header(find_model("classifier", config.classifier)).outputs)
+    paths: dict[str, Any] = {
+        name: str(Path(value).absolute())
+        for name in ("tissue", "segmentor", "classifier", "nuclei")
+        if (value := getattr(config, name)) and Path(value).exists()
+    }
+    return replace(config, primary=outputs.library(config.primary).name, **paths)
+
+
+@contextmanager
+def connected(address: str) -> Iterator[tuple[Client, int]]:
+    """A client of the cluster, and how many of its workers share this machine (0: it is not ours to know).
+
+    Raises:
+        UsageError: see :func:`run_on_cluster`.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise UsageError('--cluster needs dask.distributed: pip install "nucpipe[cluster]"') from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of every worker that comes and goes
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with ExitStack() as stack:
+        share = 0
+        if address.startswith(LOCAL):
+            share = _count(address)
+            # Without a limit of memory: Dask would pause and kill workers that use what the settings let them use.
+            cluster = LocalCluster(
+                n_workers=share, threads_per_worker=1, memory_limit=None, dashboard_address=None, processes=True
+            )
+            stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))
+        else:
+            try:
+                client = stack.enter_context(Client(address, timeout=CONNECT_S))
+            except (OSError, ValueError, TypeError) as error:
+                raise UsageError(
+                    f"--cluster {address}: no Dask scheduler answers there ({error}); expected an address such as "
+                    "tcp://host:8786, or local:N."
+                ) from error
+        _check_workers(client, address)
+        yield client, share
+
+
+def _count(address: str) -> int:
+    text = address.removeprefix(LOCAL)
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise UsageError(f"--cluster {address}: expected local:N, such as local:2, with N processes.")
+    return int(text)
+
+
+def _check_workers(client: Client, address: str) -> None:
+    from pipeline.batch.dask.worker import nucpipe_version
+
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_WITHIN_S)
+    except TimeoutError as error:
+        raise UsageError(f"--cluster {address}: no worker came within {WORKERS_WITHIN_S} s; start some.") from error
+    try:
+        versions = client.run(nucpipe_version)
+    except Exception as error:  # whatever went wrong over there
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"--cluster {address}: the workers cannot run nucpipe ({first}); install it in their environment."
+        ) from error
+    for worker, version in versions.items():
+        if version != nucpipe.__version__:
+            raise UsageError(
+                f"--cluster {address}: worker {worker} has nucpipe {version}, this is {nucpipe.__version__}; "
+                "install the same everywhere."
+            )
+
+
+@dataclass
+class Active:
+    """A slide that is under way.
+
+    Attributes:
+        job, order: which, and what the workers are told.
+        lock, release: it is ours; and how to let go of it.
+        began: on this process's clock.
+        waiting: chunks of regions that no worker has yet.
+        open_chunks: chunks that are not done yet, waiting or at a worker.
+    """
+
+    job: Job
+    order: Order
+    lock: Lock
+    release: ExitStack
+    began: float
+    waiting: deque[tuple[int, ...]] = field(default_factory=deque)
+    open_chunks: int = 0
+
+
+class Coordinator:
+    """Hands out the work, with two tasks a worker under way, and takes in what comes back."""
+
+    def __init__(self, client: Client, jobs: Sequence[Job], tally: Tally, view: ClusterView, share: int) -> None:
+        self.client, self.tally, self.view, self.share = client, tally, view, share
+        self.jobs, self.others = deque(jobs), list[Job]()
+        self.topic = f"nucpipe-{uuid.uuid4().hex}"
+        self.active: list[Active] = []
+        self.under_way: dict[Future, tuple[Active, str]] = {}
+        self.workers = 1
+        self._looked = -math.inf
+
+    def run(self) -> list[SlideResult]:
+        """Until every slide is done with."""
+        self.client.subscribe_topic(self.topic, lambda event: self.view.progress(event[1]))
+        try:
+            while not self.tally.stopped:
+                self._look_at_workers()
+                self._hand_out()
+                if not self.under_way and not self.jobs:
+                    if not self.others:
+                        break
+                    time.sleep(POLL_S)
+                    self.jobs, self.others = deque(self.others), []
+                    continue
+                time.sleep(LOOK_S)
+                for future in [one for one in self.under_way if one.done()]:
+                    self._take_in(future)
+        finally:
+            with suppress(Exception):  # the scheduler may be what failed
+                self.client.cancel(list(self.under_way))
+                self.client.unsubscribe_topic(self.topic)
+            for one in self.active:
+                one.release.close()
+        return self.tally.results
+
+    def _look_at_workers(self) -> None:
+        """Workers come and go."""
+        if time.monotonic() - self._looked < POLL_S:
+            return
+        self._looked = time.monotonic()
+        if self.client.status != "running":
+            raise OutputError("the Dask scheduler is gone; what is done stays, and the same command goes on.")
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        self.workers = len(workers)
+        self.view.workers(workers)
+
+    def _hand_out(self) -> None:
+        room = 2 * max(1, self.workers) - len(self.under_way)
+        for one in self.active:  # slides that were begun first are finished first
+            while one.waiting and room > 0:
+                self._submit(one, "regions", one.waiting.popleft())
+                room -= 1
+        while room > 0 and self.jobs and len(self.active) <= self.workers:
+            room -= self._begin(self.jobs.popleft())
+
+    def _begin(self, job: Job) -> bool:
+        """Take a slide and have it opened; False where another process has it."""
+        from pipeline.batch.dask.worker import Order
+
+        assert isinstance(job.slide, Path)
+        folder = self.tally.to.folder(job)
+        lock = Lock(folder)
+        if not lock.acquire():
+            self.tally.tell_once(job, lock.holder())
+            self.others.append(job)
+            return False
+        release = ExitStack()
+        release.enter_context(held(lock))
+        config = replace(job.config, overwrite=job.config.overwrite and not self.tally.to.made_meanwhile(job))
+        order = Order(job.slide.absolute(), folder, config, self.topic, self.share)
+        one = Active(job, order, lock, release, time.monotonic())
+        self.active.append(one)
+        self.view.begin_slide(str(folder), job.slide.name)
+        self._submit(one, "open")
+        return True
+
+    def _submit(self, one: Active, what: str, *arguments: Any) -> None:
+        from pipeline.batch.dask import worker as cluster_worker
+
+        work = {
+            "open": cluster_worker.open_order,
+            "regions": cluster_worker.do_regions,
+            "finish": cluster_worker.finish_order,
+        }[what]
+        key = f"nucpipe-{what}-{uuid.uuid4().hex}"
+        future = self.client.submit(work, one.order, *arguments, key=key, pure=False)
+        self.under_way[future] = (one, what)
+
+    def _take_in(self, future: Future) -> None:
+        from pipeline.batch.dask.worker import Failed, Opened
+
+        one, what = self.under_way.pop(future)
+        if one not in self.active:  # it failed elsewhere meanwhile
+            return
+        value = self._value(future)
+        try:
+            one.lock.check()
+        except LostLock:
+            self.others.append(one.job)
+            self._let_go(one)
+            return
+        if isinstance(value, Failed):
+            self._end(one, SlideResult(one.job.slide, one.job.folder, "failed", cause=value.cause))
+            if value.is_usage:
+                raise UsageError(value.cause)
+            if value.stops_all:
+                raise OutputError(f"stopped, for {value.cause} What is done stays; the same command goes on.")
+        elif isinstance(value, Opened):
+            if value.before is not None:
+                self._end(one, value.before)
+                return
+            self._cut(one, value)
+        elif isinstance(value, SlideResult):
+            self._end(one, value)
+        elif what == "regions":
+            one.open_chunks -= 1
+            self._finish_if_done(one)
+
+    def _value(self, future: Future) -> Any:
+        """What a task gave; a Failed where its workers died."""
+        from distributed import KilledWorker
+
+        from pipeline.batch.dask.worker import Failed
+
+        if future.cancelled():
+            raise OutputError("the Dask scheduler is gone; what is done stays, and the same command goes on.")
+        try:
+            return future.result()
+        except KilledWorker:
+            return Failed(
+                "every worker that tried it died, perhaps for want of memory; use a smaller --region-size, and see "
+                "the workers' logs.",
+                False,
+                False,
+            )
+        except NucpipeError as error:
+            return Failed(str(error), False, False)
+        except Exception as error:  # of Dask, such as a result that cannot be unpacked
+            return Failed(f"unexpected {type(error).__name__}: {error}; please report it.", False, False)
+
+    def _cut(self, one: Active, opened: Opened) -> None:
+        """Cut a slide's regions into chunks for the workers."""
+        indices = [index for index, _ in opened.regions]
+        size = max(1, min(MOST_REGIONS, math.ceil(len(indices) / (2 * max(1, self.workers)))))
+        one.waiting = deque(tuple(indices[k : k + size]) for k in range(0, len(indices), size))
+        one.open_chunks = len(one.waiting)
+        self.view.cut(str(one.order.folder), opened.total, len(indices))
+        self._finish_if_done(one)
+
+    def _finish_if_done(self, one: Active) -> None:
+        if not one.open_chunks:
+            self.view.finishing(str(one.order.folder))
+            self._submit(one, "finish", time.monotonic() - one.began)
+
+    def _end(self, one: Active, result: SlideResult) -> None:
+        self._let_go(one)
+        self.tally.add(one.job, result)
+
+    def _let_go(self, one: Active) -> None:
+        self.active.remove(one)
+        self.view.end_slide(str(one.order.folder))
+        one.release.close()

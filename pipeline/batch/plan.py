@@ -1,0 +1,205 @@
+"""Which slides a command means, and where each one's results go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from nucpipe.errors import UsageError
+from pipeline.batch.manifest import MANIFESTS, read_manifest
+from pipeline.batch.remote import Address, is_address, list_slides
+from pipeline.batch.summary import SUMMARY
+from pipeline.config import RunConfig
+from pipeline.regions.external_nuclei import check_nuclei_option
+from pipeline.regions.tissue import check_tissue_option
+from pipeline.slide.base import is_dicom, is_slide_folder, slide_name
+
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in "svs ndpi mrxs scn vms vmu bif svslide tif tiff btf dcm zarr jp2 png jpg jpeg".split()  # noqa: SIM905
+)
+"""What is taken for a slide in a folder; a file named on the command line is tried whatever its name."""
+CONTENTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  \r\n\x87\n")
+"""How TIFF, BigTIFF and JPEG 2000 begin: files of an unknown extension that do are slides too."""
+NO_SLIDES = frozenset(
+    f".{suffix}"
+    for suffix in "csv tsv txt json geojson xml gz zip md pdf log ini dat region partial lock safetensors".split()  # noqa: SIM905
+)
+"""Extensions whose files are not opened to see what they are."""
+LISTS = (".vms", ".vmu")
+"""Hamamatsu's text files that name the images which make up the slide."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One slide of a command.
+
+    Attributes:
+        slide: the file or folder, or the address.
+        folder: where its results go, relative to the command's ``--out``.
+        config: its settings.
+    """
+
+    slide: Path | Address
+    folder: Path
+    config: RunConfig
+
+
+def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
+    """Every slide once; sub-folders are kept, and no two slides share a folder.
+
+    Args:
+        inputs: slides, folders, patterns (``slides/*.svs``), manifests (``.csv``, ``.tsv``) and addresses
+            (``s3://bucket/folder/``).
+        config: the settings of slides for which a manifest states no others.
+
+    Raises:
+        UsageError: a path does not exist, a folder or a pattern has no slide, or a manifest is wrong.
+    """
+    check_tissue_option(config.tissue)
+    check_nuclei_option(config.nuclei)
+    jobs: dict[Path | Address, Job] = {}
+    taken = {Path(SUMMARY)}
+    for job in (job for one in inputs for job in _jobs(one, config)):
+        if job.slide in jobs:
+            continue
+        folder = job.folder
+        if folder in taken:  # a.svs and a.tif, or one name from two folders
+            folder = folder.with_name(job.slide.name.replace(".", "_"))
+        base, k = folder, 2
+        while folder in taken:
+            folder, k = base.with_name(f"{base.name}_{k}"), k + 1
+        taken.add(folder)
+        jobs[job.slide] = replace(job, folder=folder)
+    if config.nuclei is not None and len(jobs) > 1 and not Path(config.nuclei).is_dir():
+        raise UsageError(f"--nuclei {config.nuclei}: one file for {len(jobs)} slides; expected a folder of such files.")
+    return list(jobs.values())
+
+
+def _jobs(given: str | Path, config: RunConfig) -> Iterator[Job]:
+    text = str(given)
+    if is_address(text):
+        for address, place in list_slides(Address(text), is_slide_name):
+            yield Job(address, Path(place), config)
+        return
+    path = Path(given)
+    if path.suffix.lower() in MANIFESTS and path.is_file():
+        for row in read_manifest(path, config):
+            if is_address(row.slide):
+                address = Address(row.slide)
+                yield Job(address, Path(row.name or slide_name(Path(address.name))), row.config)
+            else:
+                slide = path.parent / row.slide
+                yield Job(slide, Path(row.name or slide_name(slide)), row.config)
+        return
+    for slide, folder in _matches(path) if not os.path.lexists(path) and is_pattern(text) else _slides(path):
+        yield Job(slide, folder, config)
+
+
+def is_pattern(text: str) -> bool:
+    """Whether a text has the marks of a pattern."""
+    return any(mark in text for mark in "*?[")
+
+
+def _matches(pattern: Path) -> Iterator[tuple[Path, Path]]:
+    """What a pattern means, for shells that leave it as it is; ``**`` stands for any folders."""
+    try:
+        # Path.glob does not follow links to folders, which could lead round in a circle.
+        found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+    except (ValueError, OSError, NotImplementedError) as error:
+        raise UsageError(f"{pattern}: not a pattern that can be followed ({error}).") from error
+    slides = [path for path in found if not is_special(path) and not path.name.startswith(".")]
+    if not slides:
+        raise UsageError(f"{pattern}: no such file, and no slide matches it as a pattern.")
+    for path in slides:
+        if not path.is_dir() or is_slide_folder(path):
+            yield path, Path(slide_name(path))
+        elif not is_result(path):
+            yield from _in_folder(path)
+
+
+def _slides(path: Path) -> Iterator[tuple[Path, Path]]:
+    try:
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: no such slide, folder or manifest.")
+        if not path.is_dir() or is_slide_folder(path):
+            yield path, Path(slide_name(path))
+            return
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
+    found = False
+    for slide in _in_folder(path):
+        found = True
+        yield slide
+    if not found:
+        raise UsageError(f"{path}: no slide in this folder; expected files such as .svs, .ndpi, .mrxs, .tif or .png.")
+
+
+def _in_folder(path: Path) -> Iterator[tuple[Path, Path]]:
+    """The slides in a folder and below. Links to folders are followed, but no folder is entered twice."""
+    entered = set()
+    for folder, names, files in os.walk(path, followlinks=True):
+        here = Path(folder)
+        try:
+            status = here.stat()
+        except OSError:
+            names.clear()
+            continue
+        if (status.st_dev, status.st_ino) in entered or is_result(here):
+            names.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        # A slide may be a folder (DICOM, zarr); what lies in it is no slide of its own. Nor is what belongs to a file.
+        slide_folders = [name for name in names if is_slide_folder(here / name)]
+        owned = _owned(here, files)
+        names[:] = sorted(n for n in names if n not in slide_folders and n not in owned and not n.startswith("."))
+        slides = [name for name in files if name not in owned and is_slide_file(here / name)]
+        for name in sorted(slides + slide_folders):
+            yield here / name, here.relative_to(path) / slide_name(here / name)
+
+
+def _owned(folder: Path, files: list[str]) -> set[str]:
+    """Names in a folder that are parts of another file's slide: MRXS's folder, and the images that a VMS lists."""
+    owned = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
+    for name in (name for name in files if name.lower().endswith(LISTS)):
+        try:
+            text = (folder / name).read_text("utf-8", "replace")
+        except OSError:
+            continue
+        owned |= {image for image in files if image != name and image in text}
+    return owned
+
+
+def is_slide_file(path: Path) -> bool:
+    """Whether a file in a folder is taken for a slide, by its extension or else by how it begins."""
+    if path.name.startswith(".") or is_special(path):
+        return False
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or suffix in NO_SLIDES:
+        return suffix in SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(16).startswith(CONTENTS) or is_dicom(path)
+    except OSError:
+        return False
+
+
+def is_slide_name(name: str) -> bool:
+    """Whether a name alone says that a file is a slide."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a socket or a device, which would be read for ever."""
+    try:
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except OSError:  # a link that leads round in a circle; opening it says so
+        return False
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a folder holds what a run wrote for a slide, so that an overview is not taken for a slide."""
+    return (folder / "nuclei.zarr").is_dir() or (folder / "journal" / "journal.json").is_file()

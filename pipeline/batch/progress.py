@@ -1,0 +1,100 @@
+"""What a person sees of a run: a bar on a terminal, plain lines in a pipe or a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from pipeline.run_slide import Reporter, Silent, SlideResult
+from pipeline.slide.base import printable
+
+LINE_SECONDS = 30
+
+
+def final_line(result: SlideResult) -> str:
+    """One line that says what became of a slide."""
+    name, folder = printable(result.slide.name), printable(result.folder)
+    if result.status == "failed":
+        return f"FAILED {printable(result.slide)}: {result.cause}"
+    if result.status == "finished before":
+        return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
+    if not result.tissue_mm2:
+        return f"{name}: 0 nuclei, no tissue found (--tissue none looks everywhere) -> {folder}"
+    return f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
+
+
+class Lines:
+    """Plain lines on standard error, one now and then."""
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:
+        """See :class:`~pipeline.run_slide.Reporter`."""
+        self.name, self.mm2, self.done_mm2, self.nuclei = name, mm2, 0.0, 0
+        self.began = self.last = time.monotonic()
+        print(f"{name}: {mm2:.3g} mm² of tissue in {regions} regions", file=sys.stderr, flush=True)
+
+    def advance(self, nuclei: int, mm2: float) -> None:
+        """See :class:`~pipeline.run_slide.Reporter`."""
+        self.nuclei, self.done_mm2 = self.nuclei + nuclei, self.done_mm2 + mm2
+        now = time.monotonic()
+        if now - self.last >= LINE_SECONDS and self.done_mm2 > 0:
+            self.last = now
+            seconds = now - self.began
+            left = seconds * (self.mm2 / self.done_mm2 - 1)
+            print(
+                f"{self.name}: {self.done_mm2:.3g} of {self.mm2:.3g} mm², {self.nuclei:,} nuclei, "
+                f"{self.done_mm2 / seconds:.3f} mm²/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def end(self, result: SlideResult) -> None:
+        """See :class:`~pipeline.run_slide.Reporter`."""
+        print(final_line(result), file=sys.stderr, flush=True)
+
+
+class Bars:
+    """A progress bar for the slide at work, with nuclei found, mm²/s and time left."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:
+        """See :class:`~pipeline.run_slide.Reporter`."""
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn(
+                "{task.completed:.2f}/{task.total:.2f} mm²  {task.fields[nuclei]:,} nuclei  {task.fields[speed]}"
+            ),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bar.add_task(name, total=mm2, nuclei=0, speed="")
+        self.bar.start()
+
+    def advance(self, nuclei: int, mm2: float) -> None:
+        """See :class:`~pipeline.run_slide.Reporter`."""
+        if self.bar is not None:
+            task = self.bar.tasks[0]
+            speed = f"{(task.completed + mm2) / task.elapsed:.3f} mm²/s" if task.elapsed else ""
+            self.bar.update(self.task, advance=mm2, nuclei=task.fields["nuclei"] + nuclei, speed=speed)
+
+    def end(self, result: SlideResult) -> None:
+        """See :class:`~pipeline.run_slide.Reporter`."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+        self.console.print(final_line(result), markup=False)
+
+
+def reporter() -> Reporter:
+    """The one that fits standard error."""
+    if sys.stderr is None:  # closed by whoever started the process
+        return Silent()
+    return Bars() if sys.stderr.isatty() else Lines()

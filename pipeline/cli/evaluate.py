@@ -1,0 +1,74 @@
+"""``nucpipe evaluate``: how good a model is on annotated data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipeline.cli.options import library_option
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def measure_options(table: str) -> Callable[[F], F]:
+    """The options that both measurements share; ``table`` is the CSV file that they write beside the figures."""
+
+    def add(command: F) -> F:
+        options = [
+            click.option(
+                "--hold-out",
+                multiple=True,
+                metavar="NAME",
+                help="Images or groups to measure on; wildcards allowed.  "
+                "[default: what the model's training held out]",
+            ),
+            click.option(
+                "--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model."
+            ),
+            click.option(
+                "--out", type=click.Path(path_type=Path), help=f"Folder for figures.json, {table} and pictures."
+            ),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+            click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16."),
+        ]
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure a model on annotated data."""
+
+
+@evaluate.command()
+@click.argument("model", metavar="NAME|PATH")
+@library_option()
+@measure_options("predictions.csv")
+def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None, **options: Any) -> None:
+    """Measure a classifier: accuracy, F1, AUROC and calibration for each library, with bootstrap intervals."""
+    from classifier.evaluation.report import evaluate_classifier
+
+    evaluate_classifier(model, data, out, click.echo, **options)
+
+
+@evaluate.command()
+@click.argument("model", metavar="NAME|PATH")
+@click.option(
+    "--data",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder in CoNSeP's, Kumar's, PanNuke's or MoNuSAC's layout; repeat it.",
+)
+@measure_options("images.csv")
+def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: Any) -> None:
+    """Measure a segmentor: Dice, AJI, DQ, SQ, PQ, detection, F_c of its own types, and a picture of the worst cases."""
+    from segmentation.evaluation.report import evaluate_segmentor
+
+    evaluate_segmentor(model, data, out, click.echo, **options)

@@ -1,0 +1,34 @@
+"""``nucpipe info`` and ``nucpipe models``: what a slide and what the bundled models are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@click.option("--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres.")
+def info(slide: Path, mpp: float | None) -> None:
+    """Say what a slide is: size, pixel size, levels, reader."""
+    from pipeline.slide.base import describe, open_slide
+
+    with open_slide(slide, mpp) as opened:
+        for key, value in describe(opened).items():
+            click.echo(f"{key:<20} {value}")
+
+
+@click.command()
+def models() -> None:
+    """List the bundled models, and the published ones that are fetched once."""
+    from pipeline.inference.models import describe_models, published_models
+
+    for path, header in describe_models():
+        click.echo(
+            f"{path.stem:<25} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
+        )
+        for data in (d for d in header.data if d["images"]):
+            click.echo(f"{'':<25} trained on {data['name']} ({data['images']} images)")
+    for name, taught, place in published_models():
+        click.echo(f"{name:<25} segmentor  0.25 µm  HoVer-Net as published, trained on {taught}; {place}")

@@ -1,0 +1,45 @@
+"""``nucpipe libraries``: the label systems, and which label teaches which."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pipeline.cli.options import library_option, match_options
+from pipeline.config import RunConfig
+
+
+@click.command()
+@match_options
+@library_option(required=False)
+def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float, match_table: Path | None) -> None:
+    """Print the libraries' labels with their short forms, and which label teaches which library, and why."""
+    from classifier.label_mapping import make_matching
+    from classifier.libraries import Outputs, libraries_of
+    from classifier.training.model_card import unmeasured
+    from nucpipe.backends.model_file import read_header
+    from pipeline.inference.models import find_model
+
+    known = libraries_of(data)
+    matching = make_matching(known, match, similarity, match_table)
+    header = read_header(find_model("classifier", RunConfig().classifier))
+    outputs = Outputs.from_dict(header.outputs)
+    untrained = {column for column, trained in zip(outputs.columns, outputs.trained, strict=True) if not trained}
+    elsewhere = unmeasured(header)
+    for library in known:
+        click.echo(f"{library.name}  {library.mpp} µm, {library.licence}")
+        for number, label in enumerate(library.labels):
+            pairs = [p for p in matching.pairs if (p.source, p.label) == (library.name, label)]
+            notes = [f"teaches {p.library} {' or '.join(p.taught)} ({p.why})" for p in pairs]
+            if (library.name, label) in untrained:
+                notes.append("untrained in the bundled model, never predicted by it")
+            click.echo(f"  {f'{library.name}_{number}':<12} {label:<22} {'; '.join(notes)}".rstrip())
+        for grouping, groups in library.groups.items():
+            for group, labels in groups.items():
+                click.echo(f"  {grouping:<12} {group:<22} = {', '.join(labels)}")
+        if library.name in elsewhere:
+            click.echo(
+                f"  The bundled model learnt {library.name}'s labels from other libraries only; how well they hold on "
+                f"{library.name}'s own images was not measured."
+            )

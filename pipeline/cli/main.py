@@ -1,0 +1,54 @@
+"""The command line. Heavy packages are imported where they are used: ``nucpipe --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+import nucpipe
+from nucpipe.errors import NucpipeError
+from pipeline.cli import classify, doctor, evaluate, export, info, libraries, report, run, serve, train, view
+
+
+class OneLineErrors(click.Group):
+    """Turns the errors that nucpipe raises on purpose into one line and their exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except NucpipeError as error:
+            click.echo(f"nucpipe: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("nucpipe: stopped; the same command goes on where it stopped.", err=True)
+            ctx.exit(130)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(nucpipe.__version__, prog_name="nucpipe")
+def main() -> None:
+    """Find, outline and name every nucleus of H&E slides, in the words of five published label systems."""
+    # OpenMP's threads shall sleep when they have nothing to do; it reads this once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+COMMANDS = (
+    run.run,
+    run.demo,
+    classify.classify,
+    export.export,
+    train.train,
+    evaluate.evaluate,
+    info.info,
+    info.models,
+    libraries.libraries,
+    view.view,
+    report.report,
+    serve.serve,
+    doctor.doctor,
+)
+for command in COMMANDS:
+    main.add_command(command)

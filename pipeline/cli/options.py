@@ -1,0 +1,80 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nucpipe.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
+    pairs = []
+    for text in texts:
+        name, separator, path = text.partition("=")
+        if not separator or not name or not path:
+            raise UsageError(f"--library {text}: expected NAME=PATH, such as consep=data/CoNSeP.")
+        pairs.append((name, Path(path)))
+    return tuple(pairs)
+
+
+def library_option(required: bool = True) -> Callable[[F], F]:
+    """``--library NAME=PATH``, any number of times, as ``data``."""
+    return click.option(
+        "--library",
+        "data",
+        multiple=True,
+        required=required,
+        metavar="NAME=PATH",
+        callback=_pairs,
+        help="A library and the folder of its data in the owner's layout; repeat it.",
+    )
+
+
+def decide_options() -> list[Callable[[Any], Any]]:
+    """``--decide`` and ``--threshold``."""
+    return [
+        click.option(
+            "--decide",
+            type=click.Choice(["argmax", "best", "threshold"]),
+            default="argmax",
+            show_default=True,
+            help="The likeliest label of each library; that label if it reaches --threshold, else none; or every label "
+            "that reaches it.",
+        ),
+        click.option("--threshold", type=float, metavar="P", help="A probability, for best and threshold."),
+    ]
+
+
+def decided(command: F) -> F:
+    """As a decorator, the options of :func:`decide_options`."""
+    for option in reversed(decide_options()):
+        command = option(command)
+    return command
+
+
+def match_options(command: F) -> F:
+    """Which label teaches another library's."""
+    options = [
+        click.option(
+            "--match",
+            type=click.Choice(["own", "exact", "similar", "table"]),
+            default="table",
+            show_default=True,
+            help="Which label teaches other libraries: none, one of equal text, of similar text, by the label table.",
+        ),
+        click.option(
+            "--similarity", type=float, default=0.8, show_default=True, help="Ratio above which texts are similar."
+        ),
+        click.option(
+            "--match-table", type=click.Path(path_type=Path), metavar="TOML", help="Another label table than nucpipe's."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

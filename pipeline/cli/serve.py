@@ -1,0 +1,90 @@
+"""``nucpipe serve``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nucpipe.errors import UsageError
+from pipeline.config import RunConfig
+
+DEFAULT = RunConfig()
+PORT = 8402
+TOKEN_VARIABLE = "NUCPIPE_TOKEN"
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 for any free one.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help=f"File with a token that clients must send. Or set {TOKEN_VARIABLE}.",
+)
+@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default=DEFAULT.precision,
+    show_default=True,
+    help="Arithmetic of the networks.",
+)
+@click.option("--segmentor", metavar="NAME|PATH", default=DEFAULT.segmentor, show_default=True, help="Finds nuclei.")
+@click.option("--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True, help="Names them.")
+@click.option("--primary", metavar="LIBRARY", default=DEFAULT.primary, show_default=True, help="Classes in GeoJSON.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=DEFAULT.batch_size, show_default=True, help="Nuclei at a time."
+)
+@click.option("--max-mb", type=float, default=64, show_default=True, help="Megabytes of a request.")
+@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Pixels of an image.")
+@click.option("--max-waiting", type=int, default=64, show_default=True, help="Requests that wait; more are refused.")
+@click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Seconds to an answer.")
+def serve(host: str, port: int, token_file: Path | None, max_mb: float, **options: Any) -> None:
+    """Answer over HTTP: an image and its pixel size in, nuclei with five labels out.
+
+    Only this machine is answered unless --host says otherwise; then set a token. Needs: pip install "nucpipe[serve]".
+    """
+    try:
+        from pipeline.web.service.app import service_app
+        from pipeline.web.service.config import ServeConfig
+    except ModuleNotFoundError as error:
+        raise UsageError(f'nucpipe serve needs {error.name}; install it with: pip install "nucpipe[serve]"') from error
+    from pipeline.inference.models import load_models
+    from pipeline.web.server import LOOPBACK_NAMES, address, listen
+    from pipeline.web.server import serve as serve_until_stopped
+
+    local = host in LOOPBACK_NAMES
+    config = ServeConfig(
+        max_bytes=int(max_mb * 2**20),
+        max_pixels=options["max_pixels"],
+        max_waiting=options["max_waiting"],
+        timeout_s=options["timeout_s"],
+        token=read_token(token_file),
+        local_only=local,
+    )
+    models = load_models(options["segmentor"], options["classifier"], options["device"], options["precision"])
+    primary = models.outputs.library(options["primary"]).name
+    listener = listen(host, port)
+    if not local and config.token is None:
+        click.echo(f"Anybody who reaches {host} may use this service; a --token-file would prevent it.", err=True)
+    app = service_app(models, config, primary, options["batch_size"])
+    serve_until_stopped(app, listener, lambda: click.echo(f"nucpipe serves at {address(listener)}  (Ctrl-C ends it)"))
+
+
+def read_token(path: Path | None) -> str | None:
+    """The token, from a file or from the environment, where other users of the machine cannot read it.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE)
+    try:
+        return path.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"--token-file {path}: cannot be read ({getattr(error, 'strerror', None) or error})."
+        ) from error

@@ -1,0 +1,225 @@
+"""The forms in which a finished result can be written, and which options each of them takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classifier.decision_rule import Rule
+from nucpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.result import Result
+    from pipeline.slide.base import Slide
+    from pipeline.store.reader import Store
+
+IMAGE_MPP = 2.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an export shall hold.
+
+    Attributes:
+        primary: the library that gives the classes; None: the one of the run.
+        all_libraries: one file for each library, or all of them in one where the form holds several.
+        window_l0: x0, y0, x1, y1, level-0 pixels; None: the whole slide.
+        labels: only nuclei with one of these labels of the primary library.
+        rule: how labels are decided on; None: as in the run.
+        centroids: points instead of outlines.
+        gz: compressed.
+        slide: where the slide lies, if it has moved since the run.
+        image_mpp: pixel size of the slide's pixels in the export, micrometres; 0 for none.
+    """
+
+    primary: str | None = None
+    all_libraries: bool = False
+    window_l0: tuple[float, float, float, float] | None = None
+    labels: Sequence[str] = ()
+    rule: Rule | None = None
+    centroids: bool = False
+    gz: bool = False
+    slide: Path | None = None
+    image_mpp: float | None = None
+
+
+Writer = Callable[["Store", Path, Sequence[str], Wanted, "Slide | None"], int]
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form.
+
+    Attributes:
+        name: of the file or folder beside the store, with the ending that is expected.
+        endings: that a user's name may have.
+        write: writes it; is given the nuclei, the path, the libraries, what is wanted, and the slide if it has pixels.
+        takes: the options, other than those that choose nuclei, that it takes.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    write: Writer
+    takes: frozenset[str] = field(default=frozenset())
+
+
+def _geojson(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.geojson import write_geojson
+
+    return write_geojson(store, path, libraries[0], centroids=wanted.centroids)
+
+
+def _csv(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.csv import write_csv
+
+    return write_csv(store, path)
+
+
+def _parquet(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.parquet import write_parquet
+
+    return write_parquet(store, path, wanted.centroids)
+
+
+def _anndata(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.anndata import write_h5ad
+
+    return write_h5ad(store, path)
+
+
+def _spatialdata(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.spatialdata import write_spatialdata
+
+    return write_spatialdata(store, path, slide, wanted.image_mpp or IMAGE_MPP)
+
+
+def _annotationstore(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.annotationstore import write_annotation_store
+
+    return write_annotation_store(store, path, libraries[0], wanted.centroids)
+
+
+def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.ome_zarr import write_labels
+
+    return write_labels(store, path, libraries, slide, wanted.image_mpp or IMAGE_MPP)
+
+
+def _qupath(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+    from pipeline.export.qupath import write_qupath
+
+    return write_qupath([store], path, libraries[0], wanted.centroids)
+
+
+FORMS = {
+    "geojson": Form(
+        "nuclei.geojson",
+        (".geojson", ".geojson.gz"),
+        _geojson,
+        frozenset({"primary", "all_libraries", "centroids", "gz"}),
+    ),
+    "qupath": Form("qupath", ("",), _qupath, frozenset({"primary", "centroids"})),
+    "csv": Form("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
+    "parquet": Form("nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids"})),
+    "anndata": Form("nuclei.h5ad", (".h5ad",), _anndata),
+    "spatialdata": Form("nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image"})),
+    "annotationstore": Form(
+        "nuclei.db", (".db",), _annotationstore, frozenset({"primary", "all_libraries", "centroids"})
+    ),
+    "labels": Form(
+        "nuclei.ome.zarr", (".ome.zarr", ".zarr"), _labels, frozenset({"primary", "all_libraries", "image"})
+    ),
+}
+
+
+def export_result(
+    result: Result, form: str, wanted: Wanted | None = None, out: Path | None = None
+) -> list[tuple[Path, int]]:
+    """Write a finished result in another form.
+
+    Args:
+        result: what is written.
+        form: a name of ``FORMS``.
+        wanted: what it shall hold; None: all nuclei, with the labels of the run.
+        out: the file or folder to write; None: beside the store.
+
+    Returns:
+        What was written, and how many nuclei it holds.
+
+    Raises:
+        UsageError: the form has no such option, or something that is named does not exist.
+        OutputError: it cannot be written.
+        SlideError: the slide's pixels are wanted and cannot be read.
+    """
+    from pipeline.export.select import narrowed
+
+    wanted, kind = wanted or Wanted(), FORMS[form]
+    _check(form, kind, wanted, out)
+    outputs = result.store.info.outputs
+    primary = outputs.library(wanted.primary or result.primary).name
+    store = narrowed(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
+    path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
+    libraries = list(result.libraries) if wanted.all_libraries else [primary]
+    with ExitStack() as stack:
+        slide = stack.enter_context(result.open_slide(wanted.slide)) if _pixels(result, kind, wanted) else None
+        if form == "labels" or len(libraries) == 1:
+            return [(path, kind.write(store, path, libraries, wanted, slide))]
+        each = [(_named(path, kind, name), name) for name in libraries]
+        return [(file, kind.write(store, file, [name], wanted, slide)) for file, name in each]
+
+
+def export_for_qupath(results: Sequence[Result], wanted: Wanted, path: Path) -> int:
+    """One folder for QuPath with the nuclei of several slides; returns their number.
+
+    Raises:
+        UsageError: as for :func:`export_result`; two slides have one name.
+        OutputError: it cannot be written.
+    """
+    from pipeline.export.qupath import write_qupath
+    from pipeline.export.select import narrowed
+
+    _check("qupath", FORMS["qupath"], wanted, path)
+    primary = wanted.primary or results[0].primary
+    stores = [narrowed(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
+    return write_qupath(stores, path, primary, wanted.centroids)
+
+
+def _check(form: str, kind: Form, wanted: Wanted, out: Path | None) -> None:
+    """Refuse what the form does not have, rather than leave it out."""
+    asked = {
+        "all_libraries": ("--all-libraries", wanted.all_libraries, "it holds all libraries side by side"),
+        "centroids": ("--centroids", wanted.centroids, "it always holds the centroids"),
+        "gz": ("--gz", wanted.gz, "it is compressed already"),
+        "image": ("--image-mpp", wanted.image_mpp is not None, "it holds no pixels"),
+    }
+    for option, (name, given, why) in asked.items():
+        if given and option not in kind.takes:
+            raise UsageError(f"{name} cannot be used with --to {form}: {why}.")
+    if wanted.image_mpp is not None and wanted.image_mpp < 0:
+        raise UsageError(f"--image-mpp {wanted.image_mpp:g}: expected micrometres per pixel, or 0 for no pixels.")
+    if out is not None and not out.name.endswith(kind.endings):
+        raise UsageError(f"--out {out}: expected a name that ends in {' or '.join(kind.endings)}.")
+    if out is not None and wanted.gz and not out.name.endswith(".gz"):
+        raise UsageError(f"--out {out}: expected a name that ends in .gz with --gz.")
+
+
+def _pixels(result: Result, kind: Form, wanted: Wanted) -> bool:
+    """Whether the export holds the slide's pixels: where it can, unless they are not wanted or the slide is gone."""
+    if "image" not in kind.takes or wanted.image_mpp == 0:
+        return False
+    if wanted.slide is not None or wanted.image_mpp is not None:
+        return True
+    try:
+        result.slide_path()
+    except UsageError:
+        return False
+    return True
+
+
+def _named(path: Path, kind: Form, library: str) -> Path:
+    """``nuclei-PanNuke.geojson`` for ``nuclei.geojson``."""
+    ending = max((end for end in kind.endings if path.name.endswith(end)), key=len)
+    return path.with_name(f"{path.name.removesuffix(ending)}-{library}{ending}")

@@ -1,0 +1,234 @@
+"""The figures of a report, gathered from a store in one pass."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from classifier.decision_rule import best_labels
+from classifier.label_mapping import Matching, make_matching
+from classifier.libraries import Library, Outputs
+from nucpipe.errors import NucpipeError
+from pipeline.store.reader import Store
+
+AREA_EDGES_UM2 = np.arange(0, 205, 5.0)  # what is larger counts into the last one
+P_EDGES = np.linspace(0, 1, 21)
+DENSITY_CELLS = 72  # along the longer side
+GALLERY = 24
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Uncertain:
+    """A nucleus whose labels are least certain.
+
+    Attributes:
+        row: its number in the store.
+        centroid_l0: x, y.
+        entropy: mean over the libraries of its probabilities' entropy, 0 (certain) to 1 (all labels equally likely).
+        labels: by library, its label ("" for none) and the label's probability.
+    """
+
+    row: int
+    centroid_l0: tuple[float, float]
+    entropy: float
+    labels: dict[str, tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Nuclei with a label of one library whose counterpart in another library they do not have.
+
+    Attributes:
+        library, label: what they are called in one library.
+        other, expected: what the other library calls such nuclei by the label table.
+        found: what it calls most of these instead.
+        nuclei: how many these are.
+        of: how many nuclei have ``label``.
+    """
+
+    library: str
+    label: str
+    other: str
+    expected: tuple[str, ...]
+    found: str
+    nuclei: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a report tells. By library, arrays have a place for each label and a last one for "no label".
+
+    Attributes:
+        outputs: the libraries.
+        nuclei: how many.
+        counts: by library, nuclei of each label.
+        mean_p: by library, mean probability of each label where it was given; NaN where it never was.
+        areas: by library, (labels + 1, bins) nuclei by area.
+        confidence: by library, (bins,) nuclei by the probability of their label.
+        crosswalk: by pair of libraries, (labels + 1, labels + 1) nuclei that have both labels.
+        density: by library, (labels + 1, cells down, cells across) nuclei.
+        uncertain: the least certain nuclei, the worst first.
+    """
+
+    outputs: Outputs
+    nuclei: int
+    counts: dict[str, Counts]
+    mean_p: dict[str, npt.NDArray[np.float64]]
+    areas: dict[str, Counts]
+    confidence: dict[str, Counts]
+    crosswalk: dict[tuple[str, str], Counts]
+    density: dict[str, Counts]
+    uncertain: tuple[Uncertain, ...]
+
+    @cached_property
+    def matching(self) -> Matching:
+        """Which labels mean the same, by the label table."""
+        return make_matching(self.outputs.libraries)
+
+    def trained(self, library: Library) -> tuple[bool, ...]:
+        """Which labels of a library the classifier was taught."""
+        return self.outputs.trained[self.outputs.slices[library.name]]
+
+    def contradictions(self) -> list[Contradiction]:
+        """Where libraries contradict each other by the label table, the most nuclei first."""
+        found = []
+        for a, b in permutations(self.outputs.libraries, 2):
+            table = self.crosswalk[a.name, b.name]
+            for i, label in enumerate(a.labels):
+                allowed = self.matching.targets(a.name, label)[self.outputs.slices[b.name]]
+                allowed = allowed & np.array(self.trained(b))
+                others = np.where(allowed, 0, table[i, :-1])
+                if allowed.any() and others.sum():
+                    expected = tuple(name for name, yes in zip(b.labels, allowed, strict=True) if yes)
+                    most = b.labels[int(others.argmax())]
+                    counts = int(others.sum()), int(table[i].sum())
+                    found.append(Contradiction(a.name, label, b.name, expected, most, *counts))
+        return sorted(found, key=lambda c: -c.nuclei)
+
+    def agreement(self, a: Library, b: Library) -> tuple[int, int]:
+        """Of the nuclei whose label in ``a`` has a counterpart in ``b`` by the label table: how many have it there, and
+        how many there are."""
+        agree, total = 0, 0
+        for i, label in enumerate(a.labels):
+            allowed = self.matching.targets(a.name, label)[self.outputs.slices[b.name]] & np.array(self.trained(b))
+            if allowed.any():
+                row = self.crosswalk[a.name, b.name][i]
+                agree, total = agree + int(row[:-1][allowed].sum()), total + int(row.sum())
+        return agree, total
+
+
+def gather(store: Store) -> Facts:
+    """The facts of a store; memory does not grow with the number of nuclei."""
+    outputs = store.info.outputs
+    libraries = outputs.libraries
+    sizes = {lib.name: len(lib.labels) + 1 for lib in libraries}
+    width, height = store.info.size_l0
+    cell = max(width, height) / DENSITY_CELLS
+    down, across = max(1, int(np.ceil(height / cell))), max(1, int(np.ceil(width / cell)))
+    counts = {name: np.zeros(n, np.int64) for name, n in sizes.items()}
+    sums = {name: np.zeros(n) for name, n in sizes.items()}
+    areas = {name: np.zeros((n, len(AREA_EDGES_UM2) - 1), np.int64) for name, n in sizes.items()}
+    confidence = {name: np.zeros(len(P_EDGES) - 1, np.int64) for name in sizes}
+    density = {name: np.zeros((n, down, across), np.int64) for name, n in sizes.items()}
+    crosswalk = {(a, b): np.zeros((sizes[a], sizes[b]), np.int64) for a, b in permutations(sizes, 2)}
+    worst: list[tuple[float, int, Uncertain]] = []
+    first = 0
+    for part in store.batches():
+        probabilities, centroids = part.probabilities, part.centroids_l0
+        # "No label" is -1, which counts into the last place.
+        numbers = {name: n.astype(np.int64) for name, n in best_labels(probabilities, outputs, part.info.rule).items()}
+        area = np.clip(np.digitize(part.area_um2, AREA_EDGES_UM2) - 1, 0, len(AREA_EDGES_UM2) - 2)
+        x, y = np.clip(np.floor(centroids / cell).astype(np.int64), 0, [across - 1, down - 1]).T
+        for name, number in numbers.items():
+            best = probabilities[:, outputs.slices[name]].max(1)
+            np.add.at(counts[name], number, 1)
+            np.add.at(sums[name], number, best)
+            np.add.at(areas[name], (number, area), 1)
+            np.add.at(density[name], (number, y, x), 1)
+            confidence[name] += np.histogram(np.clip(best[number >= 0], 0, 1), P_EDGES)[0]
+        for a, b in crosswalk:
+            np.add.at(crosswalk[a, b], (numbers[a], numbers[b]), 1)
+        entropy = _entropy(probabilities, outputs)
+        for i in np.argsort(-entropy)[:GALLERY].tolist():
+            item = _uncertain(i, first + i, centroids, entropy, probabilities, numbers, outputs)
+            heapq.heappush(worst, (item.entropy, -item.row, item))
+            if len(worst) > GALLERY:
+                heapq.heappop(worst)
+        first += len(part)
+    means = {n: np.divide(sums[n], counts[n], out=np.full(sizes[n], np.nan), where=counts[n] > 0) for n in sizes}
+    uncertain = tuple(item for _, _, item in sorted(worst, reverse=True))
+    return Facts(outputs, len(store), counts, means, areas, confidence, crosswalk, density, uncertain)
+
+
+def together(parts: Sequence[Facts]) -> Facts:
+    """The facts of several slides as of one, without what has a place on a slide."""
+    first = parts[0]
+    counts = {name: np.sum([p.counts[name] for p in parts], 0) for name in first.counts}
+    means = {}
+    for name, total in counts.items():
+        sums = np.sum([np.nan_to_num(p.mean_p[name]) * p.counts[name] for p in parts], 0)
+        means[name] = np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0)
+    return Facts(
+        first.outputs,
+        sum(p.nuclei for p in parts),
+        counts,
+        means,
+        {name: np.sum([p.areas[name] for p in parts], 0) for name in first.areas},
+        {name: np.sum([p.confidence[name] for p in parts], 0) for name in first.confidence},
+        {pair: np.sum([p.crosswalk[pair] for p in parts], 0) for pair in first.crosswalk},
+        {},
+        (),
+    )
+
+
+def _entropy(probabilities: npt.NDArray[np.float32], outputs: Outputs) -> npt.NDArray[np.float64]:
+    """(N,) mean over libraries of the entropy of the trained labels' probabilities, each scaled to 0-1."""
+    total, libraries = np.zeros(len(probabilities)), 0
+    for columns in outputs.slices.values():
+        taught = np.flatnonzero(outputs.trained[columns]) + columns.start
+        if len(taught) > 1:
+            p = np.clip(probabilities[:, taught].astype(np.float64), 1e-12, 1)
+            total += -(p * np.log(p)).sum(1) / np.log(len(taught))
+            libraries += 1
+    return total / max(1, libraries)
+
+
+def _uncertain(
+    i: int,
+    row: int,
+    centroids: npt.NDArray[np.float64],
+    entropy: npt.NDArray[np.float64],
+    probabilities: npt.NDArray[np.float32],
+    numbers: dict[str, npt.NDArray[np.int64]],
+    outputs: Outputs,
+) -> Uncertain:
+    labels = {}
+    for library in outputs.libraries:
+        number = int(numbers[library.name][i])
+        best = float(probabilities[i, outputs.slices[library.name]].max())
+        labels[library.name] = ("" if number < 0 else library.labels[number], best)
+    x, y = centroids[i].tolist()
+    return Uncertain(row, (x, y), float(entropy[i]), labels)
+
+
+def libraries_without_images(models: dict[str, Any]) -> tuple[str, ...]:
+    """The libraries whose labels the classifier was taught through other libraries only; none if it is not at hand."""
+    from pipeline.inference.models import describe_models
+
+    name = models.get("classifier", {}).get("name", "")
+    try:
+        headers = [header for path, header in describe_models() if path.stem == Path(name).stem]
+    except NucpipeError:
+        return ()
+    return tuple(data["name"] for header in headers for data in header.data if not data["images"])

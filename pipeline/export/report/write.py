@@ -1,0 +1,42 @@
+"""Reports of finished results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from nucpipe.errors import UsageError
+from pipeline.export.report.page import write_batch_report, write_report
+from pipeline.result import Result
+
+
+def report_slide(
+    result: Result, path: Path | None = None, primary: str | None = None, slide: Path | None = None
+) -> Path:
+    """Write the report of one slide; without the slide, which may have moved, it has no pictures of tissue.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: no such library; ``slide`` is given and not there.
+        SlideError: ``slide`` is given and not the one of this result, or cannot be read.
+        OutputError: the file cannot be written.
+    """
+    path = path or result.folder / "report.html"
+    try:
+        opened = result.open_slide(slide)
+    except UsageError:
+        if slide is not None:
+            raise
+        opened = None
+    with opened or nullcontext():
+        write_report(result.store, opened, path, primary or result.primary, result.run_facts)
+    return path
+
+
+def report_batch(results: Sequence[Result], path: Path, primary: str | None = None) -> Path:
+    """Write the report of several slides; see :func:`pipeline.export.report.page.write_batch_report`."""
+    write_batch_report(results, path, primary or results[0].primary)
+    return path

@@ -1,0 +1,1 @@
+"""From the pixels of regions to labelled nuclei."""

@@ -1,0 +1,133 @@
+"""The models of a run, by name or by path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nucpipe.backends.model_file import ModelHeader, fingerprint, read_header
+from nucpipe.errors import UsageError
+from segmentation.hovernet.zoo import PUBLISHED, SUFFIXES
+
+if TYPE_CHECKING:
+    from classifier.libraries import Outputs
+    from classifier.predictor import Predictor
+    from segmentation.detector import Detector
+
+KINDS = {"segmentor": "segmentation", "classifier": "classifier"}
+"""Kinds of models, and the package whose folder ``weights`` holds the bundled ones."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """The two networks of a run, loaded once and ready to run.
+
+    Attributes:
+        detector: finds and outlines nuclei.
+        classifier: names them.
+        described: name and fingerprint of both, and the segmentor's own types if it gives any, for the store.
+        precision: that they compute in, ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    detector: Detector
+    classifier: Predictor
+    described: dict[str, dict[str, Any]]
+    precision: str = "fp32"
+
+    @property
+    def outputs(self) -> Outputs:
+        """The classifier's columns."""
+        return self.classifier.outputs
+
+
+def bundled_models(kind: str) -> dict[str, Path]:
+    """The files of the bundled models of that kind, by name."""
+    folder = Path(str(resources.files(KINDS[kind]).joinpath("weights")))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find_model(kind: str, name: str) -> Path:
+    """The file of a model given by its name (a bundled one, or a published HoVer-Net, fetched once) or by its path.
+
+    Raises:
+        UsageError: neither.
+        ModelError: a published model's weights cannot be fetched.
+    """
+    bundled = bundled_models(kind)
+    if name in bundled:
+        return bundled[name]
+    if kind == "segmentor" and name in PUBLISHED:
+        from segmentation.hovernet.zoo import zoo_weights
+
+        return zoo_weights(name)
+    suffixes = (".safetensors", *(SUFFIXES if kind == "segmentor" else ()))
+    if Path(name).suffix.lower() in suffixes and Path(name).is_file():
+        return Path(name)
+    names = [*bundled, *(PUBLISHED if kind == "segmentor" else ())]
+    of_authors = ", or of a HoVer-Net of its authors (.tar, .pth)" if kind == "segmentor" else ""
+    raise UsageError(
+        f"--{kind} {name}: no such model. Expected {' or '.join(names) or 'a bundled name'}, "
+        f"or the path of a .safetensors file that nucpipe trained{of_authors}."
+    )
+
+
+def describe_models() -> list[tuple[Path, ModelHeader]]:
+    """Path and header of every bundled model."""
+    return [(path, read_header(path)) for kind in KINDS for path in bundled_models(kind).values()]
+
+
+def published_models() -> list[tuple[str, str, str]]:
+    """Of each published HoVer-Net its name, what taught it, and where its weights lie or will be put."""
+    from segmentation.hovernet.zoo import zoo_path
+
+    paths = {name: zoo_path(name) for name in PUBLISHED}
+    return [
+        (name, data, f"{'fetched' if paths[name].is_file() else 'not fetched yet'}: {paths[name]}")
+        for name, data in PUBLISHED.items()
+    ]
+
+
+def load_models(
+    segmentor: str,
+    classifier: str,
+    device_name: str,
+    precision_name: str,
+    tta: bool = False,
+    workers: int | None = None,
+) -> Models:
+    """Load both models onto the device.
+
+    Args:
+        segmentor, classifier: names of models, or paths.
+        device_name, precision_name: as on the command line.
+        tta: average the segmentor's maps over flips.
+        workers: processors that they may use; None: as many as there are for this process.
+
+    Raises:
+        UsageError: an unknown model, device or precision; ``tta`` with a segmentor that cannot.
+        ModelError: a model file is broken or of the wrong kind.
+    """
+    paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
+    from classifier.predictor import load_predictor
+    from nucpipe.backends.device import pick_device, pick_precision
+    from nucpipe.backends.processors import available_processors, limit_heaps
+    from segmentation.registry import load_detector
+
+    device = pick_device(device_name)
+    precision = pick_precision(precision_name, device)
+    threads = workers or available_processors()
+    limit_heaps(threads)
+    detector = load_detector(paths["segmentor"], device, precision, threads)
+    if tta:
+        from segmentation.test_time_augmentation import Flipped
+
+        detector = Flipped(detector)
+    predictor = load_predictor(paths["classifier"], device, precision, threads)
+    described: dict[str, dict[str, Any]] = {
+        kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()
+    }
+    if detector.types:
+        described["segmentor"]["types"] = list(detector.types)
+    return Models(detector, predictor, described, precision)

@@ -1,0 +1,1 @@
+"""Tissue, and the regions that a slide is cut into."""

@@ -1,0 +1,234 @@
+"""Nuclei that another tool found, from a file: they take detection's place (``--nuclei``)."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from nucpipe.backends.model_file import fingerprint
+from nucpipe.errors import SlideError, UsageError
+from pipeline.slide.base import Slide, slide_name
+from segmentation.nuclei import Nuclei
+
+SUFFIXES = (".geojson", ".geojson.gz", ".json", ".png", ".tif", ".tiff", ".npy")
+NUCLEAR_OBJECTS = ("detection", "cell")
+"""QuPath's object types that are nuclei; a file may also hold the annotation in which they were found."""
+ASPECT_TOLERANCE = 0.01
+MOST_TYPES = 127
+"""A type's number is an int8."""
+
+
+@dataclass(frozen=True)
+class GivenNuclei:
+    """The nuclei of a file, in level-0 pixels.
+
+    Attributes:
+        nuclei_l0: with the numbers of their types where the file has classes.
+        described: what stands in the place of the segmentor in a result: name, fingerprint, and types where the file
+            has classes.
+    """
+
+    nuclei_l0: Nuclei
+    described: dict[str, Any]
+
+
+def check_nuclei_option(option: str | None) -> None:
+    """See that ``--nuclei`` names something before any slide is opened.
+
+    Raises:
+        UsageError: there is no such file or folder, or the file is of no kind that is read.
+    """
+    if option is None:
+        return
+    path = Path(option)
+    if not path.exists():
+        raise UsageError(f"--nuclei {option}: no such file; expected a GeoJSON, a label image, or a folder of them.")
+    if not path.is_dir() and not path.name.lower().endswith(SUFFIXES):
+        raise UsageError(f"--nuclei {option}: expected a file that ends in {', '.join(SUFFIXES)}.")
+
+
+def nuclei_file(option: str, slide: Path) -> Path:
+    """The file of a slide's nuclei: ``option`` itself, or in that folder the one with the slide's name.
+
+    Raises:
+        SlideError: the folder has none.
+    """
+    path = Path(option)
+    if not path.is_dir():
+        return path
+    candidates = [path / f"{slide_name(slide)}{suffix}" for suffix in SUFFIXES]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise SlideError(f"--nuclei {option}: has no file for {slide.name}; expected {candidates[0].name} or the like.")
+    return found
+
+
+def given_nuclei(path: Path, slide: Slide) -> GivenNuclei:
+    """The nuclei in a GeoJSON or a label image.
+
+    GeoJSON is in pixels of full resolution as QuPath shows the slide, as nucpipe's own export is (level 0 counted from
+    ``slide.origin_l0``); a label image covers the slide, at any resolution.
+
+    Raises:
+        SlideError: the file cannot be read, holds no nuclei, or is not of this slide.
+    """
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise SlideError(f"{path.name}: cannot be read ({error.strerror}).") from error
+    return _read(path, changed, slide.path.name, slide.size_l0, slide.origin_l0, slide.mpp)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(
+    path: Path, _: int, slide: str, size_l0: tuple[int, int], origin_l0: tuple[int, int], mpp: float
+) -> GivenNuclei:
+    if path.name.lower().endswith((".geojson", ".geojson.gz", ".json")):
+        nuclei, types = _from_geojson(path, origin_l0, mpp)
+    else:
+        nuclei, types = _from_labels(path, slide, size_l0, mpp), ()
+    if not len(nuclei):
+        raise SlideError(f"{path.name}: expected outlines of nuclei; it holds none.")
+    outside = np.flatnonzero(((nuclei.centroids < 0) | (nuclei.centroids >= size_l0)).any(1))
+    if len(outside):
+        x, y = nuclei.centroids[outside[0]] - origin_l0
+        raise SlideError(
+            f"{path.name}: {len(outside)} of {len(nuclei)} nuclei, as that at ({x:.0f}, {y:.0f}), lie outside "
+            f"{slide} of {size_l0[0]} x {size_l0[1]} pixels; they must be in pixels of its full resolution."
+        )
+    described = {"name": f"nuclei of {path.name}", "fingerprint": fingerprint(path)}
+    return GivenNuclei(nuclei, {**described, "types": list(types)} if types else described)
+
+
+def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:
+    import shapely
+
+    try:
+        content = path.read_bytes()
+        features = list(_features(json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)))
+        kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
+        if any(kind in NUCLEAR_OBJECTS for kind in kinds):
+            features = [feature for feature, kind in zip(features, kinds, strict=True) if kind in NUCLEAR_OBJECTS]
+        rings, names, scores = [], [], []
+        for feature in features:
+            properties = feature.get("properties") or {}
+            for ring in _rings(feature.get("nucleusGeometry") or feature.get("geometry")):
+                rings.append(ring)
+                names.append(_class_name(properties.get("classification")))
+                scores.append(float((properties.get("measurements") or {}).get("Detection probability", 1.0)))
+    except OSError as error:
+        raise SlideError(f"{path.name}: cannot be read ({error}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, EOFError) as error:
+        raise SlideError(
+            f"{path.name}: expected GeoJSON with outlines of nuclei; it cannot be read ({error})."
+        ) from error
+    if not rings:
+        return Nuclei.empty(), ()
+    lengths = [len(ring) for ring in rings]
+    points = np.concatenate(rings) + np.asarray(origin_l0, float)
+    polygons = shapely.polygons(shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), lengths)))
+    centroids = shapely.get_coordinates(shapely.centroid(polygons))
+    found = sorted({name for name in names if name})
+    types = tuple(found) if len(found) <= MOST_TYPES else ()
+    numbers = {name: number for number, name in enumerate(types)}
+    nuclei = Nuclei(
+        centroids,
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+        points,
+        np.asarray(scores, np.float32),
+        (shapely.area(polygons) * mpp * mpp).astype(np.float32),
+        np.array([numbers.get(name, -1) for name in names], np.int8) if types else None,
+    )
+    return nuclei, types
+
+
+def _features(node: Any) -> Iterator[dict[str, Any]]:
+    """The features of parsed GeoJSON; a bare geometry becomes one."""
+    if isinstance(node, list):
+        for one in node:
+            yield from _features(one)
+    elif node["type"] == "FeatureCollection":
+        yield from _features(node["features"])
+    elif node["type"] == "Feature":
+        yield node
+    else:
+        yield {"geometry": node}
+
+
+def _rings(geometry: Any) -> Iterator[npt.NDArray[np.float64]]:
+    """The outer ring of each polygon, clockwise on screen and not closed; points and lines give none."""
+    if geometry is None:
+        return
+    if geometry["type"] == "GeometryCollection":
+        for one in geometry["geometries"]:
+            yield from _rings(one)
+        return
+    polygons = {"Polygon": [geometry.get("coordinates")], "MultiPolygon": geometry.get("coordinates")}
+    for polygon in polygons.get(geometry["type"], ()):
+        if not polygon:  # GeoJSON allows a polygon of nothing
+            continue
+        ring = np.asarray([position[:2] for position in polygon[0]], np.float64).reshape(-1, 2)
+        if (ring[0] == ring[-1]).all():
+            ring = ring[:-1]
+        if len(ring) < 3 or not np.isfinite(ring).all():
+            raise ValueError("an outline of fewer than three points, or one that is no number")
+        following = np.roll(ring, -1, 0)
+        twice = float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum())
+        yield ring if twice >= 0 else ring[::-1]
+
+
+def _class_name(classification: Any) -> str:
+    if isinstance(classification, dict):
+        classification = classification.get("name") or ": ".join(map(str, classification.get("names", ())))
+    return str(classification or "")
+
+
+def _from_labels(path: Path, slide: str, size_l0: tuple[int, int], mpp: float) -> Nuclei:
+    from segmentation.hovernet.postprocess import outline_instances
+
+    try:
+        image = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_image(path)
+    except (OSError, ValueError, EOFError, cv2.error) as error:
+        raise SlideError(f"{path.name}: expected a label image; it cannot be read ({error}).") from error
+    if image is None or image.ndim != 2 or image.dtype.kind not in "biu":
+        what = "no image" if image is None else f"{' x '.join(map(str, image.shape))} of {image.dtype}"
+        raise SlideError(f"{path.name}: expected a label image, whole numbers in one channel; found {what}.")
+    (height, width), (width_l0, height_l0) = image.shape, size_l0
+    if abs(width * height_l0 / (height * width_l0) - 1) > ASPECT_TOLERANCE:
+        raise SlideError(
+            f"{path.name}: the label image is {width} x {height} pixels and {slide} {width_l0} x {height_l0}; "
+            "their shapes must agree within 1 %."
+        )
+    # Numbers may be as large as a tool likes; there are never more of them than pixels.
+    found, inverse = np.unique(image, return_inverse=True)
+    without_zero = int(found.size == 0 or found[0] != 0)
+    labels = (inverse.reshape(image.shape) + without_zero).astype(np.int32)
+    if labels.max(initial=0) == 1 and cv2.connectedComponents((labels > 0).astype(np.uint8))[0] > 2:
+        raise SlideError(
+            f"{path.name}: expected a label image, one number for each nucleus; found a mask with a single number. "
+            "Label its parts first, as scipy.ndimage.label does."
+        )
+    scale = width_l0 / width
+    nuclei = outline_instances(labels, np.ones(labels.shape, np.float32), mpp * scale, 1)
+    return nuclei.moved(scale, (0, 0))
+
+
+def _read_image(path: Path) -> npt.NDArray[Any] | None:
+    if path.suffix.lower() in (".tif", ".tiff"):
+        import tifffile
+
+        try:
+            return np.squeeze(np.asarray(tifffile.imread(path)))
+        except tifffile.TiffFileError as error:
+            raise ValueError(str(error)) from error
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    return None if image is None else np.asarray(image)

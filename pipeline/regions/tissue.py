@@ -1,0 +1,348 @@
+"""Where there is tissue on a slide: found on a thumbnail, or given as a mask or as outlines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from nucpipe.errors import SlideError, UsageError
+from pipeline.slide.base import Slide
+from pipeline.slide.resample import Image
+
+Mask = npt.NDArray[np.bool_]
+BoxL0 = tuple[float, float, float, float]
+"""x0, y0, x1, y1 at level 0."""
+
+THUMBNAIL_UM, LARGEST_THUMBNAIL_PX = 8.0, 4096
+SPECK_MM2, HOLE_MM2, INK_MM2 = 0.002, 0.02, 0.01
+# An image no longer than this is a tile that somebody cut out of tissue; a thousandth of it says whether it is.
+TILE_UM, TILE_UM_PER_PX, TILE_SPECK = 500.0, 1.0, 0.001
+
+WHITE = 245.0  # glass, where a thumbnail shows none
+GLASS_SHARE, GLASS_PINK = 0.002, 6
+LEAST_COLOUR, MOST_COLOUR = 0.035, 0.055
+
+LARGEST_ROI_PX, MOST_DRAWN = 8192, 300
+ASPECT_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """The part of a slide that counts, as pixels that cover the whole slide.
+
+    Attributes:
+        mask: (h, w) bool.
+        l0_per_px: (x, y) level-0 pixels per pixel of the mask.
+        mpp: micrometres per level-0 pixel.
+    """
+
+    mask: Mask
+    l0_per_px: tuple[float, float]
+    mpp: float
+
+    @classmethod
+    def of(cls, mask: Mask, slide: Slide) -> TissueMask:
+        """A mask of any resolution that covers ``slide``."""
+        width, height = slide.size_l0
+        return cls(mask, (width / mask.shape[1], height / mask.shape[0]), slide.mpp)
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the tissue, square millimetres."""
+        return float(np.count_nonzero(self.mask)) * self._px_mm2
+
+    def area_in_mm2(self, box_l0: BoxL0) -> float:
+        """Area of the tissue inside x0, y0, x1, y1; parts of a pixel count as parts."""
+        part, x, y = self._part(box_l0)
+        return float(y @ self.mask[part] @ x) * self._px_mm2
+
+    def extent(self, box_l0: BoxL0) -> BoxL0 | None:
+        """The smallest x0, y0, x1, y1 that holds all the tissue inside a box (which may reach beyond the slide)."""
+        part, _, _ = self._part(box_l0)
+        rows, columns = (np.flatnonzero(self.mask[part].any(axis)) for axis in (1, 0))
+        if not len(rows):
+            return None
+        x_l0, y_l0 = self.l0_per_px
+        left, top = part[1].start, part[0].start
+        return (
+            max(box_l0[0], float(left + columns[0]) * x_l0),
+            max(box_l0[1], float(top + rows[0]) * y_l0),
+            min(box_l0[2], float(left + columns[-1] + 1) * x_l0),
+            min(box_l0[3], float(top + rows[-1] + 1) * y_l0),
+        )
+
+    def contains(self, points_l0: npt.NDArray[np.float64]) -> Mask:
+        """Which of (N, 2) points, x and y at level 0, lie on tissue; none does beyond the slide."""
+        index = np.floor(points_l0 / self.l0_per_px).astype(np.int64)
+        height, width = self.mask.shape
+        inside = np.all((index >= 0) & (index < (width, height)), axis=1)
+        found = np.zeros(len(index), bool)
+        found[inside] = self.mask[index[inside, 1], index[inside, 0]]
+        return found
+
+    @property
+    def _px_mm2(self) -> float:
+        return self.l0_per_px[0] * self.l0_per_px[1] * (self.mpp / 1000) ** 2
+
+    def _part(self, box_l0: BoxL0) -> tuple[tuple[slice, slice], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The mask's rows and columns that a box meets, and which share of each column and row lies in it."""
+        x, y = (self._overlap(box_l0[i], box_l0[i + 2], axis) for i, axis in ((0, 1), (1, 0)))
+        rows, columns = (
+            slice(int(met[0]), int(met[-1]) + 1) if len(met := np.flatnonzero(share)) else slice(0, 0)
+            for share in (y, x)
+        )
+        return (rows, columns), x[columns], y[rows]
+
+    def _overlap(self, start_l0: float, stop_l0: float, axis: int) -> npt.NDArray[np.float64]:
+        """For each of the mask's columns (axis 1) or rows (axis 0): which share of it lies in the interval."""
+        size, step = self.mask.shape[axis], self.l0_per_px[1 - axis]
+        edges = np.clip(np.arange(size + 1), start_l0 / step, max(start_l0, stop_l0) / step)
+        return np.diff(edges)
+
+
+def check_tissue_option(option: str) -> None:
+    """See that ``--tissue`` is a word or a file that is there, before any slide is begun.
+
+    Raises:
+        UsageError: no such file.
+    """
+    if option not in ("auto", "none") and not Path(option).is_file():
+        raise UsageError(f"--tissue {option}: no such file; expected auto, none, a mask image or a GeoJSON file.")
+
+
+def tissue_from(option: str, slide: Slide) -> TissueMask:
+    """What ``--tissue`` asks for.
+
+    Args:
+        option: ``auto`` finds the tissue; ``none`` takes the whole slide; else a mask image or a ``.geojson``.
+        slide: the slide it is for.
+
+    Raises:
+        UsageError: no such file.
+        SlideError: the file cannot be read or is not of this slide.
+    """
+    if option == "auto":
+        return tissue_mask(slide)
+    if option == "none":
+        return TissueMask.of(np.ones((1, 1), bool), slide)
+    check_tissue_option(option)
+    path = Path(option)
+    return _from_geojson(path, slide) if path.suffix.lower() in (".geojson", ".json") else _from_image(path, slide)
+
+
+def tissue_mask(slide: Slide) -> TissueMask:
+    """Tissue stained with haematoxylin and eosin, without bare glass, dust and pen marks.
+
+    Found on a thumbnail of 8 um per pixel by the strength of its colour (see :func:`find_tissue`). An image of at
+    most half a millimetre is a tile from tissue as a rule: there all counts as soon as some of it is tissue.
+    """
+    longest_um = max(slide.size_l0) * slide.mpp
+    is_tile = longest_um <= TILE_UM
+    longest_px = min(LARGEST_THUMBNAIL_PX, math.ceil(longest_um / (TILE_UM_PER_PX if is_tile else THUMBNAIL_UM)))
+    thumbnail = slide.thumbnail(longest_px)
+    um_per_px = longest_um / max(thumbnail.shape[:2])
+    if is_tile:
+        found = find_tissue(thumbnail, um_per_px, TILE_SPECK * thumbnail[..., 0].size * (um_per_px / 1000) ** 2)
+        return TissueMask.of(np.full((1, 1), found.any()), slide)
+    return TissueMask.of(find_tissue(thumbnail, um_per_px), slide)
+
+
+def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2) -> Mask:
+    """Tissue on a thumbnail.
+
+    H&E takes up green light most, so its optical density differs between the channels, while glass, shadow and dust
+    are grey. The threshold on that difference is Otsu's, kept within what pale stroma and noise leave open: an
+    all-white image then has no tissue, and one without glass is all tissue. Pen is told by hues that H&E lacks.
+
+    Args:
+        thumbnail: (h, w, 3) uint8 RGB.
+        um_per_px: its pixel size.
+        speck_mm2: smaller pieces are dropped.
+
+    Returns:
+        (h, w) bool; holes are filled, specks dropped, and one pixel added all round.
+    """
+    px_mm2 = (um_per_px / 1000) ** 2
+    density = optical_density(thumbnail)
+    colour = smooth(density.max(axis=0) - density.min(axis=0))
+    ink = find_ink(density, INK_MM2 / px_mm2)
+    tissue = (colour > otsu(colour[~ink])) & ~ink
+    tissue = fill_holes(keep_components(tissue, speck_mm2 / px_mm2), HOLE_MM2 / px_mm2)
+    margin = cv2.dilate(tissue.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+    return margin & ~ink
+
+
+def optical_density(rgb: Image) -> npt.NDArray[np.float32]:
+    """(3, h, w) float32, natural logarithm, relative to the glass: the brightest of the nearly grey pixels."""
+    planes = np.ascontiguousarray(np.moveaxis(rgb, 2, 0))
+    low, high = planes.min(axis=0), planes.max(axis=0)
+    # Pale stroma is bright and nearly grey too, but pink: green is less than the others.
+    pink = np.minimum(planes[0], planes[2]).astype(np.int16) - planes[1]
+    glass = planes[:, (low > 200) & (high - low < 30) & (pink < GLASS_PINK)]
+    white = np.full(3, WHITE)
+    if glass.shape[1] >= GLASS_SHARE * low.size:
+        light = glass.sum(axis=0, dtype=np.int32)
+        white = np.median(glass[:, light >= np.quantile(light, 0.9)], axis=1)
+    table = -np.log(np.maximum(np.arange(256), 1) / white[:, None]).astype(np.float32)
+    return np.stack([np.maximum(levels, 0)[plane] for levels, plane in zip(table, planes, strict=True)])
+
+
+def smooth(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Without the noise of single pixels."""
+    return np.asarray(cv2.GaussianBlur(plane, (0, 0), 1.0), np.float32)
+
+
+def otsu(values: npt.NDArray[np.float32]) -> float:
+    """Otsu's threshold (1979), within what noise on glass stays below and pale stroma stays above."""
+    levels = np.clip(values * 200, 0, 255).astype(np.uint8).reshape(-1, 1)
+    if not len(levels):
+        return LEAST_COLOUR
+    threshold, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return float(np.clip(threshold / 200, LEAST_COLOUR, MOST_COLOUR))
+
+
+def find_ink(density: npt.NDArray[np.float32], least_px: float) -> Mask:
+    """Pen marks: patches of at least ``least_px`` of strong ink, with their paler fringes.
+
+    Haematoxylin takes up green at least as much as red; blue and green ink take up more red. Red ink takes up blue
+    nearly as much as green, both more than blood does, and hardly any red. Black ink takes up all alike. (Of a hundred
+    published H&E tiles and slides, only those with ink have patches beyond these limits. Purple ink is not told.)
+
+    Args:
+        density: (3, h, w) optical density of red, green and blue light.
+        least_px: smaller patches are pigment, mucin or chance.
+    """
+    red, green, blue = density = np.stack([smooth(plane) for plane in density])
+    mean, spread = density.mean(axis=0), density.max(axis=0) - density.min(axis=0)
+    cold = red > 1.08 * green
+    warm = (blue > 0.8 * green) & (red < 0.3 * green)
+    grey = spread < 0.25 * mean
+    strong = (cold & (red - green > 0.15)) | (warm & (blue > 1.0)) | (grey & (mean > 0.9))
+    weak = (cold & (red - green > 0.02)) | (warm & (blue > 0.04)) | (grey & (mean > 0.3))
+    return keep_components(weak | strong, least_px, strong)
+
+
+def fill_holes(mask: Mask, most_px: float) -> Mask:
+    """Fill what is false, smaller than ``most_px``, and does not reach the image's edge."""
+    background = np.pad(~mask, 1, constant_values=True)
+    rim = np.pad(np.zeros_like(mask), 1, constant_values=True)  # joins all that reaches the edge
+    left = keep_components(background, most_px) | keep_components(background, 1, rim)
+    return ~left[1:-1, 1:-1]
+
+
+def keep_components(mask: Mask, least_px: float, seeds: Mask | None = None) -> Mask:
+    """The connected components (8 neighbours) with at least ``least_px`` pixels, or as many pixels of ``seeds``."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    area = stats[:, cv2.CC_STAT_AREA] if seeds is None else np.bincount(labels[seeds], minlength=count)
+    keep = area >= least_px
+    keep[0] = False
+    return np.asarray(keep[labels], bool)
+
+
+def _from_image(path: Path, slide: Slide) -> TissueMask:
+    """A mask image that covers the slide at any resolution: what is not black is tissue."""
+    try:
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
+    except OSError as error:
+        raise SlideError(f"{path.name}: the mask cannot be read ({error.strerror}).") from error
+    except cv2.error as error:  # OpenCV's own limit of size
+        raise SlideError(f"{path.name}: the mask is too large an image; a few thousand pixels are enough.") from error
+    if image is None:
+        raise SlideError(f"{path.name}: expected a mask image (PNG) or a .geojson; it cannot be read as an image.")
+    (height, width), (slide_width, slide_height) = image.shape[:2], slide.size_l0
+    if abs((width * slide_height) / (height * slide_width) - 1) > ASPECT_TOLERANCE:
+        raise SlideError(
+            f"{path.name}: the mask is {width} x {height} pixels and {slide.path.name} {slide_width} x {slide_height}; "
+            "their shapes must agree within 1 %."
+        )
+    colours = image[..., None] if image.ndim == 2 else image[..., :3]
+    tissue = np.asarray(colours.any(axis=2))
+    if not tissue.any():
+        raise SlideError(f"{path.name}: the mask is black all over; what is to be looked at must not be black.")
+    return TissueMask.of(tissue, slide)
+
+
+def _from_geojson(path: Path, slide: Slide) -> TissueMask:
+    """Polygons in level-0 pixels as QuPath exports them, that is, counted from ``slide.origin_l0``.
+
+    They are drawn on a mask whose pixels are level-0 pixels, or larger on a slide of more than 8192 of them; the
+    outlines are exact to one of these.
+    """
+    try:
+        polygons = list(_polygons(json.loads(path.read_bytes())))
+    except OSError as error:
+        raise SlideError(f"{path.name}: cannot be read ({error.strerror}).") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+        raise SlideError(f"{path.name}: expected GeoJSON with polygons; it cannot be read ({error}).") from error
+    if not polygons:
+        raise SlideError(f"{path.name}: expected GeoJSON with polygons; it holds none.")
+    l0_per_px = max(1.0, max(slide.size_l0) / LARGEST_ROI_PX)
+    width, height = (math.ceil(length / l0_per_px) for length in slide.size_l0)
+    mask = np.zeros((height, width), np.uint8)
+    scale = (width / slide.size_l0[0], height / slide.size_l0[1])
+    drawn_px = 0
+    for rings in polygons:
+        drawn_px += _draw(mask, [(ring + slide.origin_l0) * scale for ring in rings])
+        if drawn_px > MOST_DRAWN * mask.size:
+            raise SlideError(f"{path.name}: its polygons cover the slide hundreds of times over; give fewer of them.")
+    if not mask.any():
+        extent = f"{slide.path.name} of {slide.size_l0[0]} x {slide.size_l0[1]} pixels"
+        raise SlideError(f"{path.name}: its polygons lie outside {extent}; they must be in pixels of full resolution.")
+    return TissueMask.of(mask.astype(bool), slide)
+
+
+def _polygons(node: Any) -> Iterator[list[npt.NDArray[np.float64]]]:
+    """The polygons in parsed GeoJSON: of each its rings, (N, 2) x and y, the outer one first."""
+    if isinstance(node, list):
+        for one in node:
+            yield from _polygons(one)
+    elif node["type"] == "FeatureCollection":
+        yield from _polygons(node["features"])
+    elif node["type"] == "Feature":
+        yield from _polygons(node["geometry"] or [])
+    elif node["type"] == "GeometryCollection":
+        yield from _polygons(node["geometries"])
+    elif node["type"] in ("Polygon", "MultiPolygon"):
+        for rings in [node["coordinates"]] if node["type"] == "Polygon" else node["coordinates"]:
+            if rings:  # GeoJSON allows a polygon of nothing
+                yield [_ring(ring) for ring in rings]
+
+
+def _ring(coordinates: list[list[float]]) -> npt.NDArray[np.float64]:
+    ring = np.asarray([position[:2] for position in coordinates], np.float64).reshape(-1, 2)
+    if len(ring) < 3 or not np.isfinite(ring).all():
+        raise ValueError("a ring of fewer than three points, or one that is no number")
+    return ring
+
+
+def _draw(mask: Image, rings: list[npt.NDArray[np.float64]]) -> int:
+    """Set what lies in the first ring and in no other, in pixels of ``mask`` counted from their corners.
+
+    Returns:
+        The pixels that had to be looked at, once for each ring.
+    """
+    height, width = mask.shape
+    (left, top), (right, bottom) = np.floor(rings[0].min(axis=0)), np.ceil(rings[0].max(axis=0)) + 1
+    x, y = (int(np.clip(left, 0, width)), int(np.clip(top, 0, height)))
+    part = mask[y : int(np.clip(bottom, 0, height)), x : int(np.clip(right, 0, width))]
+    if part.size == 0:
+        return 0
+    bits, limit = 4, 2.0**26  # what OpenCV's integers hold, and far beyond any slide
+    # OpenCV counts from the centres of pixels.
+    local = [np.clip(ring - (x, y), -limit, limit) - 0.5 for ring in rings]
+    corners = [np.round(ring * 2**bits).astype(np.int32) for ring in local]
+    polygon = np.zeros_like(part)
+    cv2.fillPoly(polygon, corners[:1], 1, shift=bits)
+    for hole in corners[1:]:
+        cv2.fillPoly(polygon, [hole], 0, shift=bits)
+    np.maximum(part, polygon, out=part)
+    return part.size * len(rings)

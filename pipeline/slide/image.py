@@ -1,0 +1,82 @@
+"""Plain images: PNG, JPEG and TIFF without tiles, held in memory whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from nucpipe.errors import SlideError
+from pipeline.slide.base import Level, Slide
+from pipeline.slide.causes import cause
+from pipeline.slide.channels import as_rgb, on_white
+from pipeline.slide.limits import check_bomb
+from pipeline.slide.pixel_size import Mpp, pixel_size
+from pipeline.slide.resample import Box, Image
+from pipeline.slide.tiff import broken_tiff, main_series, stated_mpp
+
+MAX_PIXELS = 2**29  # above 3 GB of memory, of which Pillow takes the most
+
+PIL_CLASSES: dict[str, type[ImageFile]] = {"png": PngImageFile, "jpeg": JpegImageFile}
+EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
+
+
+class ImageSlide(Slide):
+    """An image of one level in memory. EXIF's orientation is not applied: coordinates are those of the file."""
+
+    def __init__(self, path: Path, mpp: float | None, kind: str, max_pixels: int = MAX_PIXELS) -> None:
+        """Read the image; ``kind`` is ``png``, ``jpeg`` or ``tiff``. Its size is checked before it is decoded."""
+        if kind == "tiff":
+            self._pixels, stated = _read_tiff(path, max_pixels)
+        else:
+            self._pixels, stated = _read_pil(path, kind, max_pixels), None
+        height, width = self._pixels.shape[:2]
+        super().__init__(path, (Level((width, height), 1.0),), pixel_size(path, mpp, lambda: stated), kind)
+
+    def read_level(self, level: int, box: Box) -> Image:
+        """As :meth:`Slide.read_level`."""
+        x0, y0, x1, y1 = box
+        return self._pixels[y0:y1, x0:x1].copy()
+
+    def close(self) -> None:
+        """As :meth:`Slide.close`."""
+        self._pixels = np.empty((0, 0, 3), np.uint8)
+
+
+def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
+    """PNG or JPEG -> (h, w, 3) uint8 RGB. Their densities (72 dpi) are print sizes, not pixel sizes."""
+    try:
+        # The format's own class instead of Image.open, whose guard against large images is far below ours.
+        with PIL_CLASSES[kind](path) as image:
+            _check_size(path, *image.size, max_pixels)
+            if image.mode not in EIGHT_BIT_MODES:
+                raise SlideError(f"{path.name}: expected an 8-bit colour image, found PIL's mode {image.mode}.")
+            image.load()
+            if image.has_transparency_data:
+                return on_white(np.asarray(image.convert("RGBA")))
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise SlideError(
+            f"{path.name}: expected a {kind.upper()} image; it is cut off or broken ({cause(error)})."
+        ) from error
+
+
+def _read_tiff(path: Path, max_pixels: int) -> tuple[Image, Mpp | None]:
+    """The main image of a TIFF -> (h, w, 3) uint8 RGB and the pixel size that it states."""
+    with broken_tiff(path), tifffile.TiffFile(path) as file:
+        series = main_series(path, file)
+        _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength, max_pixels)
+        return as_rgb(series.asarray(), series.axes), stated_mpp(file, series)
+
+
+def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise SlideError(
+            f"{path.name}: {width} x {height} pixels are too many for a plain image (at most {max_pixels:,}); "
+            "convert it to a tiled TIFF, for example with: vips tiffsave IN OUT.tif --tile --pyramid"
+        )
+    check_bomb(path, width, height)

@@ -1,1 +1,0 @@
-"""The readers behind :func:`pipeline.slide.open_slide`, one file each."""

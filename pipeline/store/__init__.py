@@ -1,0 +1,1 @@
+"""The journal of a running slide and the finished zarr store."""

@@ -1,0 +1,56 @@
+"""A store that was never written: the nuclei of one image in memory, for what is made from a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from classifier.predictions import Labels
+from pipeline.store.ordering import in_order, survey
+from pipeline.store.reader import Store, StoreInfo, table_rows
+from segmentation.nuclei import Nuclei
+
+
+@dataclass(frozen=True)
+class MemoryStore(Store):
+    """A :class:`~pipeline.store.reader.Store` in memory: same nuclei, same order, but no ``path`` and no ``table``.
+
+    Attributes:
+        arrays: by their path in a store.
+    """
+
+    arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, nuclei: Nuclei, labels: Labels, info: StoreInfo) -> MemoryStore:
+        """The nuclei of an image, in any order, in level-0 pixels."""
+        regions = _OneRegion(nuclei, labels)
+        parts = list(in_order(regions, survey(regions, [0])))
+        ordered = Nuclei.concatenate([part for part, _ in parts])
+        named = Labels.concatenate([part for _, part in parts]) if parts else labels
+        arrays = table_rows(ordered, named, info)
+        arrays["contours/offsets"] = ordered.contour_offsets
+        arrays["contours/points"] = ordered.contour_points.astype(np.float32)
+        return cls(Path("memory"), info, range(len(ordered)), arrays)
+
+    def measure(self, name: str) -> npt.NDArray[np.float32]:
+        """As :meth:`pipeline.store.reader.Store.measure`."""
+        return self._read(f"table/obs/{name}")
+
+    def _read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        return self.arrays[name][start:stop]
+
+
+@dataclass(frozen=True)
+class _OneRegion:
+    """What a journal of one region would give."""
+
+    nuclei: Nuclei
+    labels: Labels
+
+    def read(self, index: int) -> tuple[Nuclei, Labels]:
+        return self.nuclei, self.labels

@@ -1,0 +1,402 @@
+"""The store of one slide's nuclei, ``nuclei.zarr``: written once from the journal, then read by every export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from classifier.decision_rule import Rule, best_labels, short_form
+from classifier.libraries import Outputs
+from classifier.predictions import Labels
+from nucpipe.errors import OutputError
+from nucpipe.files import cannot_write
+from pipeline.store.anndata_encoding import (
+    add_array,
+    add_categorical,
+    add_dataframe,
+    add_group,
+    add_scalar,
+    add_string_array,
+    add_strings,
+    add_values,
+)
+from pipeline.store.journal import Journal
+from pipeline.store.ordering import BLOCK_L0, Survey, blocks_of, in_order, nucleus_ids, survey
+from segmentation.nuclei import MEASURES, Nuclei
+
+if TYPE_CHECKING:
+    import zarr
+    from anndata import AnnData
+
+SCHEMA_VERSION = 1
+CHUNK_ROWS = 65536  # of a column
+CHUNK_ROWS_X = 16384  # of the probabilities
+CHUNK_POINTS = 262144  # of the outlines
+GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is opened anyway costs no more
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store says of itself.
+
+    Attributes:
+        slide_name: name of the slide.
+        size_l0: (width, height), level-0 pixels.
+        mpp: micrometres per level-0 pixel.
+        origin_l0: (x, y) that QuPath subtracts from level-0 coordinates.
+        outputs: the libraries and the labels of the classifier.
+        models: the models' names, fingerprints and what else tells them apart, as JSON can hold it.
+        settings: of the run, as JSON can hold it.
+        nucpipe_version: that wrote the store.
+        slide_fingerprint: of the slide's content, see :func:`pipeline.slide.base.slide_fingerprint`.
+    """
+
+    slide_name: str
+    size_l0: tuple[int, int]
+    mpp: float
+    origin_l0: tuple[int, int]
+    outputs: Outputs
+    models: dict[str, Any]
+    settings: dict[str, Any]
+    nucpipe_version: str
+    slide_fingerprint: str = ""
+
+    @property
+    def segmentor_types(self) -> tuple[str, ...]:
+        """The detector's own names of the types that it gives to nuclei; empty where it gives none."""
+        return tuple(self.models.get("segmentor", {}).get("types", ()))
+
+    @property
+    def rule(self) -> Rule:
+        """How the run decided on labels."""
+        return Rule.from_dict(self.settings.get("decide", {}))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
+        """From the form that :meth:`to_dict` gives."""
+        width, height = fields["size_l0"]
+        x, y = fields["origin_l0"]
+        outputs = Outputs.from_dict(fields["outputs"])
+        return cls(**{**fields, "size_l0": (width, height), "origin_l0": (x, y), "outputs": outputs})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The form that the store's metadata hold."""
+        return {**asdict(self), "outputs": self.outputs.to_dict()}
+
+
+def finish(journal: Journal, regions: Sequence[int], path: Path, info: StoreInfo) -> None:
+    """Write the store from a journal: to ``<path>.partial`` first, then by one rename.
+
+    The store depends on the nuclei alone, not on how the slide was cut into regions: nuclei are ordered by blocks of
+    1024 level-0 pixels in row-major order, by y and then x within a block. Memory does not grow with the slide.
+
+    Args:
+        journal: all ``regions`` are done in it; it is left as it is.
+        regions: indices of the slide's regions.
+        path: of the store, ``nuclei.zarr``.
+        info: what the store says of itself.
+
+    Raises:
+        OutputError: ``path`` is there already or cannot be written; a region is missing or damaged.
+    """
+    if path.exists():
+        raise OutputError(f"{path}: stands there already; use --overwrite to replace it or another --out.")
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(journal, survey(journal, sorted(regions)), partial, info)
+        partial.rename(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(journal: Journal, found: Survey, path: Path, info: StoreInfo) -> None:
+    import zarr
+
+    root = zarr.open_group(
+        path,
+        mode="w-",
+        zarr_format=3,
+        attributes={"nucpipe": {"schema_version": SCHEMA_VERSION, "nuclei": found.nuclei, **info.to_dict()}},
+    )
+    arrays = _create_table(root, found.nuclei, info)
+    contours = root.create_group("contours")
+    offsets = add_array(contours, "offsets", (found.nuclei + 1,), np.int64, CHUNK_ROWS)
+    # float32 holds every half pixel of a slide up to 8 million pixels wide, and 0.01 px of one of 100,000.
+    points = add_array(contours, "points", (found.points, 2), np.float32, CHUNK_POINTS)
+    offsets[:1] = np.zeros(1, np.int64)
+    counts = np.zeros(blocks_across(info.size_l0), np.int64)
+    start, start_point = 0, 0
+    for nuclei, labels in in_order(journal, found):
+        end, end_point = start + len(nuclei), start_point + len(nuclei.contour_points)
+        for name, values in table_rows(nuclei, labels, info).items():
+            arrays[name][start:end] = values
+        offsets[start + 1 : end + 1] = nuclei.contour_offsets[1:] + start_point
+        points[start_point:end_point] = nuclei.contour_points
+        np.add.at(counts, tuple(blocks_of(nuclei)[:, ::-1].T), 1)
+        start, start_point = end, end_point
+    first_rows = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    add_values(root.create_group("index"), "blocks", first_rows)
+
+
+def blocks_across(size_l0: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of blocks that cover the slide, and the rim by which the working grid may reach beyond it."""
+    width, height = size_l0
+    return height // BLOCK_L0 + 2, width // BLOCK_L0 + 2
+
+
+def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, zarr.Array[Any]]:
+    """The table without its rows; returns the arrays that :func:`table_rows` fills, by path."""
+    outputs = info.outputs
+    names = [library.name for library in outputs.libraries]
+    numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2", *MEASURES]
+    table = add_group(root, "table", "anndata")
+    types = {"segmentor_type": info.segmentor_types} if info.segmentor_types else {}
+    obs = add_dataframe(table, "obs", [*names, *types, *numbers])
+    arrays = [
+        add_array(table, "X", (count, len(outputs)), np.float32, CHUNK_ROWS_X),
+        add_array(add_group(table, "obsm", "dict"), "spatial", (count, 2), np.float64, CHUNK_ROWS),
+        add_string_array(obs, "_index", count, CHUNK_ROWS),
+        *(add_categorical(obs, lib.name, lib.labels, count, CHUNK_ROWS) for lib in outputs.libraries),
+        *(add_categorical(obs, name, labels, count, CHUNK_ROWS) for name, labels in types.items()),
+        *(add_array(obs, number, (count,), np.float32, CHUNK_ROWS) for number in numbers),
+    ]
+    _add_var(table, outputs)
+    _add_uns(table, info)
+    return {array.path: array for array in arrays}
+
+
+def table_rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
+    """What stands in the table of these nuclei, by the path of the array."""
+    values: dict[str, npt.NDArray[Any]] = {
+        "table/X": labels.probabilities,
+        "table/obsm/spatial": nuclei.centroids,
+        "table/obs/_index": nucleus_ids(nuclei, info.slide_name, info.size_l0),
+        "table/obs/detection_p": nuclei.detection_p,
+        "table/obs/area_um2": nuclei.area_um2,
+    }
+    for k, name in enumerate(MEASURES):
+        values[f"table/obs/{name}"] = np.full(len(nuclei), np.nan) if nuclei.measures is None else nuclei.measures[:, k]
+    if nuclei.types is not None and info.segmentor_types:
+        values["table/obs/segmentor_type/codes"] = nuclei.types
+    for name, number in best_labels(labels.probabilities, info.outputs, info.rule).items():
+        group = labels.probabilities[:, info.outputs.slices[name]]
+        chosen = group[np.arange(len(group)), np.maximum(number, 0)]
+        values[f"table/obs/{name}/codes"] = number
+        values[f"table/obs/{name}_p"] = np.where(number < 0, np.float32(np.nan), chosen)
+    return values
+
+
+def _add_var(table: zarr.Group, outputs: Outputs) -> None:
+    var = add_dataframe(table, "var", ["library", "label", "short", "trained"])
+    add_strings(var, "_index", [f"{library}:{label}" for library, label in outputs.columns])
+    add_strings(var, "library", [library for library, _ in outputs.columns])
+    add_strings(var, "label", [label for _, label in outputs.columns])
+    add_strings(var, "short", [short_form(lib.name, k) for lib in outputs.libraries for k in range(len(lib.labels))])
+    add_values(var, "trained", np.array(outputs.trained, bool))
+
+
+def _add_uns(table: zarr.Group, info: StoreInfo) -> None:
+    uns = add_group(table, "uns", "dict")
+    slide = add_group(uns, "slide", "dict")
+    add_scalar(slide, "name", info.slide_name)
+    add_values(slide, "size_l0", np.array(info.size_l0, np.int64))
+    add_scalar(slide, "mpp", info.mpp)
+    add_values(slide, "origin_l0", np.array(info.origin_l0, np.int64))
+    # As JSON text: AnnData cannot hold every JSON value, and each value of a nested dict would be a file of its own.
+    add_scalar(uns, "models", json.dumps(info.models))
+    add_scalar(uns, "settings", json.dumps(info.settings))
+    add_scalar(uns, "nucpipe_version", info.nucpipe_version)
+    add_scalar(uns, "schema_version", SCHEMA_VERSION)
+    for library in info.outputs.libraries:  # the name by which scanpy and squidpy find a column's colours
+        colours = ["#{:02x}{:02x}{:02x}".format(*colour) for colour in library.colours]
+        add_strings(uns, f"{library.name}_colors", colours)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A finished store, or some nuclei of it; every array is read from the disk when asked for.
+
+    Nuclei are numbered from 0 in the store's order. N below is the number of nuclei, ``len(store)``.
+
+    Attributes:
+        path: of ``nuclei.zarr``.
+        info: what the store says of itself.
+        rows: the nuclei of the whole store that these are, by number, ascending.
+    """
+
+    path: Path
+    info: StoreInfo
+    rows: range | npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int = 16384) -> Iterator[Store]:
+        """These nuclei in parts of ``size``, in order; none where there are no nuclei."""
+        for start in range(0, len(self), size):
+            yield replace(self, rows=self.rows[start : start + size])
+
+    def window(self, x0: float, y0: float, x1: float, y1: float) -> Store:
+        """Those of these nuclei whose centroid lies in a box of level-0 pixels, ``x0 <= x < x1`` and ``y0 <= y < y1``.
+
+        Only the blocks that the box touches are read, so it takes as long on a large slide as on a small one.
+
+        Raises:
+            OutputError: the store was written before stores had the index that this needs.
+        """
+        rows = self._rows_of_blocks(x0, y0, x1, y1)
+        if isinstance(self.rows, range):
+            rows = rows[(rows >= self.rows.start) & (rows < self.rows.stop)]
+        else:
+            rows = np.intersect1d(rows, self.rows, assume_unique=True)
+        near = replace(self, rows=rows)
+        x, y = near.centroids_l0.T
+        return replace(self, rows=rows[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)])
+
+    def _rows_of_blocks(self, x0: float, y0: float, x1: float, y1: float) -> npt.NDArray[np.int64]:
+        """The nuclei of the blocks that a box touches, by number."""
+        if not (self.path / "index/blocks").is_dir():
+            raise OutputError(f"{self.path}: written by an earlier nucpipe, without an index; run the slide again.")
+        down, across = blocks_across(self.info.size_l0)
+        # A centroid just below a block's edge counts as in the next one, by less than a hundredth of a pixel.
+        left, top = (max(0, int(edge // BLOCK_L0)) for edge in (x0, y0))
+        right, bottom = min(across, int((x1 + 0.01) // BLOCK_L0) + 1), min(down, int((y1 + 0.01) // BLOCK_L0) + 1)
+        if left >= right or top >= bottom:
+            return np.zeros(0, np.int64)
+        first = self._read_rows("index/blocks", top * across, (bottom - 1) * across + right + 1)
+        runs = [(first[row * across + left], first[row * across + right]) for row in range(bottom - top)]
+        return np.concatenate([np.arange(start, stop) for start, stop in runs])
+
+    @property
+    def table(self) -> AnnData:
+        """The table: probabilities, labels and centroids (see the design of the store)."""
+        import anndata
+
+        table = anndata.read_zarr(self.path / "table")
+        return table if len(table) == len(self) else table[np.asarray(self.rows)].copy()
+
+    @property
+    def centroids_l0(self) -> npt.NDArray[np.float64]:
+        """(N, 2) float64, x and y in level-0 pixels."""
+        return self._read("table/obsm/spatial")
+
+    @property
+    def ids(self) -> npt.NDArray[np.object_]:
+        """(N,) UUIDs as strings, unique in the store and the same in every run on this slide."""
+        return self._read("table/obs/_index").astype(object)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float32]:
+        """(N, columns) float32, of every label of every library."""
+        return self._read("table/X")
+
+    @property
+    def detection_p(self) -> npt.NDArray[np.float32]:
+        """(N,) float32, 0-1."""
+        return self._read("table/obs/detection_p")
+
+    @property
+    def area_um2(self) -> npt.NDArray[np.float32]:
+        """(N,) float32, square micrometres."""
+        return self._read("table/obs/area_um2")
+
+    def measure(self, name: str) -> npt.NDArray[np.float32]:
+        """(N,) float32, one of ``segmentation.nuclei.MEASURES``; NaN where it was not measured."""
+        if not (self.path / "table" / "obs" / name).is_dir():  # a store from before there were measures
+            return np.full(len(self), np.nan, np.float32)
+        return self._read(f"table/obs/{name}")
+
+    @property
+    def type_numbers(self) -> npt.NDArray[np.int8]:
+        """(N,) int8, number of each nucleus's type in ``info.segmentor_types``; -1 where the detector gave none."""
+        if not self.info.segmentor_types:
+            return np.full(len(self), -1, np.int8)
+        return self._read("table/obs/segmentor_type/codes")
+
+    def label_numbers(self, library: str) -> npt.NDArray[np.int8]:
+        """(N,) int8, the number of each nucleus's label in that library; -1 where it has none.
+
+        Raises:
+            UsageError: the store has no such library.
+        """
+        return self._read(f"table/obs/{self.info.outputs.library(library).name}/codes")
+
+    def label_probabilities(self, library: str) -> npt.NDArray[np.float32]:
+        """(N,) float32, the probability of each nucleus's label in that library; NaN where it has none.
+
+        Raises:
+            UsageError: the store has no such library.
+        """
+        return self._read(f"table/obs/{self.info.outputs.library(library).name}_p")
+
+    def contours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The outlines: offsets (N+1,) int64 from 0, and points (M, 2) float32, x and y in level-0 pixels.
+
+        Nucleus i is the ring ``points[offsets[i]:offsets[i + 1]]``, as in :class:`segmentation.nuclei.Nuclei`.
+        """
+        lengths, parts = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.float32)]
+        for start, stop, which in self._spans():
+            offsets = self._read_rows("contours/offsets", start, stop + 1)
+            points = self._read_rows("contours/points", int(offsets[0]), int(offsets[-1]))
+            chosen = np.zeros(stop - start, bool)
+            chosen[which] = True
+            lengths.append(np.diff(offsets)[which])
+            parts.append(points if chosen.all() else points[np.repeat(chosen, np.diff(offsets))])
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))]), np.concatenate(parts)
+
+    def column(self, path: str) -> npt.NDArray[Any]:
+        """(N, ...) of any array of the table that has a row for each nucleus, by its path such as ``obs/area_um2``."""
+        values = self._read(f"table/{path}")
+        return values.astype(object) if values.dtype.kind == "T" else values
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        spans = self._spans() or [(0, 0, slice(0))]
+        return np.concatenate([self._read_rows(name, start, stop)[which] for start, stop, which in spans])
+
+    def _spans(self) -> list[tuple[int, int, slice | npt.NDArray[np.int64]]]:
+        """What to read for these nuclei: start and stop of rows that lie together, and which of those they are."""
+        rows = self.rows
+        if isinstance(rows, range):
+            return [(rows.start, rows.stop, slice(None))] if rows else []
+        parts = np.split(rows, np.flatnonzero(np.diff(rows) > GAP_ROWS) + 1)
+        return [(int(part[0]), int(part[-1]) + 1, part - part[0]) for part in parts if len(part)]
+
+    def _read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
+        import zarr
+
+        return np.asarray(zarr.open_array(self.path / name, mode="r")[start:stop])
+
+
+def open_store(path: Path) -> Store:
+    """Open a finished store.
+
+    Args:
+        path: of ``nuclei.zarr``.
+
+    Raises:
+        OutputError: there is none, or it is of a later version of nucpipe.
+    """
+    if not path.is_dir():
+        raise OutputError(f"{path}: no such folder; expected the nuclei.zarr of a finished run.")
+    try:
+        fields = json.loads((path / "zarr.json").read_text("utf-8"))["attributes"]["nucpipe"]
+        version, count = int(fields.pop("schema_version")), int(fields.pop("nuclei"))
+        info = StoreInfo.from_dict(fields) if version == SCHEMA_VERSION else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: expected a store that nucpipe wrote (nuclei.zarr); this is none.") from error
+    if info is None:
+        raise OutputError(
+            f"{path}: written by another nucpipe (store version {version}, this one reads {SCHEMA_VERSION}); "
+            "update nucpipe or run the slide again."
+        )
+    return Store(path, info, range(count))

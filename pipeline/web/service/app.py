@@ -1,0 +1,290 @@
+"""The service's addresses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from fastapi import Depends, FastAPI, File, Form, UploadFile
+from fastapi.responses import FileResponse, Response
+from fastapi.security import HTTPBearer
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+
+import nucpipe
+from classifier.decision_rule import Rule
+from classifier.predictions import Labels
+from nucpipe.errors import UsageError
+from pipeline.inference.models import Models
+from pipeline.slide.base import Slide, slide_name
+from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP
+from pipeline.store.memory import MemoryStore
+from pipeline.store.reader import StoreInfo
+from pipeline.web.server import with_safe_headers
+from pipeline.web.service import answers
+from pipeline.web.service.config import ServeConfig
+from pipeline.web.service.guard import Guard
+from pipeline.web.service.images import nucleus_window, read_image
+from pipeline.web.service.metrics import Metrics
+from pipeline.web.service.refusals import Refusal, documented, handle_refusals
+from pipeline.web.service.worker import Busy, CropsJob, ImageJob, Worker
+from segmentation.nuclei import Nuclei
+
+STATIC = Path(str(resources.files("pipeline.web") / "service" / "static"))
+AT_ONCE = 4
+"""Images that are decoded, and answers that are written, at a time: each may take some 100 MB."""
+
+T = TypeVar("T")
+Mpp = Annotated[
+    float,
+    Form(ge=SMALLEST_MPP, le=LARGEST_MPP, description="Micrometres per pixel; about 0.25 at 40x, 0.5 at 20x."),
+]
+Decide = Annotated[
+    Literal["argmax", "best"],
+    Form(description="The likeliest label of each library; or that label only where it reaches the threshold."),
+]
+Threshold = Annotated[float | None, Form(gt=0, le=1, description="A probability, for best.")]
+REFUSALS = documented(400, 401, 403, 404, 408, 413, 415, 422, 500, 503, 504)
+
+DESCRIPTION = """Finds and outlines the nuclei of H&E images, and names each in the words of five label systems.
+For research only; it is not a medical device."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What answers: the models behind their worker, and the limits."""
+
+    config: ServeConfig
+    worker: Worker
+    metrics: Metrics
+    primary: str
+    gate: asyncio.Semaphore
+
+    @property
+    def models(self) -> Models:
+        """The models."""
+        return self.worker.models
+
+    async def nuclei_of(self, image: Slide) -> tuple[Nuclei, Labels]:
+        """The nuclei of an image, when its turn has come."""
+        job = ImageJob(image)
+        self._submit(job)
+        return await self._answer(job.answer)
+
+    async def labels_of(self, images: list[Slide]) -> Labels:
+        """The labels of images of single nuclei, of one pixel size, at least one."""
+        crops = await self.in_thread(lambda: np.stack([nucleus_window(image) for image in images]))
+        job = CropsJob(crops)
+        self._submit(job)
+        return await self._answer(job.answer)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Let a thread do it, a few at a time."""
+        async with self.gate:
+            return await run_in_threadpool(work)
+
+    def _submit(self, job: ImageJob | CropsJob) -> None:
+        try:
+            self.worker.submit(job)
+        except Busy:
+            raise Refusal(503, f"{self.config.max_waiting} requests wait already; try again later.") from None
+
+    async def _answer(self, future: Future[T]) -> T:
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout_s)
+        except TimeoutError:
+            raise Refusal(504, f"not finished within {self.config.timeout_s:g} s; send a smaller image.") from None
+        except asyncio.CancelledError:
+            if future.cancelled() and not asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                raise Refusal(503, "the service is being stopped.") from None
+            raise
+
+
+def service_app(models: Models, config: ServeConfig, primary: str, batch_size: int = 64) -> FastAPI:
+    """The web application.
+
+    Args:
+        models: loaded.
+        config: limits, and who may use it.
+        primary: name of the library that is the classification in GeoJSON if a client names none.
+        batch_size: nuclei that are classified at a time.
+    """
+    metrics = Metrics()
+    worker = Worker(models, batch_size, config.max_waiting, metrics)
+    service = Service(config, worker, metrics, primary, asyncio.Semaphore(AT_ONCE))
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker.start()
+        yield
+        worker.end()
+
+    bearer = [HTTPBearer(auto_error=False, description="The service's token.")] if config.token else []
+    app = FastAPI(
+        title="nucpipe",
+        version=nucpipe.__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # FastAPI's own pages load their parts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    guarded = [Depends(scheme) for scheme in bearer]
+    _add_pages(app, service)
+    _add_facts(app, service, guarded)
+    _add_work(app, service, guarded)
+    handle_refusals(app)
+    app.add_middleware(Guard, config=config, metrics=metrics)
+    return with_safe_headers(app, config.local_only)
+
+
+def _add_pages(app: FastAPI, service: Service) -> None:
+    app.mount("/static", StaticFiles(directory=STATIC))
+
+    @app.get("/", include_in_schema=False)
+    def page() -> Response:
+        """A form to send an image, and the description of the service."""
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/health", tags=["state"], response_model=answers.Health)
+    def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive"}
+
+    @app.get("/ready", tags=["state"], response_model=answers.Health, responses=documented(503))
+    def ready() -> dict[str, str]:
+        """Whether the models are loaded and at work."""
+        if not service.worker.is_alive():
+            raise Refusal(503, "the models are not at work.")
+        return {"status": "ready"}
+
+
+def _add_facts(app: FastAPI, service: Service, guarded: list[Any]) -> None:
+    @app.get("/metrics", tags=["state"], dependencies=guarded, response_class=Response, responses=documented(401))
+    def metrics() -> Response:
+        """Numbers for Prometheus."""
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @app.get(
+        "/v1/libraries",
+        tags=["facts"],
+        dependencies=guarded,
+        response_model=list[answers.LibraryInfo],
+        responses=documented(401),
+    )
+    def libraries() -> list[dict[str, Any]]:
+        """The label systems, with their labels, colours, and which labels the classifier has been taught."""
+        return answers.describe_libraries(service.models.outputs)
+
+    @app.get(
+        "/v1/models",
+        tags=["facts"],
+        dependencies=guarded,
+        response_model=list[answers.ModelInfo],
+        responses=documented(401),
+    )
+    def models() -> list[dict[str, Any]]:
+        """The models that answer."""
+        return [
+            {"kind": kind, "name": facts["name"], "fingerprint": facts.get("fingerprint", "")}
+            for kind, facts in service.models.described.items()
+        ]
+
+
+def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
+    @app.post(
+        "/v1/nuclei",
+        tags=["work"],
+        dependencies=guarded,
+        responses={
+            **REFUSALS,
+            200: {
+                "model": answers.NucleiAnswer,
+                "content": {"application/geo+json": {"schema": {"type": "object"}}},
+                "description": "The nuclei, in the form that was asked for.",
+            },
+        },
+    )
+    async def nuclei(
+        image: Annotated[UploadFile, File(description="PNG, JPEG or TIFF, 8 bits a colour.")],
+        mpp: Mpp,
+        form: Annotated[Literal["json", "geojson"], Form(alias="format", description="Of the answer.")] = "json",
+        primary: Annotated[str, Form(description="Library of the classification in GeoJSON.")] = "",
+        decide: Decide = "argmax",
+        threshold: Threshold = None,
+        probabilities: Annotated[bool, Form(description="In JSON, the probability of every label too.")] = False,
+    ) -> Response:
+        """Find, outline and name the nuclei of an image.
+
+        Coordinates are pixels of the image. All of the image is looked at, whether it shows tissue or not.
+        """
+        try:
+            library = service.models.outputs.library(primary or service.primary).name
+        except UsageError as error:
+            raise Refusal(422, f"primary: {error}") from error
+        rule = _rule(decide, threshold)
+        content = await image.read()
+        slide = await service.in_thread(lambda: read_image(content, mpp, service.config.max_pixels))
+        found, labels = await service.nuclei_of(slide)
+        service.metrics.nuclei.inc(len(found))
+        name = slide_name(Path(image.filename or "image"))
+        info = StoreInfo(
+            name, slide.size_l0, mpp, (0, 0), service.models.outputs, service.models.described,
+            {"decide": rule.to_dict()}, nucpipe.__version__,
+        )  # fmt: skip
+
+        def answer() -> Response:
+            store = MemoryStore.of(found, labels, info)
+            if form == "geojson":
+                return Response(answers.as_geojson(store, library, rule), media_type="application/geo+json")
+            return Response(answers.dumped(answers.as_json(store, rule, probabilities)), media_type="application/json")
+
+        return await service.in_thread(answer)
+
+    @app.post(
+        "/v1/labels",
+        tags=["work"],
+        dependencies=guarded,
+        response_model=answers.LabelsAnswer,
+        responses=REFUSALS,
+    )
+    async def labels(
+        images: Annotated[list[UploadFile], File(description="Each shows one nucleus, in its middle.")],
+        mpp: Mpp,
+        decide: Decide = "argmax",
+        threshold: Threshold = None,
+    ) -> Response:
+        """Name the nucleus in the middle of each image; 16 x 16 µm round the middle are looked at."""
+        rule = _rule(decide, threshold)
+        if len(images) > service.config.max_crops:
+            raise Refusal(413, f"{len(images):,} images; at most {service.config.max_crops:,} are allowed.")
+        crops = []
+        for image in images:
+            content = await image.read()
+            crops.append(await service.in_thread(lambda c=content: read_image(c, mpp, service.config.max_pixels)))  # type: ignore[misc]
+        found = (await service.labels_of(crops)).probabilities
+        outputs = service.models.outputs
+        named = [
+            {"image": image.filename or "", "labels": given, "probabilities": every}
+            for image, given, every in zip(
+                images,
+                answers.given_labels(found, outputs, rule),
+                answers.every_probability(found, outputs),
+                strict=True,
+            )
+        ]
+        return Response(answers.dumped({"images": named}), media_type="application/json")
+
+
+def _rule(decide: str, threshold: float | None) -> Rule:
+    try:
+        return Rule(decide, threshold)
+    except UsageError as error:
+        raise Refusal(422, str(error).replace("--", "")) from error

@@ -1,0 +1,97 @@
+"""Who is let in, and with how much: tokens, other sites' pages, the size of a request and the time it takes to send."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipeline.web.service.config import ServeConfig
+from pipeline.web.service.metrics import Metrics
+from pipeline.web.service.refusals import refusal
+
+GUARDED = ("/v1/", "/metrics")
+"""What needs the token; pages and health are for everybody."""
+
+
+class Guard:
+    """Turns requests away before they are read, or as soon as they are too much; counts all of them."""
+
+    def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        status: int | None = None
+
+        async def counted_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            if (answer := self._refusal(scope)) is not None:
+                await answer(scope, receive, counted_send)
+            else:
+                await self.app(scope, self._limited(receive), counted_send)
+        except Exception as error:  # of any of the libraries below; the client is told, and others are served
+            logging.getLogger(__name__).exception("a request failed")
+            if status is None:
+                answer = refusal(500, f"unexpected {type(error).__name__}; the service's log tells more.")
+                await answer(scope, receive, counted_send)
+        finally:
+            # The route's pattern, not the path: clients must not be able to make ever new counters.
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+    def _refusal(self, scope: Scope) -> ASGIApp | None:
+        headers, token = Headers(scope=scope), self.config.token
+        if token is not None and scope["path"].startswith(GUARDED):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            # Compared in constant time, so that it cannot be guessed letter by letter.
+            right = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+            if scheme.lower() != "bearer" or not right:
+                return refusal(401, "expected the header 'Authorization: Bearer TOKEN' with the service's token.")
+        origin = headers.get("origin")
+        if scope["method"] == "POST" and origin and urlsplit(origin).netloc != headers.get("host"):
+            return refusal(403, "pages of other sites may not use this service.")
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.config.max_bytes:
+            return refusal(413, self._too_large)
+        return None
+
+    @property
+    def _too_large(self) -> str:
+        return f"a request may have {self.config.max_bytes:,} bytes at most."
+
+    def _limited(self, receive: Receive) -> Receive:
+        received, whole, deadline = 0, False, time.monotonic() + self.config.timeout_s
+
+        async def limited() -> Message:
+            nonlocal received, whole
+            if whole:  # what comes now is that the client goes away
+                return await receive()
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the request was not sent within {self.config.timeout_s:g} s.") from None
+            received += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
+            if received > self.config.max_bytes:
+                raise HTTPException(413, self._too_large)
+            return message
+
+        return limited

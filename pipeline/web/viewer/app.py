@@ -1,0 +1,195 @@
+"""The viewer's page and what it asks for: tiles of the slide, tiles of the nuclei, single nuclei."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from classifier.patches import CROP_W
+from nucpipe.errors import NucpipeError, UsageError
+from pipeline.result import Result
+from pipeline.slide.base import Slide
+from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.resample import Image
+from pipeline.web.server import with_safe_headers
+from pipeline.web.viewer.describe import describe_nucleus, describe_result
+from pipeline.web.viewer.draw import Tile, draw_nuclei
+from pipeline.web.viewer.nuclei import Choice, NucleiMap
+from pipeline.web.viewer.tiles import Pyramid
+
+STATIC = Path(str(resources.files("pipeline.web") / "viewer" / "static"))
+SHARED_STATIC = Path(str(resources.files("pipeline.web") / "static"))
+SLIDE_TILES_KEPT = 512  # about 40 MB; the tiles of a slide without a pyramid take long to make
+MOST_UNCERTAIN = 200  # nuclei a request
+CROP_PX = 224  # side of a crop as it is sent, which is what the classifier sees
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """A result that is viewed.
+
+    Attributes:
+        result: the result.
+        nuclei: its nuclei.
+        slide: the slide; None where it is not at hand.
+        primary: name of the library that is shown first.
+        note: why the slide is not at hand; "" where it is.
+    """
+
+    result: Result
+    nuclei: NucleiMap
+    slide: Slide | None
+    primary: str
+    note: str = ""
+
+
+def viewer_app(viewed: Viewed) -> Starlette:
+    """The web application of one result."""
+    pages = _Pages(viewed)
+    routes = [
+        Route("/", pages.index),
+        Route("/api/result", pages.describe),
+        Route("/api/nuclei/at", pages.nucleus_at),
+        Route("/api/nuclei/uncertain", pages.uncertain),
+        Route("/api/nuclei/{number:int}", pages.nucleus),
+        Route("/api/nuclei/{number:int}/crop.png", pages.crop),
+        Route("/tiles/slide/{level:int}/{column:int}_{line:int}.jpg", pages.slide_tile),
+        Route("/tiles/nuclei/{level:int}/{column:int}_{line:int}.png", pages.nuclei_tile),
+        Mount("/shared", StaticFiles(directory=SHARED_STATIC)),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+    handlers: Mapping[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {NucpipeError: _refusal}
+    return with_safe_headers(Starlette(routes=routes, exception_handlers=handlers), local_only=True)
+
+
+async def _refusal(_: Request, error: Exception) -> Response:
+    status = 400 if isinstance(error, UsageError) else 500
+    return JSONResponse({"error": str(error)}, status)
+
+
+def _missing(what: str) -> Response:
+    return JSONResponse({"error": f"no such {what}"}, 404)
+
+
+class _Pages:
+    """The answers. What computes is no coroutine, so that it runs in threads."""
+
+    def __init__(self, viewed: Viewed) -> None:
+        self.viewed = viewed
+        self.store = viewed.result.store
+        self.pyramid = Pyramid(self.store.info.size_l0)
+        self.grid = WorkingGrid.for_slide(self.store.info.size_l0, self.store.info.mpp)
+        # Browsers keep tiles; those of another result, or of another run of the viewer, have other addresses.
+        self.version = secrets.token_hex(4)
+        self.jpeg = lru_cache(SLIDE_TILES_KEPT)(self._jpeg)
+
+    def index(self, _: Request) -> Response:
+        return FileResponse(STATIC / "index.html")
+
+    def describe(self, _: Request) -> Response:
+        viewed = self.viewed
+        facts = describe_result(viewed.result, viewed.nuclei, viewed.primary, viewed.note)
+        return JSONResponse({**facts, "version": self.version})
+
+    def nucleus(self, request: Request) -> Response:
+        number = request.path_params["number"]
+        if not 0 <= number < len(self.store):
+            return _missing("nucleus")
+        return JSONResponse(describe_nucleus(self.store, number))
+
+    def nucleus_at(self, request: Request) -> Response:
+        x, y, tolerance = (_number(request, name) for name in ("x", "y", "tolerance"))
+        number = self.viewed.nuclei.at(x, y, min(max(tolerance, 0.0), 1000.0), self._choice(request))
+        return JSONResponse(None if number is None else describe_nucleus(self.store, number))
+
+    def uncertain(self, request: Request) -> Response:
+        choice = self._choice(request)
+        start, count = (int(_number(request, name)) for name in ("start", "count"))
+        rows = self.viewed.nuclei.least_certain(choice, max(start, 0), min(max(count, 0), MOST_UNCERTAIN))
+        numbers, p = self.viewed.nuclei.labels(choice.library)
+        labels = self.store.info.outputs.library(choice.library).labels
+        return JSONResponse(
+            [
+                {"number": row, "label": labels[number], "p": round(value, 4)}
+                for row, number, value in zip(rows.tolist(), numbers[rows].tolist(), p[rows].tolist(), strict=True)
+            ]
+        )
+
+    def crop(self, request: Request) -> Response:
+        """What the classifier saw of a nucleus."""
+        number, slide = request.path_params["number"], self.viewed.slide
+        if not 0 <= number < len(self.store) or slide is None:
+            return _missing("crop")
+        side = CROP_W // self.grid.stride
+        centre_w = self.grid.to_w(self.viewed.nuclei.centroids_l0[number].astype(np.float64))
+        x, y = (np.floor(centre_w / self.grid.stride + 0.5).astype(int) - side // 2).tolist()
+        window_w = tuple(edge * self.grid.stride for edge in (x, y, x + side, y + side))
+        pixels = slide.read(self.grid, (window_w[0], window_w[1], window_w[2], window_w[3]))
+        enlarged = cv2.resize(pixels, (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+        return self._kept(_encoded(".png", enlarged[..., ::-1]), "image/png")
+
+    def slide_tile(self, request: Request) -> Response:
+        tile = self.pyramid.slide_tile(*self._place(request))
+        if tile is None or self.viewed.slide is None:
+            return _missing("tile")
+        return self._kept(self.jpeg(self.viewed.slide, tile), "image/jpeg")
+
+    @staticmethod
+    def _jpeg(slide: Slide, tile: Tile) -> bytes:
+        sampling = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)  # stains differ in colour
+        return _encoded(
+            ".jpg", slide.shrunk(tile.l0_per_px, tile.box)[..., ::-1], cv2.IMWRITE_JPEG_QUALITY, 88, *sampling
+        )
+
+    def nuclei_tile(self, request: Request) -> Response:
+        tile = self.pyramid.nuclei_tile(*self._place(request))
+        if tile is None:
+            return _missing("tile")
+        drawn = draw_nuclei(self.viewed.nuclei, tile, self._choice(request))
+        return self._kept(_encoded(".png", drawn, cv2.IMWRITE_PNG_COMPRESSION, 1), "image/png")
+
+    @staticmethod
+    def _place(request: Request) -> tuple[int, int, int]:
+        place = request.path_params
+        return place["level"], place["column"], place["line"]
+
+    def _choice(self, request: Request) -> Choice:
+        library = self.store.info.outputs.library(request.query_params.get("library", self.viewed.primary)).name
+        off = request.query_params.get("off", "")
+        try:
+            numbers = frozenset(int(number) for number in off.split(",") if number)
+        except ValueError:
+            raise UsageError(f"off={off}: expected numbers of labels with commas between them.") from None
+        return Choice(library, numbers, _number(request, "p", 0.0))
+
+    @staticmethod
+    def _kept(content: bytes, kind: str) -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _number(request: Request, name: str, default: float | None = None) -> float:
+    text = request.query_params.get(name)
+    try:
+        value = default if text is None else float(text)
+        if value is not None and np.isfinite(value):
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"{name}={text}: expected a number.")
+
+
+def _encoded(kind: str, bgr: Image, *options: int) -> bytes:
+    return cv2.imencode(kind, bgr, options)[1].tobytes()

@@ -1,0 +1,93 @@
+"""What the viewer's page is told of a result and of its nuclei, as JSON can hold it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from classifier.decision_rule import decide
+from pipeline.export.figures.overview import NO_LABEL
+from pipeline.result import Result
+from pipeline.store.reader import Store
+from pipeline.web.viewer.nuclei import NucleiMap
+from pipeline.web.viewer.tiles import ENLARGED_LEVELS, OVERLAP_PX, TILE_PX, Pyramid
+
+
+def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str) -> dict[str, Any]:
+    """The slide, its libraries with their labels' colours and counts, and how tiles are asked for.
+
+    Args:
+        result: the result.
+        nuclei: its nuclei.
+        primary: name of the library that is shown first.
+        note: why the slide itself cannot be shown; "" where it can.
+    """
+    info = result.store.info
+    return {
+        "name": info.slide_name,
+        "size": info.size_l0,
+        "mpp": info.mpp,
+        "nuclei": len(nuclei),
+        "primary": primary,
+        "note": note,
+        "tile": TILE_PX,
+        "overlap": OVERLAP_PX,
+        "fullLevel": Pyramid(info.size_l0).full_level,
+        "enlargedLevels": ENLARGED_LEVELS,
+        "libraries": [_describe_library(nuclei, library.name) for library in info.outputs.libraries],
+    }
+
+
+def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
+    """Its labels, "no label" last; the place of a label in the list is its number."""
+    outputs = nuclei.store.info.outputs
+    library = outputs.library(name)
+    numbers, _ = nuclei.labels(name)
+    count = len(library.labels)
+    counts = np.bincount(np.where(numbers < 0, count, numbers), minlength=count + 1)
+    names, colours = [*library.labels, "no label"], [*library.colours, NO_LABEL]
+    trained = [*outputs.trained[outputs.slices[name]], bool(counts[count])]
+    return {
+        "name": name,
+        "labels": [
+            {"name": label, "colour": colour, "count": int(n), "given": known}
+            for label, colour, n, known in zip(names, colours, counts, trained, strict=True)
+        ],
+    }
+
+
+def describe_nucleus(store: Store, number: int) -> dict[str, Any]:
+    """One nucleus: its place, its outline, and the probability of every label, the likeliest first."""
+    one = replace(store, rows=np.array([number]))
+    probabilities = one.probabilities
+    chosen = decide(probabilities, store.info.outputs, store.info.rule)[0]
+    x, y = one.centroids_l0[0]
+    return {
+        "number": number,
+        "id": str(one.ids[0]),
+        "x": float(x),
+        "y": float(y),
+        "area_um2": float(one.area_um2[0]),
+        "detection_p": float(one.detection_p[0]),
+        "outline": one.contours()[1].tolist(),
+        "labels": {
+            library.name: sorted(
+                (
+                    {"name": label, "colour": colour, "p": float(p), "chosen": bool(yes)}
+                    for label, colour, p, yes, known in zip(
+                        library.labels,
+                        library.colours,
+                        probabilities[0, columns],
+                        chosen[columns],
+                        store.info.outputs.trained[columns],
+                        strict=True,
+                    )
+                    if known
+                ),
+                key=lambda label: -label["p"],
+            )
+            for library, columns in zip(store.info.outputs.libraries, store.info.outputs.slices.values(), strict=True)
+        },
+    }

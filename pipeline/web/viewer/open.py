@@ -1,0 +1,53 @@
+"""Opening a result to be viewed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nucpipe.errors import NucpipeError, OutputError
+from pipeline.result import STORE_NAME, open_result
+from pipeline.slide.base import Slide
+from pipeline.web.viewer.app import Viewed
+from pipeline.web.viewer.nuclei import NucleiMap
+
+
+def open_viewed(path: Path, slide: Path | None, primary: str | None) -> Viewed:
+    """A result with its nuclei in memory and its slide open.
+
+    Args:
+        path: a slide's folder of results, its ``nuclei.zarr``, or a folder with one such folder.
+        slide: where the slide is; None for where the run found it. Where that is no longer true, the nuclei are shown
+            alone.
+        primary: name of a library, in any case of letters; None for that of the run.
+
+    Raises:
+        OutputError: no finished result.
+        UsageError: no such library; ``slide`` is not there.
+        SlideError: ``slide`` cannot be read or is another one.
+    """
+    result = open_result(_one_result(path))
+    library = result.store.info.outputs.library(primary or result.primary).name
+    opened: Slide | None = None
+    note = ""
+    try:
+        opened = result.open_slide(slide)
+    except NucpipeError as error:
+        if slide is not None:
+            raise
+        note = str(error)
+    return Viewed(result, NucleiMap(result.store), opened, library, note)
+
+
+def _one_result(path: Path) -> Path:
+    """The path itself, or the only result in it.
+
+    Raises:
+        OutputError: several lie in it.
+    """
+    if not path.is_dir() or (path / STORE_NAME).exists() or (path / "zarr.json").exists():
+        return path
+    found = sorted(store.parent for store in path.rglob(STORE_NAME))
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise OutputError(f"{path}: {len(found)} results lie in it; give one of them, such as {names}.")
+    return found[0] if found else path

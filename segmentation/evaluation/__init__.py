@@ -1,0 +1,1 @@
+"""Figures of a segmentor on outlined nuclei."""

@@ -1,0 +1,66 @@
+"""How well a detector finds the nuclei of annotated images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from nucpipe.datasets import AnnotatedImage
+from segmentation.detector import Detector
+from segmentation.evaluation.scores import ImageScore, figures_of
+from segmentation.hovernet.zoo import CONSEP_GROUPS
+from segmentation.nuclei import Nuclei
+
+
+def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) -> Nuclei:
+    """The nuclei of a whole image, in its own pixels.
+
+    Args:
+        detector: any.
+        pixels: (H, W, 3) uint8 RGB.
+        mpp: its pixel size.
+    """
+    scale = detector.input_mpp / mpp
+    height, width = (round(side / scale) for side in pixels.shape[:2])
+    how = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
+    resized = cv2.resize(pixels, (width, height), interpolation=how)
+    align, margin = detector.align_px, detector.margin_px
+    rims = [(margin, -side % align + margin) for side in (height, width)]
+    padded = np.pad(resized, (*rims, (0, 0)), mode="reflect")
+    found = detector.nuclei(detector.predict(np.ascontiguousarray(padded)), detector.input_mpp)
+    found = found.moved(scale, (-margin * scale, -margin * scale))
+    height_px, width_px = pixels.shape[:2]
+    x, y = found.centroids.T
+    return found.select((x >= 0) & (y >= 0) & (x < width_px) & (y < height_px))
+
+
+def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterator[tuple[ImageScore, Nuclei]]:
+    """Score and found nuclei of each image that has outlines, one after the other.
+
+    Where the detector gives types in the words of the annotation (CoNSeP's merged as the paper merges them), they are
+    judged too.
+    """
+    for image in images:
+        annotation = image.annotation()
+        if annotation.instances is None:
+            continue
+        found = detect_image(detector, image.pixels(), image.mpp)
+        merged = dataclasses.replace(annotation, labels=tuple(CONSEP_GROUPS.get(x, x) for x in annotation.labels))
+        judged = next((a for a in (annotation, merged) if set(a.labels) <= {*detector.types}), None)
+        if found.types is None or judged is None:
+            yield ImageScore.of(image.name, annotation, found, image.mpp), found
+        else:
+            names = (*detector.types, "")  # the last one is number -1
+            types = [names[number] for number in found.types.tolist()]
+            yield ImageScore.of(image.name, judged, found, image.mpp, types), found
+
+
+def evaluate_segmentor(detector: Detector, sets: Mapping[str, Sequence[AnnotatedImage]]) -> dict[str, Any]:
+    """The figures (see :func:`segmentation.evaluation.scores.figures_of`) of each set that has images with outlines."""
+    scores = {name: [score for score, _ in score_images(detector, images)] for name, images in sets.items()}
+    return {name: figures_of(some) for name, some in scores.items() if some}

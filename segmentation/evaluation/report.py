@@ -1,0 +1,164 @@
+"""What ``nucpipe evaluate segmentor`` measures, prints and draws."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nucpipe.backends.device import pick_device, pick_precision
+from nucpipe.backends.model_file import read_header
+from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
+from nucpipe.errors import DataError
+from pipeline.inference.models import find_model
+from segmentation.detector import Detector
+from segmentation.evaluation.evaluate import score_images
+from segmentation.evaluation.metrics import match_by_iou
+from segmentation.evaluation.scores import ImageScore, draw_instances, figures_of, type_figures
+from segmentation.nuclei import Nuclei
+from segmentation.registry import load_detector
+
+WORST = 4
+"""Images in a picture of worst cases."""
+FOUND, WRONG = (40, 200, 60), (230, 30, 30)
+COLUMNS = ("dice", "aji", "dq", "sq", "pq")
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image with what was found on it."""
+
+    image: AnnotatedImage
+    score: ImageScore
+    nuclei: Nuclei
+
+
+def evaluate_segmentor(
+    model_name: str,
+    data: Sequence[Path],
+    out: Path | None,
+    say: Callable[[str], None],
+    hold_out: Sequence[str] = (),
+    everything: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """Figures of a segmentor on annotated data, by the name of the data's folder.
+
+    Args:
+        model_name: a bundled or published model's name, or a path.
+        data: folders in CoNSeP's, Kumar's, PanNuke's or MoNuSAC's layout.
+        out: folder for ``figures.json``, ``images.csv`` and a picture of the worst cases of each set, if wanted.
+        say: told the results, a line each.
+        hold_out: images or groups to measure on; without any, what the model's training held out.
+        everything: measure on all images.
+        device, precision: where and how the network runs.
+
+    Raises:
+        UsageError: an unknown model or device, or nothing to measure on.
+        DataError: a data set is broken or has no outlines.
+    """
+    where = pick_device(device)
+    path = find_model("segmentor", model_name)
+    detector = load_detector(path, where, pick_precision(precision, where))
+    held_out = {e["name"]: e["held_out"] for e in read_header(path).data} if path.suffix == ".safetensors" else {}
+    chosen = {}
+    for folder in data:
+        patterns = [] if everything else list(hold_out) or held_out.get(folder.name, [])
+        chosen[folder.name] = choose_images(open_dataset(folder), folder.name, patterns)
+        if not patterns and not everything:
+            say(f"{folder.name}: the model's training is not known to have held any of it out; measured on all images.")
+    figures: dict[str, Any] = {}
+    cases: dict[str, list[Case]] = {}
+    for name, images in chosen.items():
+        cases[name] = measure(detector, images)
+        if not cases[name]:
+            raise DataError(f"{name}: none of the chosen images has outlined nuclei.")
+        scores = [case.score for case in cases[name]]
+        figures[name] = figures_of(scores)
+        if any(score.types.matched or score.types.missed for score in scores):
+            figures[name]["types"] = type_figures(scores, detector.types)
+        tell(name, figures[name], say)
+    if out is not None:
+        write(out, figures, cases)
+        say(f"wrote {out / 'figures.json'}, images.csv and a picture of the worst cases of each set")
+    return figures
+
+
+def measure(detector: Detector, images: Sequence[AnnotatedImage]) -> list[Case]:
+    """Every image that has outlines, measured."""
+    return [Case(image, score, nuclei) for image in images for score, nuclei in score_images(detector, [image])]
+
+
+def tell(name: str, figures: dict[str, Any], say: Callable[[str], None]) -> None:
+    """The figures of a set, in lines."""
+    say(f"\n{name}: {figures['images']} images")
+    say("  mean over images   " + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in COLUMNS))
+    say("  all images as one  " + "  ".join(f"{key.upper()} {figures['set'][key]:.3f}" for key in COLUMNS))
+    say(
+        f"  detection within 3 µm: F1 {figures['detection_f1']:.3f}, precision {figures['detection_precision']:.3f}, "
+        f"recall {figures['detection_recall']:.3f}"
+    )
+    if "types" in figures:
+        of_types = "  ".join(f"{label} {value:.3f}" for label, value in figures["types"]["f1"].items())
+        say(f"  types: accuracy of matched nuclei {figures['types']['accuracy']:.3f}; F_c {of_types}")
+
+
+def write(out: Path, figures: dict[str, Any], cases: dict[str, list[Case]]) -> None:
+    """``figures.json``, ``images.csv`` with a line an image, and ``<set>-worst.jpg``."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "figures.json").write_text(json.dumps(figures, indent=1), "utf-8")
+    with (out / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("set", "image", "group", "annotated", "found", "matched", *COLUMNS))
+        for name, some in cases.items():
+            for case in some:
+                counts, figure = case.score.detection, case.score.segmentation
+                values = (f"{getattr(figure, key):.4f}" for key in COLUMNS)
+                rows.writerow(
+                    (name, case.image.name, case.image.group, counts.true, counts.found, counts.matched, *values)
+                )
+    for name, some in cases.items():
+        draw_worst(sorted(some, key=lambda case: case.score.segmentation.pq)[:WORST], out / f"{name}-worst.jpg")
+
+
+def draw_worst(cases: Sequence[Case], path: Path) -> None:
+    """The images with the least PQ: what is annotated on the left, what was found on the right; red is what has no
+    partner with an IoU above 0.5."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(13, 6.6 * len(cases)), layout="constrained")
+    grid = figure.subplots(len(cases), 2, squeeze=False)
+    for (left, right), case in zip(grid, cases, strict=True):
+        truth, pixels = case.image.annotation().instances, case.image.pixels()
+        assert truth is not None
+        found = draw_instances(case.nuclei, truth.shape)
+        of_truth, of_found, _ = match_by_iou(truth, found)
+        counts = case.score.segmentation
+        left.imshow(outlined(pixels, truth, of_truth))
+        left.set_title(f"{case.image.name}: {counts.true} annotated, {counts.true - len(of_truth)} missed")
+        right.imshow(outlined(pixels, found, of_found))
+        right.set_title(f"{counts.found} found, {counts.found - len(of_found)} wrong; PQ {counts.pq:.3f}")
+        for axes in (left, right):
+            axes.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def outlined(
+    pixels: npt.NDArray[np.uint8], instances: npt.NDArray[np.integer], matched: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """A copy of the pixels with the edges of instances, green if they are matched, else red."""
+    edge = np.zeros(instances.shape, bool)
+    for axis in (0, 1):
+        for step in (1, -1):
+            edge |= np.roll(instances, step, axis) != instances
+    edge &= instances > 0
+    drawn = pixels.copy()
+    drawn[edge] = np.where(np.isin(instances[edge], matched)[:, None], FOUND, WRONG)
+    return drawn

@@ -1,0 +1,63 @@
+"""The published HoVer-Nets that can be named, and the way to their weights: tiatoolbox's zoo and its cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nucpipe.errors import ModelError
+from nucpipe.optional.tiatoolbox import quiet, toolbox
+
+PUBLISHED = {
+    "hovernet_fast-pannuke": "PanNuke",
+    "hovernet_fast-monusac": "MoNuSAC",
+    "hovernet_original-consep": "CoNSeP",
+    "hovernet_original-kumar": "Kumar",
+}
+"""The models of tiatoolbox's zoo that can be named, and what taught them."""
+
+CONSEP_GROUPS = {
+    "other": "miscellaneous",
+    "inflammatory": "inflammatory",
+    "healthy_epithelial": "epithelial",
+    "malignant_epithelial": "epithelial",
+    "fibroblast": "spindle_shaped",
+    "muscle": "spindle_shaped",
+    "endothelial": "spindle_shaped",
+}
+"""CoNSeP's labels as the types of the model that learnt from it (section 4.3 of the paper)."""
+
+SUFFIXES = (".tar", ".pth", ".pt")
+"""Of files that PyTorch saved, as HoVer-Net's authors and tiatoolbox publish them."""
+
+
+def zoo_path(name: str) -> Path:
+    """Where tiatoolbox keeps the weights of that model, whether they are there or not."""
+    return Path(toolbox("").rcParam["TIATOOLBOX_HOME"]) / "models" / f"{name}.pth"
+
+
+def zoo_weights(name: str) -> Path:
+    """The file of a model of tiatoolbox's zoo, fetched into tiatoolbox's own cache if it is not there yet.
+
+    Raises:
+        ModelError: it is not there and cannot be fetched.
+    """
+    path = zoo_path(name)
+    if path.is_file():
+        return path
+    try:
+        with quiet():
+            toolbox("models.architecture").fetch_pretrained_weights(name)
+    # The hub's client hands on whatever its transport raises.
+    except Exception as error:
+        source = toolbox("").rcParam["pretrained_model_info"].get(name, {}).get("hf_repo_id", "")
+        raise ModelError(
+            f"--segmentor {name}: its weights cannot be fetched from huggingface.co ({cause(error)}). "
+            f"Where there is internet, download https://huggingface.co/{source}/resolve/main/{name}.pth, "
+            f"then place it at {path} or give its path."
+        ) from error
+    return path
+
+
+def cause(error: Exception) -> str:
+    """What an exception of a library says, on one line."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

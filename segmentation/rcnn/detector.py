@@ -1,0 +1,151 @@
+"""torchvision's Mask R-CNN (He et al. 2017) and Faster R-CNN (Ren et al. 2015) as detectors of nuclei.
+
+Both look at tiles of one size that stand on one grid for the whole slide, and what a tile's middle holds counts, so the
+nuclei do not depend on how the slide was cut. Faster R-CNN knows boxes only; its outlines are rectangles.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from nucpipe.backends.model_file import load_model
+from nucpipe.errors import ModelError
+from segmentation.detector import Detector
+from segmentation.hovernet.postprocess import outline_instances
+from segmentation.nuclei import Nuclei
+
+ARCHITECTURES = ("maskrcnn", "fasterrcnn")
+INPUT_MPP = 0.25
+CORE_PX, MARGIN_PX = 192, 64
+TILE_PX = CORE_PX + 2 * MARGIN_PX
+ANCHORS_PX = ((12,), (24,), (48,), (96,), (192,))
+"""Sides of the boxes that are tried, by level of the pyramid; nuclei are 16 to 100 px wide."""
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+LEAST_SCORE = 0.5
+MASK_LEVEL = 0.5
+MIN_AREA_PX = 40
+
+
+def build_rcnn(kind: str, encoder: str) -> nn.Module:
+    """The network with random weights.
+
+    Args:
+        kind: ``maskrcnn`` or ``fasterrcnn``.
+        encoder: a ResNet of torchvision, such as ``resnet50``.
+
+    Raises:
+        ValueError: no such encoder.
+    """
+    from torchvision import models
+    from torchvision.models import detection
+    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+    from torchvision.models.detection.rpn import AnchorGenerator
+
+    if not encoder.startswith("resnet") or not hasattr(models, encoder):
+        raise ValueError(f"no ResNet of torchvision is called {encoder}")
+    # Batches are small, so features are normalised within an image.
+    norm: Any = functools.partial(nn.GroupNorm, 32)
+    backbone = resnet_fpn_backbone(backbone_name=encoder, weights=None, norm_layer=norm, trainable_layers=5)
+    architecture = detection.MaskRCNN if kind == "maskrcnn" else detection.FasterRCNN
+    network: nn.Module = architecture(
+        backbone,
+        num_classes=2,
+        min_size=TILE_PX,
+        max_size=TILE_PX,
+        image_mean=MEAN,
+        image_std=STD,
+        rpn_anchor_generator=AnchorGenerator(ANCHORS_PX, ((0.5, 1.0, 2.0),) * len(ANCHORS_PX)),
+        box_score_thresh=LEAST_SCORE,
+        box_detections_per_img=400,
+    )
+    return network
+
+
+class RCNNDetector(Detector):
+    """Mask R-CNN or Faster R-CNN with its weights.
+
+    Args:
+        network: from :func:`build_rcnn`, on its device.
+    """
+
+    input_mpp = INPUT_MPP
+    align_px = CORE_PX
+    context_px = MARGIN_PX
+    margin_px = MARGIN_PX
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval()
+        self.device = next(network.parameters()).device
+
+    def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The instances of a region's window.
+
+        Where nuclei overlap, the surer one has the pixels; one that is then more than half covered is dropped.
+
+        Args:
+            pixels: (H + 2 M, W + 2 M, 3) uint8 RGB at 0.25 um with M = ``margin_px``; H and W multiples of
+                ``align_px``.
+
+        Returns:
+            (2, H + 2 M, W + 2 M) float32: number of the nucleus, 0 = background, and its score.
+        """
+        height, width = pixels.shape[:2]
+        found = []
+        for y in range(0, height - TILE_PX + 1, CORE_PX):
+            for x in range(0, width - TILE_PX + 1, CORE_PX):
+                found += [(score, x, y, mask) for score, mask in self._tile(pixels[y : y + TILE_PX, x : x + TILE_PX])]
+        found.sort(key=lambda one: -one[0])
+        maps = np.zeros((2, height, width), np.float32)
+        for number, (score, x, y, mask) in enumerate(found, 1):
+            rows, columns = np.nonzero(mask)
+            rows, columns = rows + y, columns + x
+            free = maps[0, rows, columns] == 0
+            if 2 * free.sum() > len(free):
+                maps[0, rows[free], columns[free]] = number
+                maps[1, rows[free], columns[free]] = score
+        return maps
+
+    def _tile(self, tile: npt.NDArray[np.uint8]) -> list[tuple[float, npt.NDArray[np.bool_]]]:
+        """Score and mask (in the tile) of each nucleus whose box has its centre in the tile's middle."""
+        image = torch.from_numpy(np.ascontiguousarray(tile)).to(self.device).permute(2, 0, 1).float() / 255
+        with torch.inference_mode():
+            (said,) = self.network([image])
+        boxes, scores = said["boxes"].cpu().numpy(), said["scores"].cpu().numpy()
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2 - MARGIN_PX
+        middle = ((centres >= 0) & (centres < CORE_PX)).all(1)
+        masks = said["masks"][:, 0].cpu().numpy() > MASK_LEVEL if "masks" in said else [_box_mask(b) for b in boxes]
+        return [(float(scores[i]), masks[i]) for i in np.flatnonzero(middle)]
+
+    def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
+        """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
+        return outline_instances(prediction[0].astype(np.int32), prediction[1], mpp, MIN_AREA_PX)
+
+
+def _box_mask(box: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    mask = np.zeros((TILE_PX, TILE_PX), bool)
+    x0, y0, x1, y1 = np.round(box).astype(int)
+    mask[max(0, y0) : y1, max(0, x0) : x1] = True
+    return mask
+
+
+def load_rcnn(path: Path, device: str | torch.device = "cpu") -> RCNNDetector:
+    """The detector in a model file.
+
+    Raises:
+        ModelError: no such file, or its weights are those of another network.
+    """
+    header, tensors = load_model(path)
+    try:
+        network = build_rcnn(header.architecture["type"], header.architecture["encoder"])
+        network.load_state_dict(tensors)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
+    return RCNNDetector(network.to(device))

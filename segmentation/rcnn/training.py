@@ -1,0 +1,108 @@
+"""What the training of Mask R-CNN and Faster R-CNN has of its own: its tiles, its losses, its step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.ndimage import find_objects
+from torch import nn
+
+from nucpipe.datasets import AnnotatedImage
+from nucpipe.errors import UsageError
+from nucpipe.training.augmentation import jitter_focus, jitter_stain
+from segmentation.rcnn.detector import TILE_PX, build_rcnn
+from segmentation.training.dataset import TileSource
+
+LOSSES = {
+    "fasterrcnn": ("total", "loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
+    "maskrcnn": ("total", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"),
+}
+LEAST_PX = 20
+"""Smaller bits of a nucleus, as at a tile's edge, are no example."""
+
+
+@dataclass(frozen=True)
+class ObjectBatch:
+    """Tiles with their instances.
+
+    Attributes:
+        pixels: (N, S, S, 3) uint8 RGB at 0.25 um.
+        instances: (N, S, S) int32, 0 = background.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    instances: npt.NDArray[np.int32]
+
+
+class TrainedRCNN:
+    """Train an R-CNN (see :class:`segmentation.training.train.Trained`) in float32 on tiles of the network's size."""
+
+    def __init__(
+        self, kind: str, encoder: str, images: Sequence[AnnotatedImage], seed: int, batch_size: int, device: str
+    ) -> None:
+        self.kind, self.encoder, self.device = kind, encoder, torch.device(device)
+        self.losses = LOSSES[kind]
+        self.source = TileSource(images, seed, batch_size)
+        sizes = zip(self.source.pixels, self.source.scales, strict=True)
+        areas = np.array([pixels.shape[0] * pixels.shape[1] / scale**2 for pixels, scale in sizes])
+        self.shares = areas / areas.sum()
+
+    def new_model(self) -> nn.Module:
+        """With random weights.
+
+        Raises:
+            UsageError: the encoder is no ResNet of torchvision.
+        """
+        try:
+            return build_rcnn(self.kind, self.encoder)
+        except ValueError as error:
+            raise UsageError(
+                f"--encoder {self.encoder}: expected a ResNet of torchvision, such as resnet50."
+            ) from error
+
+    def batch(self, step: int) -> ObjectBatch:
+        """The batch of that step; it depends on (seed, step) alone."""
+        rng = np.random.default_rng((self.source.seed, step))
+        chosen = rng.choice(len(self.shares), self.source.tiles_of_512, p=self.shares)
+        tiles = [self.source.warped(int(k), TILE_PX, rng) for k in chosen]
+        return ObjectBatch(np.stack([pixels for pixels, _ in tiles]), np.stack([instances for _, instances in tiles]))
+
+    def step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: ObjectBatch, seed: int
+    ) -> dict[str, float]:
+        """Learn from a batch; the losses by name."""
+        torch.manual_seed(seed)  # torchvision draws its samples of boxes from the global generator
+        model.train()
+        generator = torch.Generator().manual_seed(seed)
+        pixels = torch.from_numpy(batch.pixels).to(self.device).permute(0, 3, 1, 2).float()
+        pixels = jitter_focus(jitter_stain(pixels, generator), generator, max_sigma_px=1.2) / 255
+        targets = [targets_of(instances, self.kind == "maskrcnn") for instances in batch.instances]
+        targets = [{name: part.to(self.device) for name, part in target.items()} for target in targets]
+        losses = model(list(pixels), targets)
+        total = torch.stack(list(losses.values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+        return {"total": float(total.detach()), **{name: float(loss.detach()) for name, loss in losses.items()}}
+
+
+def targets_of(instances: npt.NDArray[np.int32], masks: bool) -> dict[str, torch.Tensor]:
+    """Boxes, labels (all 1) and, if wanted, masks of a tile's nuclei, as torchvision takes them."""
+    boxes, found = [], []
+    for k, box in enumerate(find_objects(instances)):
+        if box is None or (mask := instances[box] == k + 1).sum() < LEAST_PX or min(mask.shape) < 3:
+            continue
+        boxes.append((box[1].start, box[0].start, box[1].stop, box[0].stop))
+        found.append(k + 1)
+    target = {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.ones(len(boxes), dtype=torch.int64),
+    }
+    if masks:
+        target["masks"] = torch.from_numpy((instances[None] == np.array(found).reshape(-1, 1, 1)).astype(np.uint8))
+    return target

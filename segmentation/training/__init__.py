@@ -1,0 +1,1 @@
+"""Training of a segmentor on outlined nuclei."""

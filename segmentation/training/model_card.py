@@ -1,0 +1,59 @@
+"""The model card: what a segmentor's header says, in words and a table."""
+
+from __future__ import annotations
+
+from nucpipe.backends.model_file import ModelHeader
+
+WHAT = {
+    "hovernet": [
+        "A compact HoVer-Net: finds and outlines nuclei in H&E. Pixels are taken at 0.5 µm, outlines come out at "
+        "0.25 µm."
+    ],
+    "maskrcnn": ["A Mask R-CNN: finds and outlines nuclei in H&E at 0.25 µm."],
+    "fasterrcnn": ["A Faster R-CNN: finds nuclei in H&E at 0.25 µm; outlines are rectangles."],
+}
+NETWORK = {
+    "hovernet": "with a U-Net-shaped decoder and two branches (nuclear pixels; horizontal and vertical distances), "
+    "after Graham et al. 2019.",
+    "maskrcnn": "with a feature pyramid, after He et al. 2017, as torchvision builds it.",
+    "fasterrcnn": "with a feature pyramid, after Ren et al. 2015, as torchvision builds it.",
+}
+
+
+def model_card(header: ModelHeader) -> str:
+    """The card of a segmentor, in Markdown."""
+    made = header.architecture
+    lines = [
+        f"# {header.name}",
+        "",
+        *WHAT[made["type"]],
+        "",
+        "Intended use: research. It is not a medical device and must not be used for diagnosis.",
+        "",
+        f"- Network: {made['encoder']} encoder {NETWORK[made['type']]}",
+        f"- Trained {header.date} with nucpipe {header.nucpipe_version}.",
+        f"- Licence of the weights: {header.licence}",
+        "",
+        "## Data",
+        "",
+        "| set | images learnt from | images held out | groups held out |",
+        "|---|---|---|---|",
+        *(
+            f"| {d['name']} | {d['images']} | {d['held_out_images']} | {', '.join(d['held_out']) or '-'} |"
+            for d in header.data
+        ),
+        "",
+        "## Figures on the images held out",
+        "",
+        "Dice, DQ, SQ and PQ are means over images; F1 is over all nuclei of a set, found within 3 µm, one to one.",
+        "",
+        "| set | images | Dice | DQ | SQ | PQ | detection F1 |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {name} | {f['images']} | {f['dice']:.3f} | {f['dq']:.3f} | {f['sq']:.3f} | {f['pq']:.3f} "
+            f"| {f['detection_f1']:.3f} |"
+            for name, f in header.figures.items()
+        ),
+        "",
+    ]
+    return "\n".join(lines)

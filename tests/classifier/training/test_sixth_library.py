@@ -1,0 +1,89 @@
+"""A user's own library, from points marked in QuPath to six labels a nucleus in every form."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from pipeline.cli.main import main
+from pipeline.store.reader import open_store
+from tests.support.paths import EXAMPLES
+from tests.support.synthetic import draw_slide
+
+LIBRARIES = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke", "Lab"]
+EXAMPLE = EXAMPLES / "points_from_qupath.py"
+
+
+def nucpipe(*arguments: object) -> str:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def mark(folder: Path, name: str, seed: int) -> Path:
+    """A tile with QuPath's points: one annotation a class, of several points or of one."""
+    drawn = draw_slide(220, 180, seed=seed)
+    big = drawn.areas_px > np.median(drawn.areas_px)
+    features = []
+    for label, chosen in (("Large one", big), ("small", ~big)):
+        geometry = {"type": "MultiPoint", "coordinates": drawn.centres[chosen].tolist()}
+        features.append({"type": "Feature", "geometry": geometry, "properties": {"classification": {"name": label}}})
+    features.append(
+        {
+            "type": "Feature",
+            "geometry": {"type": "Point", "coordinates": [3, 3]},
+            "properties": {"objectType": "annotation"},
+        }
+    )
+    (folder / f"{name}.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return drawn.save(folder / f"{name}.png")
+
+
+def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = [mark(tmp_path, f"tile {k}", k) for k in range(3)]
+    lab, model, out = tmp_path / "lab", tmp_path / "lab.safetensors", tmp_path / "out"
+    subprocess.run([sys.executable, EXAMPLE, "Lab", "0.25", lab, *tiles], check=True)
+
+    train = ["train", "classifier", "--library", f"lab={lab}", "--out", model, "--hold-out", "tile 2"]
+    train += ["--backbone", "test_efficientnet", "--size", 32, "--steps", 3, "--device", "cpu"]
+    train += ["--distil", "joint-lite0"]  # it knows the five, of which nothing else is at hand
+    said = nucpipe(*train, "--check")
+    assert "training: 2 images in 2 groups" in said
+    assert "Large one" in said
+    assert "no problems" in said
+    said = nucpipe(*train)
+    assert "32 of 37 labels taught" in said
+    assert "Lab: accuracy" in said
+    assert "Lab_1        small" in nucpipe("libraries", "--library", f"lab={lab}")
+
+    slide = draw_slide(320, 240, seed=9).save(tmp_path / "slide.png")
+    run = ["run", slide, "--mpp", 0.25, "--out", out, "--classifier", model, "--primary", "Lab", "--tissue", "none"]
+    nucpipe(*run, "--device", "cpu")
+    result = out / "slide"
+    store = open_store(result / "nuclei.zarr")
+    count = len(store)
+    assert count > 5
+    table = anndata.read_zarr(result / "nuclei.zarr" / "table")
+    assert table.shape == (count, 37)
+    assert [c for c in table.obs.columns if c in LIBRARIES] == LIBRARIES
+    assert list(table.obs["Lab"].cat.categories) == ["Large one", "small"]
+    assert table.var["trained"].sum() == 32
+    assert table.obs[LIBRARIES].notna().all(axis=None)
+    best = np.asarray(table.X[:, 35:]).argmax(1)
+    assert (table.obs["Lab"].cat.codes == best).all()
+
+    features = json.loads((result / "nuclei.geojson").read_text())["features"]
+    assert [f["properties"]["classification"]["name"] for f in features] == table.obs["Lab"].tolist()
+    nucpipe("export", result, "--to", "csv", "--out", tmp_path / "nuclei.csv")
+    rows = list(csv.DictReader((tmp_path / "nuclei.csv").read_text().splitlines()))
+    assert [row["Lab"] for row in rows] == table.obs["Lab"].tolist()
+    said = nucpipe("classify", tiles[0], "--classifier", model, "--device", "cpu")
+    assert said.splitlines()[0].split() == ["image", *LIBRARIES]

@@ -1,0 +1,332 @@
+"""Joint training on small generated sets in the published layouts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from classifier.libraries import Library, Outputs
+from classifier.network import JointClassifier, load_classifier
+from classifier.predictor import load_predictor
+from classifier.training.config import ClassifierTraining
+from classifier.training.dataset import Samples
+from classifier.training.train import _Draw, open_libraries, train_classifier
+from nucpipe.backends.model_file import read_header, save_model
+from nucpipe.errors import DataError, UsageError
+from nucpipe.training import trainer
+from pipeline.cli.main import main
+
+
+class Interrupted(Exception):
+    pass
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ClassifierTraining:
+    """A minute network on a few nuclei of CoNSeP's and BreCaHAD's layouts."""
+    root = tmp_path_factory.mktemp("sets")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        instances = np.zeros((128, 128), np.int32)
+        for k in range(16):
+            y, x = 8 + 32 * (k // 4), 8 + 32 * (k % 4)
+            instances[y : y + 12, x : x + 12] = k + 1
+        types = rng.integers(2, 5, (16, 1))  # inflammatory, healthy and malignant epithelial
+        shade = np.concatenate([[255], 40 * types[:, 0]])[instances].astype(np.uint8)
+        for folder in ("Images", "Labels"):
+            (root / "consep" / folder).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / f"consep/Images/{name}.png"), np.stack([shade] * 3, -1))
+        scipy.io.savemat(root / f"consep/Labels/{name}.mat", {"inst_map": instances, "inst_type": types})
+    for name in ("Case_1-01", "Case_1-02", "Case_2-01"):
+        for folder in ("images", "groundTruth"):
+            (root / "brecahad" / folder).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(root / f"brecahad/images/{name}.png"), rng.integers(0, 255, (80, 100, 3), np.uint8))
+        points = {label: [{"x": 0.5, "y": 0.1 * k} for k in range(1, 6)] for label in ("tumor", "apoptosis")}
+        (root / f"brecahad/groundTruth/{name}.json").write_text(json.dumps(points))
+    return ClassifierTraining(
+        libraries=(("consep", root / "consep"), ("BreCaHAD", root / "brecahad")),
+        out=root / "none.safetensors",
+        hold_out=("c", "Case_2"),
+        steps=6,
+        batch_size=8,
+        precision="fp32",
+        backbone="test_efficientnet",
+        sizes=((0.5, 32), (0.5, 48)),
+    )
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 4])
+def test_resumed_equals_uninterrupted(
+    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+) -> None:
+    whole = dataclasses.replace(config, out=tmp_path / "whole.safetensors")
+    train_classifier(whole, quiet)
+    parts = dataclasses.replace(config, out=tmp_path / "parts.safetensors")
+    save = trainer.save_checkpoint
+
+    def save_and_stop(path: Path, state: dict[str, object]) -> None:
+        save(path, state)
+        if state["step"] == interrupted_after:
+            raise Interrupted
+
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_and_stop)
+    with pytest.raises(Interrupted):
+        train_classifier(parts, quiet)
+    train_classifier(parts, quiet)
+    assert parts.out.with_suffix(".md").is_file()
+    expected, got = load_file(whole.out), load_file(parts.out)
+    assert expected.keys() == got.keys()
+    for name in expected:
+        assert np.array_equal(expected[name].numpy(), got[name].numpy()), name
+    logs = [list(csv.reader(c.out.with_suffix(".losses.csv").read_text().splitlines())) for c in (whole, parts)]
+    assert logs[0] == logs[1]
+    assert [row[0] for row in logs[0]] == ["step", "0", "1", "2", "3", "4", "5"]
+
+
+def test_a_model_knows_what_taught_it(config: ClassifierTraining, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=tmp_path / "new" / "m.safetensors", steps=2)
+    header = train_classifier(config, quiet)
+    model, loaded, outputs = load_classifier(config.out)
+    assert loaded == header
+    assert model.size_px == 48
+    taught = {f"{lib} {label}" for (lib, label), known in zip(outputs.columns, outputs.trained, strict=True) if known}
+    assert taught == {
+        "NuCLS tumor",
+        "NuCLS apoptotic_body",
+        "BreCaHAD tumor",
+        "BreCaHAD non_tumor",
+        "BreCaHAD apoptosis",
+        "CoNSeP other",
+        "CoNSeP inflammatory",
+        "CoNSeP healthy_epithelial",
+        "CoNSeP malignant_epithelial",
+        "MoNuSAC epithelial",
+        "PanNuke neoplastic",
+        "PanNuke inflammatory",
+        "PanNuke dead",
+        "PanNuke epithelial",
+    }
+    entries = {entry["name"]: entry for entry in header.data}
+    assert entries["BreCaHAD"]["nuclei"] == {"apoptosis": 10, "tumor": 10}
+    assert entries["BreCaHAD"]["held_out"] == ["Case_2"]
+    assert entries["NuCLS"]["taught"]["tumor"] == 10
+    assert header.figures["CoNSeP"]["nuclei"] == 16
+    assert header.figures["BreCaHAD"]["nuclei"] == 10
+    card = config.out.with_suffix(".md").read_text()
+    for words in ("must not be used for diagnosis", "CC-BY-4.0", "could not be measured on NuCLS", "held out Case_2"):
+        assert words in card
+
+
+def test_no_group_is_on_both_sides(config: ClassifierTraining) -> None:
+    for hold_out in (config.hold_out, (), ("Case_1",)):
+        for data in open_libraries(dataclasses.replace(config, hold_out=hold_out)):
+            assert data.held
+            assert not {i.group for i in data.train} & {i.group for i in data.held}, hold_out
+
+
+def test_wrong_settings_are_told(config: ClassifierTraining, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=tmp_path / "m.safetensors", steps=2)
+    with pytest.raises(UsageError, match="--library x: not one of NuCLS, "):
+        train_classifier(dataclasses.replace(config, libraries=(("x", config.libraries[0][1]),)), quiet)
+    with pytest.raises(DataError, match="label 'tumor' is not one of PanNuke's"):
+        train_classifier(dataclasses.replace(config, libraries=(("pannuke", config.libraries[1][1]),)), quiet)
+    train_classifier(config, quiet)
+    with pytest.raises(DataError, match="made with another seed"):
+        train_classifier(dataclasses.replace(config, seed=1), quiet)
+
+
+@pytest.mark.parametrize("changes", [{"stop": "converged", "keep": "best", "check_every": 1, "patience": 2}])
+def test_training_stops_when_the_held_out_loss_falls_no_more(
+    config: ClassifierTraining, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    # Nothing is learnt at this rate, so that the loss on what is held out stays the same.
+    config = dataclasses.replace(config, out=tmp_path / "m.safetensors", steps=50, learning_rate=1e-12, **changes)
+    said: list[str] = []
+    header = train_classifier(config, said.append)
+    assert "converged after 3 of at most 50 steps" in said
+    assert header.architecture["steps"] <= 3
+    rows = list(csv.DictReader(config.out.with_suffix(".losses.csv").read_text().splitlines()))
+    assert len(rows) == 3
+    assert float(rows[0]["held_out"]) > 0
+    assert config.out.with_suffix(".losses.png").is_file()
+    # A second call finds the training finished and gives the same model.
+    again: list[str] = []
+    assert train_classifier(config, again.append).figures == header.figures
+    assert "going on from step 3" in again
+
+
+def test_the_plain_mean_of_the_last_steps_is_what_is_kept(config: ClassifierTraining) -> None:
+    model = torch.nn.Linear(1, 1)
+    average, seen = trainer.WeightAverage(model, start=2), []
+    for step, weight in enumerate([5.0, 7.0, 1.0, 2.0, 6.0]):
+        torch.nn.init.constant_(model.weight, weight)
+        average.update(model, step)
+        seen.append(average.model.weight.item())
+    assert seen == pytest.approx([5, 7, 1, 1.5, 3])
+    one_size = dataclasses.replace(config, steps=40, sizes=((1.0, 64),))
+    assert one_size.averaged_from == 20
+    assert dataclasses.replace(one_size, sizes=((0.75, 96), (0.25, 224))).averaged_from == 30
+
+
+def test_the_rate_rises_stays_and_is_halved_while_weights_are_averaged() -> None:
+    rates = [trainer.rate(step, 100) for step in range(100)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1, 1]
+    assert set(rates[4:50]) == {1.0}
+    assert set(rates[50:]) == {0.5}
+
+
+def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> None:
+    library = np.repeat([1, 2], [3, 97])
+    n = len(library)
+    targets = np.eye(35, dtype=bool)[np.where(library == 1, 12, 20)]
+    none = np.zeros(n, np.int64)
+    samples = Samples(np.zeros((n, 1, 1, 3), np.uint8), library, none, targets, none, (("g", "i"),), np.zeros((n, 2)))
+    draw = _Draw(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples)
+    for step in range(4):
+        chosen = draw(step, torch.Generator().manual_seed(step))
+        assert (library[chosen] == 1 + (np.arange(7) + 7 * step) % 2).all()
+    random = _Draw(dataclasses.replace(config, balance="none", batch_size=2000), samples)
+    assert (library[random(0, torch.Generator().manual_seed(0))] == 1).mean() == pytest.approx(0.03, abs=0.015)
+
+
+def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_path: Path) -> None:
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2)
+    train_classifier(first, quiet)
+    lab = tmp_path / "lab"
+    (lab / "images").mkdir(parents=True)
+    (lab / "labels").mkdir()
+    (lab / "library.toml").write_text('name = "Lab"\nlabels = ["round", "long"]\nmpp = 0.25\nlicence = "ours"\n')
+    for name in ("a", "b", "c"):
+        cv2.imwrite(str(lab / f"images/{name}.png"), np.full((80, 80, 3), 200, np.uint8))
+        (lab / f"labels/{name}.csv").write_text("x,y,label\n20,20,round\n60.5,60,Long\n")
+    second = dataclasses.replace(
+        config,
+        libraries=(*config.libraries, ("lab", lab)),
+        out=tmp_path / "second.safetensors",
+        steps=1,
+        learning_rate=1e-12,
+        start_from=(first.out,),
+        loss="distance",
+    )
+    said: list[str] = []
+    x = tmp_path / "x.safetensors"
+    header = train_classifier(second, said.append)
+    assert "starting from first.safetensors: 35 of 37 outputs are known there" in said
+    old, new = load_file(first.out), load_file(second.out)
+    assert np.allclose(old["backbone.conv_stem.weight"], new["backbone.conv_stem.weight"])
+    assert np.allclose(old["backbone.classifier.weight"], new["backbone.classifier.weight"][:35])
+    assert [entry["name"] for entry in header.data][-1] == "Lab"
+    assert header.data[-1]["nuclei"] == {"round": 2, "long": 2}
+    assert header.figures["Lab"]["nuclei"] == 2
+    with pytest.raises(DataError, match=r"its labels are not those of .*first\.safetensors; they cannot be averaged"):
+        train_classifier(dataclasses.replace(second, start_from=(first.out, second.out), seed=9, out=x), quiet)
+    with pytest.raises(DataError, match="its backbone is test_efficientnet, not resnet18"):
+        train_classifier(dataclasses.replace(second, out=x, backbone="resnet18"), quiet)
+
+
+def test_no_steps_from_several_models_give_their_mean_measured_anew(config: ClassifierTraining, tmp_path: Path) -> None:
+    parts = [dataclasses.replace(config, out=tmp_path / f"{k}.safetensors", steps=2, seed=k) for k in range(3)]
+    for part in parts:
+        train_classifier(part, quiet)
+    paths = tuple(part.out for part in parts)
+    mean = dataclasses.replace(config, out=tmp_path / "mean.safetensors", steps=0, start_from=paths)
+    header = train_classifier(mean, quiet)
+    tensors = [load_file(path) for path in paths]
+    for name, value in load_file(mean.out).items():
+        if value.is_floating_point():
+            expected = torch.stack([t[name].float() for t in tensors]).mean(0)
+            torch.testing.assert_close(value.float(), expected, atol=1e-3, rtol=1e-3)
+    assert header.architecture["started_from"] == "0, 1, 2"
+    assert header.figures.keys() == read_header(paths[0]).figures.keys()
+
+
+def test_confident_predictions_complete_what_a_label_does_not_say(
+    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2, match="own")
+    train_classifier(first, quiet)
+    said: list[str] = []
+    second = dataclasses.replace(config, out=tmp_path / "b.safetensors", steps=1, complete=first.out, match="own")
+    train_classifier(dataclasses.replace(second, complete_above=1e-6), said.append)
+    # every one of 32 CoNSeP and 20 BreCaHAD nuclei lacks a label of the other, and MoNuSAC is taught by nothing
+    assert "CoNSeP: 20 nuclei of other libraries completed" in said
+    assert "BreCaHAD: 32 nuclei of other libraries completed" in said
+    assert "MoNuSAC: 0 nuclei of other libraries completed" in said
+    with pytest.raises(UsageError, match="--complete-above 2"):
+        dataclasses.replace(second, complete_above=2)
+
+
+def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, tmp_path: Path) -> None:
+    first = dataclasses.replace(config, out=tmp_path / "first.safetensors", steps=2)
+    train_classifier(first, quiet)
+    teacher, told, _ = load_classifier(first.out)
+    with torch.no_grad():
+        teacher.backbone.classifier.bias[33] += 20  # whatever it sees, PanNuke calls it dead
+    save_model(first.out, told, teacher.state_dict())
+    pupil = dataclasses.replace(config, out=tmp_path / "pupil.safetensors", steps=30, distil=first.out)
+    said: list[str] = []
+    header = train_classifier(dataclasses.replace(pupil, distil_weight=10.0), said.append)
+    assert "first looks at 52 nuclei" in said
+    assert header.architecture["distilled_from"] == "first"
+    predictor = load_predictor(pupil.out)
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
+    assert (predictor.outputs.best(predictor(pixels).probabilities)["PanNuke"] == 3).all()
+    again: list[str] = []
+    train_classifier(dataclasses.replace(pupil, distil_weight=10.0), again.append)
+    assert not any("looks at" in line for line in again)
+    other = Outputs((Library("Other", ("x", "y"), ((0, 0, 0),) * 2, 0.25, "", ""),), (True, True))
+    fields = {"backbone": "test_efficientnet", "window_px": 64, "size_px": 32}
+    stranger = tmp_path / "stranger.safetensors"
+    save_model(
+        stranger,
+        dataclasses.replace(told, architecture=fields, outputs=other.to_dict()),
+        JointClassifier(2, "test_efficientnet", 32).state_dict(),
+    )
+    with pytest.raises(DataError, match="none of its labels is taught"):
+        train_classifier(dataclasses.replace(pupil, distil=stranger), quiet)
+
+
+@pytest.mark.parametrize("field", ["sampling", "balance", "loss", "stop", "keep"])
+def test_an_unknown_way_of_training_is_refused(config: ClassifierTraining, field: str) -> None:
+    with pytest.raises(UsageError, match=f"--{field} odd: expected one of "):
+        dataclasses.replace(config, **{field: "odd"})
+
+
+def test_check_reports_counts_and_every_problem_without_training(config: ClassifierTraining, tmp_path: Path) -> None:
+    root = tmp_path / "sets"
+    for name, folder in config.libraries:
+        shutil.copytree(folder, root / name)
+    command = ["train", "classifier", "--check", "--out", str(tmp_path / "m.safetensors"), "--hold-out", "c"]
+    command += ["--library", f"consep={root / 'consep'}", "--library", f"brecahad={root / 'BreCaHAD'}"]
+    good = CliRunner().invoke(main, command)
+    assert good.exit_code == 0, good.output
+    assert "training: 2 images in 2 groups, 32 nuclei, pixels of 0.25 µm" in good.output
+    assert (
+        "10 apoptosis                teaches NuCLS apoptotic_body, BreCaHAD apoptosis, CoNSeP other, PanNuke dead"
+        in good.output
+    )
+    assert "no problems" in good.output
+    assert not (tmp_path / "m.safetensors").exists()
+    (root / "consep/Labels/a.mat").write_bytes(b"MATLAB")
+    (root / "consep/Images/b.png").write_bytes(b"PNG")
+    (root / "BreCaHAD/groundTruth/Case_1-02.json").write_text('{"stroma": [{"x": 0, "y": 0}]}')
+    bad = CliRunner().invoke(main, command)
+    assert bad.exit_code == 1
+    for words in ("a.mat: expected a MATLAB file", "b.png: expected an image", "'stroma' is not one of", "3 problems"):
+        assert words in bad.output, bad.output

@@ -1,0 +1,290 @@
+"""Readers of published data sets: generated files in each layout, and the real sets where they are at hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+
+from classifier.label_mapping import make_matching
+from classifier.libraries import published_libraries
+from classifier.training.dataset import gather
+from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.errors import DataError, UsageError
+from tests.support.paths import SHARED
+
+
+def picture(path: Path, width: int, height: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8)
+    assert cv2.imwrite(str(path), pixels)
+
+
+def make_consep(root: Path) -> None:
+    instances = np.zeros((40, 50))
+    instances[10:20, 5:15] = 3
+    instances[30:34, 40:50] = 7
+    picture(root / "Train/Images/train_1.png", 50, 40)
+    (root / "Train/Labels").mkdir()
+    mat = {"inst_map": instances, "type_map": instances, "inst_type": np.array([[4], [7]]), "inst_centroid": 0}
+    scipy.io.savemat(root / "Train/Labels/train_1.mat", mat)
+
+
+def make_monusac(root: Path) -> None:
+    picture(root / "TCGA-A/TCGA-A_1.tif", 50, 40)
+    square = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in ((5, 10), (14, 10), (14, 19), (5, 19)))
+    line = "".join(f'<Vertex X="{x}" Y="30" Z="0"/>' for x in (20, 30))
+    (root / "TCGA-A/TCGA-A_1.xml").write_text(
+        f"""<Annotations MicronsPerPixel="0.24">
+        <Annotation Name=""><Attributes><Attribute Name="Lymphocyte" Id="0"/></Attributes>
+        <Regions><Region><Vertices>{square}</Vertices></Region></Regions></Annotation>
+        <Annotation Name="Macrophage"><Regions><Region><Vertices>{line}</Vertices></Region></Regions></Annotation>
+        <Annotation><Attributes><Attribute Name="Ambiguous"/></Attributes>
+        <Regions><Region><Vertices>{square}</Vertices></Region></Regions></Annotation></Annotations>"""
+    )
+
+
+def make_brecahad(root: Path) -> None:
+    picture(root / "images/Case_3-02.png", 50, 40)
+    (root / "groundTruth").mkdir()
+    points = {"mitosis": [{"x": 0.2, "y": 0.375}], "non_mitosis": [], "tubule": [{"x": 0.9, "y": 0.8}], "tumor": []}
+    (root / "groundTruth/Case_3-02.json").write_text(json.dumps(points))
+
+
+def make_nucls(root: Path) -> None:
+    stem = "TCGA-A1-A0SP-DX1_id-5ea4095addda5f8398977ebc_left-7053_top-53967_bottom-54231_right-7311"
+    picture(root / f"rgb/{stem}.png", 50, 40)
+    (root / "csv").mkdir()
+    (root / f"csv/{stem}.csv").write_text(
+        "raw_classification,main_classification,super_classification,type,xmin,ymin,xmax,ymax,coords_x,coords_y\n"
+        "correction_tumor,tumor_nonMitotic,tumor_any,rectangle,5,10,15,20,,\n"
+        'unlabeled,AMBIGUOUS,AMBIGUOUS,polyline,0,0,8,8,"0,8,8,0","0,0,8,8"\n'
+        'unlabeled,AMBIGUOUS,sTIL,polyline,40,30,50,34,"40,50,50,40","30,30,34,34"\n'
+    )
+
+
+def make_points(root: Path) -> None:
+    (root / "library.toml").write_text('name = "Lab"\nlabels = ["round", "long"]\nmpp = 0.5\nlicence = "ours"\n')
+    picture(root / "images/slide 1.jpg", 50, 40)
+    (root / "labels").mkdir()
+    (root / "labels/slide 1.csv").write_text("x,y,label,group\n10,15,Round,patient 1\n45,32,long,patient 1\n")
+
+
+def make_pannuke(root: Path) -> None:
+    images, masks = root / "Fold 1/images/fold1", root / "Fold 1/masks/fold1"
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    layers = np.zeros((1, 40, 50, 6))
+    layers[0, 10:20, 5:15, 1] = 5
+    layers[0, 30:34, 40:50, 4] = 5
+    np.save(images / "images.npy", np.full((1, 40, 50, 3), 200.0))
+    np.save(images / "types.npy", np.array(["Liver"]))
+    np.save(masks / "masks.npy", layers)
+
+
+# name: (maker, image's name, group, mpp, labels, centroids, areas of the instances)
+FIRST = [10.0, 15.0]
+LAYOUTS: dict[str, tuple[Callable[[Path], None], str, str, float, list[str], list[list[float]], list[int] | None]] = {
+    "consep": (
+        make_consep,
+        "train_1",
+        "train_1",
+        0.25,
+        ["malignant_epithelial", "endothelial"],
+        [FIRST, [45.0, 32.0]],
+        [100, 40],
+    ),
+    "monusac": (
+        make_monusac,
+        "TCGA-A_1",
+        "TCGA-A",
+        0.24,
+        ["lymphocyte", "macrophage"],
+        [FIRST, [25.5, 30.5]],
+        [100, 11],
+    ),
+    "brecahad": (make_brecahad, "Case_3-02", "Case_3", 0.25, ["mitosis", "tubule"], [FIRST, [45.0, 32.0]], None),
+    "nucls": (
+        make_nucls,
+        "TCGA-A1-A0SP-DX1_id-5ea4095addda5f8398977ebc_left-7053_top-53967_bottom-54231_right-7311",
+        "TCGA-A1-A0SP",
+        0.2,
+        ["tumor", "sTIL"],
+        [FIRST, [45.0, 32.0]],
+        None,
+    ),
+    "points": (make_points, "slide 1", "patient 1", 0.5, ["Round", "long"], [FIRST, [45.0, 32.0]], None),
+    "pannuke": (
+        make_pannuke,
+        "fold1_0",
+        "Liver",
+        0.25,
+        ["inflammatory", "epithelial"],
+        [FIRST, [45.0, 32.0]],
+        [100, 40],
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_reader_gives_the_same_kind_of_answer(layout: str, tmp_path: Path) -> None:
+    make, name, group, mpp, labels, centroids, areas = LAYOUTS[layout]
+    make(tmp_path)
+    (image,) = open_dataset(tmp_path)
+    assert (image.name, image.group, image.mpp) == (name, group, mpp)
+    pixels, annotation = image.pixels(), image.annotation()
+    assert pixels.shape == (40, 50, 3)
+    assert pixels.dtype == np.uint8
+    assert list(annotation.labels) == labels
+    np.testing.assert_allclose(annotation.centroids, centroids, atol=1e-9)
+    if areas is None:
+        assert annotation.instances is None
+    else:
+        assert annotation.instances is not None
+        assert annotation.instances.shape == (40, 50)
+        assert np.unique(annotation.instances[annotation.instances > 0], return_counts=True)[1].tolist() == areas
+
+
+@pytest.mark.parametrize(
+    ("layout", "broken"),
+    [
+        ("consep", "Train/Labels/train_1.mat"),
+        ("monusac", "TCGA-A/TCGA-A_1.xml"),
+        ("monusac", "TCGA-A/TCGA-A_1.tif"),
+        ("brecahad", "groundTruth/Case_3-02.json"),
+        ("brecahad", "images/Case_3-02.png"),
+        ("pannuke", "Fold 1/masks/fold1/masks.npy"),
+        ("points", "library.toml"),
+    ],
+)
+def test_a_half_downloaded_or_missing_file_is_named(layout: str, broken: str, tmp_path: Path) -> None:
+    LAYOUTS[layout][0](tmp_path)
+    if layout == "monusac":  # the layout is recognised by another tile's outlines
+        for suffix in (".tif", ".xml"):
+            shutil.copy(tmp_path / f"TCGA-A/TCGA-A_1{suffix}", tmp_path / f"TCGA-A/TCGA-A_2{suffix}")
+    file = tmp_path / broken
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=file.name.replace(".", r"\.") if layout != "pannuke" else "fold1") as caught:
+        open_dataset(tmp_path)[0].annotation()
+    assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(DataError, match=file.stem):
+        open_dataset(tmp_path)
+
+
+def test_an_unknown_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no data set recognised"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(tmp_path / "none")
+
+
+def test_monusac_refuses_document_types_and_unknown_classes(tmp_path: Path) -> None:
+    make_monusac(tmp_path)
+    xml = tmp_path / "TCGA-A/TCGA-A_1.xml"
+    good = xml.read_text()
+    xml.write_text('<!DOCTYPE a [<!ENTITY b "c">]>' + good)
+    with pytest.raises(DataError, match="document type"):
+        open_dataset(tmp_path)
+    xml.write_text(good.replace("Lymphocyte", "Lymph"))
+    with pytest.raises(DataError, match="unknown class 'Lymph'"):
+        open_dataset(tmp_path)[0].annotation()
+    xml.write_text(good.replace('"0.24"', '"24"'))
+    with pytest.raises(DataError, match="MicronsPerPixel"):
+        open_dataset(tmp_path)
+
+
+def test_brecahad_refuses_unknown_labels_and_points_outside(tmp_path: Path) -> None:
+    make_brecahad(tmp_path)
+    points = tmp_path / "groundTruth/Case_3-02.json"
+    points.write_text('{"tumor": [{"x": 410, "y": 0.1}]}')
+    with pytest.raises(DataError, match="from 0 to 1"):
+        open_dataset(tmp_path)[0].annotation()
+    points.write_text('{"stroma": [{"x": 0.5, "y": 0.1}]}')
+    libraries = published_libraries()
+    with pytest.raises(DataError, match="Case_3-02: label 'stroma' is not one of BreCaHAD's"):
+        gather(libraries[1], open_dataset(tmp_path), make_matching(libraries))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y\n1,2\n", "lacks label"),
+        ("x,y,label\n1,b,round\n", "line 2: x and y are no numbers"),
+        ("x,y,label\n1,2,\n", "line 2: it has no label"),
+        ("x,y,label\n1,2,round\n51,2,round\n", "outside its image of 50 x 40"),
+        ("x,y,label,group\n1,2,round,a\n1,2,round,b\n", "one group, found a, b"),
+    ],
+)
+def test_a_broken_table_of_points_is_told(tmp_path: Path, text: str, message: str) -> None:
+    make_points(tmp_path)
+    (tmp_path / "labels/slide 1.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(tmp_path)[0].annotation()
+    assert "slide 1.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["consep", "monusac", "pannuke"])
+def test_a_users_library_in_a_published_layout_has_its_own_labels(tmp_path: Path, layout: str) -> None:
+    LAYOUTS[layout][0](tmp_path)
+    names = ["lymphocyte", "b", "c", "d", "macrophage", "f", "g"] if layout != "pannuke" else list("abcde")
+    (tmp_path / "library.toml").write_text(f'name = "Lab"\nlabels = {names}\nmpp = 0.25\nlicence = "ours"\n')
+    labels = open_dataset(tmp_path)[0].annotation().labels
+    assert labels == {"consep": ("d", "g"), "monusac": ("lymphocyte", "macrophage"), "pannuke": ("b", "e")}[layout]
+
+
+def test_a_split_never_divides_a_group(tmp_path: Path) -> None:
+    make_brecahad(tmp_path)
+    for case in range(4, 12):
+        for image in range(1, 4):
+            shutil.copy(tmp_path / "images/Case_3-02.png", tmp_path / f"images/Case_{case}-{image:02}.png")
+            shutil.copy(tmp_path / "groundTruth/Case_3-02.json", tmp_path / f"groundTruth/Case_{case}-{image:02}.json")
+    images = open_dataset(tmp_path)
+    for hold_out in ((), ("Case_5",), ("Case_5", "Case_1?")):
+        train, held = split_groups(images, hold_out)
+        assert len(train) + len(held) == len(images) == 25
+        assert held
+        assert not {i.group for i in train} & {i.group for i in held}
+    assert {i.group for i in split_groups(images, ("Case_5", "Case_1?"))[1]} == {"Case_5", "Case_10", "Case_11"}
+    with pytest.raises(UsageError, match="hold out fewer"):
+        split_groups(images, ("Case_*",))
+
+
+def counts(images: list[AnnotatedImage]) -> Counter[str]:
+    return Counter(label for image in images for label in image.annotation().labels)
+
+
+# As ../shared/data/README.md states them.
+REAL = {
+    "consep": {
+        "other": 371,
+        "inflammatory": 3941,
+        "healthy_epithelial": 1117,
+        "malignant_epithelial": 4420,
+        "fibroblast": 4765,
+        "muscle": 901,
+        "endothelial": 40,
+    },
+    "monusac": {"epithelial": 3371, "lymphocyte": 3790, "macrophage": 94, "neutrophil": 78},
+    "brecahad": {"tumor": 2447, "non_tumor": 260, "apoptosis": 56, "mitosis": 49, "lumen": 22, "non_lumen": 92},
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sets_have_their_published_counts(name: str) -> None:
+    folder = SHARED / "data" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not at hand")
+    images = open_dataset(folder)
+    assert counts(images) == REAL[name]
+    for image in images[:2]:
+        annotation, (height, width, _) = image.annotation(), image.pixels().shape
+        assert ((annotation.centroids >= 0) & (annotation.centroids <= (width, height))).all()

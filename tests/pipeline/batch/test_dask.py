@@ -1,0 +1,163 @@
+"""Clusters: the workers give what one process gives, also when one of them is killed."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import nucpipe
+from nucpipe.errors import UsageError
+from pipeline.batch.dask import coordinator
+from pipeline.batch.dask.view import ClusterView
+from pipeline.batch.lock import Lock, held
+from pipeline.batch.progress import Bars
+from pipeline.cli.main import main
+from pipeline.run_slide import Silent
+from pipeline.store.reader import open_store
+from tests.support.synthetic import MPP, draw_slide
+
+distributed = pytest.importorskip("distributed", reason='needs pip install "nucpipe[cluster]"')
+pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, of ports and of workers that are killed
+
+
+def kill_a_worker_at_work(journal: Path, killed: list[int]) -> None:
+    """SIGKILL one worker's process as soon as the first region is written."""
+    until = time.monotonic() + 300
+    while time.monotonic() < until and not list(journal.glob("*.region")):
+        time.sleep(0.01)
+    workers = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdecimal() and is_worker(entry) and entry.name != str(os.getpid())
+    ]
+    os.kill(workers[0], signal.SIGKILL)
+    killed.append(workers[0])
+
+
+def is_worker(entry: Path) -> bool:
+    """Whether a process is one that a nanny of ours started: they are our grandchildren by ``spawn``."""
+    try:
+        command = (entry / "cmdline").read_bytes()
+        parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return False
+    return b"spawn_main" in command and parent == os.getpid()
+
+
+def test_one_slide_over_two_workers_of_which_one_is_killed(tmp_path: Path) -> None:
+    """Regions of one slide go to both; the killed one's are done by the other, or by the one that takes its place."""
+    path = draw_slide(900, 700).save(tmp_path / "slide.png")
+    settings = {"mpp": MPP, "tissue": "none", "region_size": 256, "precision": "fp32"}
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_a_worker_at_work, args=(tmp_path / "out" / "slide" / "journal", killed))
+    killer.start()
+    (result,) = nucpipe.run(path, tmp_path / "out", cluster="local:2", **settings)
+    killer.join()
+    assert len(killed) == 1
+    assert result.status == "done", result.cause
+    (alone,) = nucpipe.run(path, tmp_path / "alone", **settings)
+    a, b = open_store(alone.folder / "nuclei.zarr"), open_store(result.folder / "nuclei.zarr")
+    assert result.nuclei == len(a) > 0
+    np.testing.assert_array_equal(a.ids, b.ids)
+    np.testing.assert_array_equal(a.contours()[1], b.contours()[1])
+    np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+    assert {p.name for p in result.folder.iterdir()} == {p.name for p in alone.folder.iterdir()}
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["status"], row["nuclei"]) == ("done", str(len(a)))
+
+
+def test_a_scheduler_s_workers_share_a_batch(tmp_path: Path) -> None:
+    """A cluster that stands there already, its workers threads of this process."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for k in range(2):
+        draw_slide(300, 260, seed=k).save(folder / f"s{k}.png")
+    (folder / "bad.svs").write_text("no slide")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as workers:
+        run = ["run", str(folder), "--out", str(out), "--cluster", workers.scheduler_address, "--mpp", str(MPP)]
+        result = CliRunner().invoke(main, run)
+        again = CliRunner().invoke(main, run)
+    assert result.exit_code == again.exit_code == 1
+    assert "2 of 3 slides done" in result.output
+    assert f"{folder / 'bad.svs'}: bad.svs: expected a slide" in result.output
+    assert again.output.count("finished before") == 2
+    for k in range(2):
+        assert (out / f"s{k}" / "nuclei.geojson").is_file()
+        assert not (out / f"s{k}" / "journal").exists()
+    assert not list(out.rglob("*.lock"))
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("local:0", "expected local:N"),
+        ("local:many", "expected local:N"),
+        ("tcp://127.0.0.1:9", "no Dask scheduler answers there"),
+        ("nonsense://x", "no Dask scheduler answers there"),
+    ],
+)
+def test_a_cluster_that_is_none(tmp_path: Path, address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "CONNECT_S", 1)
+    path = draw_slide(100, 100).save(tmp_path / "s.png")
+    with pytest.raises(UsageError, match=message):
+        nucpipe.run(path, tmp_path / "out", mpp=MPP, cluster=address)
+
+
+def test_addresses_and_unknown_models_are_refused(tmp_path: Path) -> None:
+    path = draw_slide(100, 100).save(tmp_path / "s.png")
+    with pytest.raises(UsageError, match="a disk that the workers share"):
+        nucpipe.run(path, "memory://out", mpp=MPP, cluster="local:1")
+    with pytest.raises(UsageError, match="--segmentor nobody"):
+        nucpipe.run(path, tmp_path / "out", mpp=MPP, cluster="local:1", segmentor="nobody")
+
+
+def test_the_table_shows_slides_and_workers() -> None:
+    with ClusterView(Silent(), 7) as view:
+        view.begin_slide("/out/a", "a.svs")
+        view.cut("/out/a", 12, 9)
+        view.workers({"tcp://1": {"name": "w0", "host": "node1"}, "tcp://2": {"name": "w1", "host": "node2"}})
+        view.progress({"folder": "/out/a", "worker": "tcp://1", "nuclei": 1500, "mm2": 0.26})
+        bars = Bars()
+        with bars.console.capture() as capture:
+            bars.console.print(view.table())
+    lines = capture.get().splitlines()
+    assert lines[0].startswith("0 of 7 slides, 0 failed, 1 under way on 2 workers")
+    assert lines[2].split() == ["a.svs", "regions", "4/12", "1,500"]
+    assert lines[4].split()[:6] == ["w0", "on", "node1", "a.svs", "1", "1,500"]
+    assert lines[5].split()[:3] == ["w1", "on", "node2"]
+
+
+def test_a_lock_on_the_finish_is_waited_for(tmp_path: Path) -> None:
+    """A worker that was given up on but still finishes a slide is not disturbed."""
+    from pipeline.batch.dask import worker
+    from pipeline.config import RunConfig
+
+    path = draw_slide(200, 200).save(tmp_path / "s.png")
+    config = RunConfig(mpp=MPP, tissue="none")
+    order = worker.Order(path, tmp_path / "out", config, "topic", 0)
+    opened = worker.open_order(order)
+    assert isinstance(opened, worker.Opened)
+    worker.do_regions(order, tuple(index for index, _ in opened.regions))
+    lock = Lock(order.folder, "finish")
+    assert lock.acquire()
+    finisher = threading.Thread(target=worker.finish_order, args=(order, 1.0))
+    with held(lock):
+        finisher.start()
+        time.sleep(0.5)
+        assert not (order.folder / "nuclei.zarr").exists()
+    finisher.join()
+    assert (order.folder / "run.json").is_file()
+    again = worker.finish_order(order, 1.0)  # a task that is given twice does no harm
+    assert not isinstance(again, worker.Failed)
+    assert again.nuclei == len(open_store(order.folder / "nuclei.zarr"))

@@ -1,0 +1,189 @@
+"""Slides and results in an object store: an S3-compatible server on this machine, and fsspec's store in memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import fsspec
+import numpy as np
+import pytest
+
+import nucpipe
+import tests.support.slides as make
+from nucpipe.errors import SlideError, UsageError
+from pipeline.batch import remote
+from pipeline.batch.plan import is_slide_name
+from pipeline.batch.remote import Address, fetched, is_address, list_slides
+from pipeline.store.reader import open_store
+from tests.support.synthetic import MPP, draw_slide
+
+BUCKET = "s3://bucket"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NUCPIPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def store(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
+    """An empty bucket on moto's server."""
+    pytest.importorskip("s3fs", reason='needs pip install "nucpipe[s3]"')
+    moto = pytest.importorskip("moto.server", reason="needs moto's server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for key, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    files = fsspec.filesystem("s3")
+    if not files.exists("bucket"):  # moto keeps its buckets from server to server
+        files.mkdir("bucket")
+    yield files
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+def summary(files: fsspec.AbstractFileSystem) -> dict[str, dict[str, str]]:
+    text = files.cat_file("bucket/out/summary.csv").decode()
+    return {row["folder"]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+@pytest.mark.filterwarnings("default")
+def test_slides_and_results_in_s3(
+    store: fsspec.AbstractFileSystem, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seed in (("a", 1), ("deep/b", 2)):
+        path = tmp_path / f"{Path(name).name}.png"
+        draw_slide(220, 200, seed=seed).save(path)
+        store.put_file(str(path), f"bucket/in/{name}.png")
+    store.pipe_file("bucket/in/bad.svs", b"no slide")
+    store.pipe_file("bucket/in/notes.txt", b"ignored")
+    settings = {"mpp": MPP, "tissue": "none"}
+    results = nucpipe.run(f"{BUCKET}/in/", f"{BUCKET}/out", **settings)
+    assert [(str(r.slide), r.status) for r in results] == [
+        (f"{BUCKET}/in/a.png", "done"),
+        (f"{BUCKET}/in/bad.svs", "failed"),
+        (f"{BUCKET}/in/deep/b.png", "done"),
+    ]
+    assert "expected a slide" in results[1].cause
+    assert str(results[2].folder) == f"{BUCKET}/out/deep/b"
+    (alone,) = nucpipe.run(tmp_path / "a.png", tmp_path / "alone", **settings)
+    store.get("bucket/out/a/", str(tmp_path / "fetched") + "/", recursive=True)
+    a, b = open_store(alone.folder / "nuclei.zarr"), open_store(tmp_path / "fetched" / "nuclei.zarr")
+    assert len(a) == results[0].nuclei > 0
+    np.testing.assert_array_equal(a.ids, b.ids)
+    np.testing.assert_array_equal(a.probabilities, b.probabilities)
+    assert (tmp_path / "fetched" / "nuclei.geojson").read_bytes() == (alone.folder / "nuclei.geojson").read_bytes()
+    assert json.loads(store.cat_file("bucket/out/a/run.json"))["slide"] == f"{BUCKET}/in/a.png"
+    statuses = {key: row["status"] for key, row in summary(store).items()}
+    assert statuses == {"a": "done", "bad": "failed", "deep/b": "done"}
+    left = {path.relative_to(cache) for path in cache.rglob("*") if path.is_file() and path.name != "summary.csv"}
+    assert {path.parts[0] for path in left} <= {"networks"}  # no slide and no result
+
+    fetches = []
+    get = remote._get
+
+    def counted(files: fsspec.AbstractFileSystem, source: str, target: Path) -> None:
+        fetches.append(source)
+        get(files, source, target)
+
+    monkeypatch.setattr(remote, "_get", counted)
+    again = nucpipe.run(f"{BUCKET}/in/", f"{BUCKET}/out", **settings)
+    assert [r.status for r in again] == ["finished before", "failed", "finished before"]
+    assert again[0].counts == results[0].counts
+    assert fetches == ["bucket/in/bad.svs"]  # a finished slide is not fetched again
+
+    draw_slide(220, 200, seed=3).save(tmp_path / "a.png")
+    store.put_file(str(tmp_path / "a.png"), "bucket/in/a.png")
+    (changed,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", **settings)
+    assert changed.status == "failed"
+    assert "slide_version" in changed.cause
+    assert "--overwrite" in changed.cause
+    (redone,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", overwrite=True, **settings)
+    assert redone.status == "done"
+    assert summary(store)["a"]["nuclei"] == str(redone.nuclei)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_result_is_none_until_it_is_whole(store: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
+    """The files that make a result one go last, and are the first to go when it is replaced."""
+    path = draw_slide(220, 200).save(tmp_path / "a.png")
+    (alone,) = nucpipe.run(path, tmp_path / "alone", mpp=MPP, tissue="none")
+    sent: list[str] = []
+    put = type(store).put_file
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            return getattr(store, name)
+
+        def put_file(self, source: str, target: str) -> None:
+            sent.append(target)
+            put(store, source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "file_system", lambda address: (Watched(), "bucket/out/a"))
+        remote.send(Path(alone.folder), Address(f"{BUCKET}/out/a"))
+    assert sent[-2:] == ["bucket/out/a/nuclei.zarr/zarr.json", "bucket/out/a/run.json"]
+    assert len(sent) == len({p for p in Path(alone.folder).rglob("*") if p.is_file()})
+
+
+def test_what_is_a_slide_at_an_address(cache: Path) -> None:
+    files = fsspec.filesystem("memory")
+    for path in ("a.svs", "sub/b.tif", "c.zarr/.zattrs", "c.zarr/0/0.0", "r/nuclei.zarr/zarr.json", "t.txt", "m.mrxs"):
+        files.pipe_file(f"/look/{path}", b"x")
+    files.pipe_file("/look/m/Data0000.dat", b"pixels")
+    found = list(list_slides(Address("memory://look/"), is_slide_name))
+    assert [(str(address), str(folder)) for address, folder in found] == [
+        ("memory://look/a.svs", "a"),
+        ("memory://look/c.zarr", "c"),
+        ("memory://look/m.mrxs", "m"),
+        ("memory://look/sub/b.tif", "sub/b"),
+    ]
+    assert list(list_slides(Address("memory://look/a.svs"), is_slide_name)) == [
+        ("memory://look/a.svs", PurePosixPath("a"))
+    ]
+    with fetched(Address("memory://look/m.mrxs")) as path:
+        assert (path.parent / "m" / "Data0000.dat").read_bytes() == b"pixels"
+    assert not path.parent.exists()
+    with fetched(Address("memory://look/c.zarr")) as path:
+        assert (path / "0" / "0.0").read_bytes() == b"x"
+    with pytest.raises(SlideError, match="cannot be fetched"), fetched(Address("memory://look/none.svs")):
+        pass
+    with pytest.raises(UsageError, match="no slide at this address"):
+        list(list_slides(Address("memory://look/sub/none/"), is_slide_name))
+
+
+def test_an_ngff_at_an_address_is_run(cache: Path, tmp_path: Path) -> None:
+    make.write_ngff(tmp_path / "n.zarr", draw_slide(220, 200).image, MPP)
+    files = fsspec.filesystem("memory")
+    files.put(str(tmp_path / "n.zarr") + "/", "/ngff/n.zarr/", recursive=True)
+    (result,) = nucpipe.run("memory://ngff/n.zarr", tmp_path / "out", tissue="none")
+    assert result.status == "done", result.cause
+    assert json.loads((tmp_path / "out" / "n" / "run.json").read_text())["slide"] == "memory://ngff/n.zarr"
+
+
+@pytest.mark.parametrize("address", ["nonsense://bucket/a.svs", "s3a+x://b/c.svs"])
+def test_an_address_of_no_known_kind_is_one_line(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match="cannot be reached") as error:
+        nucpipe.run(address, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_which_texts_are_addresses() -> None:
+    assert is_address("s3://b/c")
+    assert is_address("gs://b")
+    assert not is_address("/a/b://c")
+    assert not is_address("slides/a.svs")
+    assert not is_address("C:\\x")
+    assert (Address("s3://b/out/") / "x/y").name == "y"

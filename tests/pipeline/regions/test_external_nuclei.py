@@ -1,0 +1,223 @@
+"""Nuclei of another tool in detection's place: what goes out as GeoJSON or as a label image comes in again."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+
+from nucpipe.errors import NucpipeError, SlideError, UsageError
+from pipeline.batch.plan import plan
+from pipeline.config import RunConfig
+from pipeline.regions.external_nuclei import given_nuclei
+from pipeline.run_slide import Silent, run_slide
+from pipeline.slide.base import open_slide
+from pipeline.store.reader import Store, open_store
+from segmentation.evaluation.metrics import panoptic_quality
+from segmentation.evaluation.scores import draw_instances
+from segmentation.nuclei import Nuclei
+from tests.support.synthetic import MPP, draw_slide, models
+
+
+def run_with(slide: Path, out: Path, nuclei: Path | None, **settings: Any) -> Store:
+    config = RunConfig(mpp=MPP, tissue="none", nuclei=None if nuclei is None else str(nuclei), **settings)
+    run_slide(slide, out, models(), config, Silent())
+    return open_store(out / "nuclei.zarr")
+
+
+def nuclei_of(store: Store) -> Nuclei:
+    offsets, points = store.contours()
+    return Nuclei(store.centroids_l0, offsets, points.astype(float), store.detection_p, store.area_um2)
+
+
+@pytest.fixture(scope="module")
+def detected(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Store]:
+    """A slide, the folder of its result, and its store."""
+    folder = tmp_path_factory.mktemp("detected")
+    slide = draw_slide(700, 600).save(folder / "slide.png")
+    return slide, folder / "out", run_with(slide, folder / "out", None)
+
+
+@pytest.mark.parametrize("region_size", [2048, 256])
+def test_our_own_geojson_gives_the_same_result_again(
+    detected: tuple[Path, Path, Store], tmp_path: Path, region_size: int
+) -> None:
+    slide, out, before = detected
+    after = run_with(slide, tmp_path / "out", out / "nuclei.geojson", region_size=region_size)
+    assert len(after) == len(before) > 100
+    np.testing.assert_allclose(after.centroids_l0, before.centroids_l0, atol=0.01)
+    np.testing.assert_allclose(after.area_um2, before.area_um2, rtol=1e-6)
+    np.testing.assert_allclose(after.detection_p, before.detection_p, atol=1e-4)
+    np.testing.assert_allclose(after.measure("solidity"), before.measure("solidity"), atol=1e-6)
+    shape = (600, 700)
+    assert panoptic_quality(draw_instances(nuclei_of(before), shape), draw_instances(nuclei_of(after), shape))[2] == 1
+    np.testing.assert_allclose(after.probabilities, before.probabilities, atol=1e-4)
+    # The class by which the nuclei were coloured comes in as their type.
+    names = np.array([*after.info.segmentor_types, ""])
+    labels = np.array([*before.info.outputs.library("PanNuke").labels, ""])
+    np.testing.assert_array_equal(names[after.type_numbers], labels[before.label_numbers("PanNuke")])
+    assert after.info.models["segmentor"]["name"] == "nuclei of nuclei.geojson"
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".png", ".tif"])
+def test_a_label_image_gives_its_nuclei(detected: tuple[Path, Path, Store], tmp_path: Path, suffix: str) -> None:
+    slide, _, before = detected
+    labels = draw_instances(nuclei_of(before), (600, 700))
+    path = tmp_path / f"labels{suffix}"
+    if suffix == ".npy":
+        np.save(path, labels.astype(np.int64) * 10**10)
+    elif suffix == ".png":
+        cv2.imwrite(str(path), labels.astype(np.uint16))
+    else:
+        tifffile.imwrite(path, labels)
+    with open_slide(slide, MPP) as opened:
+        given = given_nuclei(path, opened).nuclei_l0
+    again = draw_instances(given, labels.shape)
+    np.testing.assert_array_equal(again > 0, labels > 0)
+    assert len(given) == len(before)
+    assert panoptic_quality(labels, again)[2] == 1
+
+
+def test_a_label_image_may_be_coarser_than_the_slide(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:
+    labels = np.zeros((300, 350), np.uint8)
+    labels[10:20, 30:50] = 7
+    np.save(tmp_path / "labels.npy", labels)
+    with open_slide(detected[0], MPP) as opened:
+        given = given_nuclei(tmp_path / "labels.npy", opened).nuclei_l0
+    assert given.centroids.tolist() == [[80, 30]]
+    assert given.area_um2.tolist() == [40 * 20 * MPP * MPP]
+
+
+def feature(coordinates: Any, kind: str = "Polygon", **more: Any) -> dict[str, Any]:
+    return {"type": "Feature", "geometry": {"type": kind, "coordinates": coordinates}, **more}
+
+
+def square(x: float, y: float, side: float = 10) -> list[list[float]]:
+    return [[x, y], [x, y + side], [x + side, y + side], [x + side, y], [x, y]]  # counter-clockwise on screen
+
+
+def read(slide: Path, path: Path, content: Any) -> Nuclei:
+    text = json.dumps(content).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    with open_slide(slide, MPP) as opened:
+        return given_nuclei(path, opened).nuclei_l0
+
+
+def test_cells_annotations_parts_and_a_bare_list(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:
+    slide = detected[0]
+    roi = feature([square(0, 0, 500)], properties={"objectType": "annotation"})
+    cell = feature([square(90, 90, 40)], properties={"objectType": "cell"})
+    cell["nucleusGeometry"] = {"type": "Polygon", "coordinates": [square(100, 100)]}
+    found = read(slide, tmp_path / "cells.geojson.gz", {"type": "FeatureCollection", "features": [roi, cell]})
+    assert found.centroids.tolist() == [[105, 105]]
+    assert found.types is None
+    x, y = found.contour(0).T
+    assert (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() == 200  # clockwise on screen, not closed
+    # Some tools write one MultiPolygon a class: each part is a nucleus.
+    many = feature([[square(10, 10)], [square(40, 10)]], "MultiPolygon", properties={"classification": {"name": "a"}})
+    other = feature(
+        [square(70, 10)], properties={"classification": "b", "measurements": {"Detection probability": 0.5}}
+    )
+    found = read(slide, tmp_path / "list.json", [many, other])
+    assert found.centroids.tolist() == [[15, 15], [45, 15], [75, 15]]
+    assert np.asarray(found.types).tolist() == [0, 0, 1]
+    assert found.detection_p.tolist() == [1, 1, 0.5]
+
+
+def test_qupath_counts_from_the_slides_bounds(
+    detected: tuple[Path, Path, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_slide(detected[0], MPP) as opened:
+        opened.origin_l0 = (100, 50)
+        (tmp_path / "n.geojson").write_text(json.dumps([feature([square(10, 10)])]))
+        assert given_nuclei(tmp_path / "n.geojson", opened).nuclei_l0.centroids.tolist() == [[115, 65]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.geojson", b"{", "expected GeoJSON with outlines"),
+        ("b.geojson", b"[]", "it holds none"),
+        ("c.geojson", json.dumps([feature([5, 5], "Point")]).encode(), "it holds none"),
+        (
+            "d.geojson",
+            json.dumps([feature([square(5000, 10)])]).encode(),
+            r"1 of 1 nuclei, as that at \(5005, 15\), lie",
+        ),
+        ("e.geojson", json.dumps([feature([[[0, 0], [1, 1], [0, 0]]])]).encode(), "fewer than three points"),
+        ("f.geojson.gz", b"no gzip", "cannot be read"),
+        ("g.npy", b"no array", "expected a label image; it cannot be read"),
+        ("h.png", b"no image", "found no image"),
+        ("i.tif", b"no image", "expected a label image; it cannot be read"),
+    ],
+)
+def test_bad_files_say_so(
+    detected: tuple[Path, Path, Store], tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with open_slide(detected[0], MPP) as opened, pytest.raises(SlideError, match=said) as raised:
+        given_nuclei(tmp_path / name, opened)
+    assert "\n" not in str(raised.value)
+    assert name in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((600, 700), np.uint8), "it holds none"),
+        (np.zeros((600, 700, 3), np.uint8), "found 600 x 700 x 3 of uint8"),
+        (np.zeros((600, 700), np.float32), "found 600 x 700 of float32"),
+        (np.zeros((600, 600), np.uint8), "600 x 600 pixels and slide.png 700 x 600"),
+        (np.ones((600, 700), np.uint8) * (np.arange(700) % 9 < 4), "a mask with a single number"),
+    ],
+)
+def test_bad_label_images_say_so(
+    detected: tuple[Path, Path, Store], tmp_path: Path, image: np.ndarray, said: str
+) -> None:
+    np.save(tmp_path / "labels.npy", image)
+    with open_slide(detected[0], MPP) as opened, pytest.raises(SlideError, match=said):
+        given_nuclei(tmp_path / "labels.npy", opened)
+
+
+def test_a_folder_has_a_file_for_each_slide(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:
+    slide, out, before = detected
+    (tmp_path / "found").mkdir()
+    with pytest.raises(NucpipeError, match=r"has no file for slide\.png"):
+        run_with(slide, tmp_path / "none", tmp_path / "found")
+    (tmp_path / "found" / "slide.geojson").write_bytes((out / "nuclei.geojson").read_bytes())
+    assert len(run_with(slide, tmp_path / "out", tmp_path / "found")) == len(before)
+    other = draw_slide(100, 100).save(tmp_path / "other.png")
+    with pytest.raises(UsageError, match="one file for 2 slides"):
+        plan([slide, other], RunConfig(nuclei=str(out / "nuclei.geojson")))
+    assert len(plan([slide, other], RunConfig(nuclei=str(tmp_path / "found")))) == 2
+    with pytest.raises(UsageError, match="no such file"):
+        plan([slide], RunConfig(nuclei=str(tmp_path / "nowhere.geojson")))
+    other.with_suffix(".toml").touch()
+    with pytest.raises(UsageError, match=r"ends in \.geojson"):
+        plan([slide], RunConfig(nuclei=str(other.with_suffix(".toml"))))
+
+
+def test_measures_stand_in_the_geojson_under_qupaths_names(detected: tuple[Path, Path, Store]) -> None:
+    _, out, store = detected
+    features = json.loads((out / "nuclei.geojson").read_text("utf-8"))["features"]
+    for name, measure in (
+        ("Length µm", "perimeter_um"),
+        ("Circularity", "circularity"),
+        ("Solidity", "solidity"),
+        ("Max diameter µm", "max_diameter_um"),
+        ("Min diameter µm", "min_diameter_um"),
+        ("Hematoxylin OD mean", "haematoxylin_od"),
+    ):
+        shown = [one["properties"]["measurements"][name] for one in features]
+        np.testing.assert_allclose(shown, store.measure(measure), atol=5.1e-5)
+    # Drawn ellipses with half axes of 8 to 12 px, dark violet.
+    assert (store.measure("max_diameter_um") < 8).all()
+    assert (store.measure("min_diameter_um") > 3.5).all()
+    assert (store.measure("circularity") > 0.75).all()
+    assert (store.measure("haematoxylin_od") > 0.2).all()

@@ -1,0 +1,211 @@
+"""The viewer's page in a real browser: Debian's chromium without a screen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from tests.support.browser import run_drawn, viewed
+from tests.support.synthetic import Drawn, draw_slide
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install '.[dev]')")
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
+
+Driver = webdriver.Chrome
+SYSTEMS = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Driver]:
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        pytest.skip("no chromium with chromedriver here (apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(paths[0])
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(str(paths[1])))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Drawn:
+    return draw_slide(700, 600)
+
+
+@pytest.fixture(scope="module")
+def address(browser: Driver, drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with viewed(run_drawn(drawn, tmp_path_factory.mktemp("viewed"))) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(browser: Driver) -> Iterator[None]:
+    """The console stays empty: no error in the page, nothing that the browser refused."""
+    yield
+    assert [line["message"] for line in browser.get_log("browser")] == []
+
+
+def until(browser: Driver, what: Callable[[Driver], Any]) -> Any:
+    return WebDriverWait(browser, 30, 0.1).until(what)
+
+
+def settled(browser: Driver) -> None:
+    """All tiles are there and nothing moves."""
+    script = """
+        const w = viewer.world, n = w.getItemCount();
+        return n === 2 && [0, 1].every((k) => w.getItemAt(k).getFullyLoaded()) && !viewer.isAnimating?.()
+            && Math.abs(viewer.viewport.getZoom(true) - viewer.viewport.getZoom()) < 1e-6;"""
+    until(browser, lambda b: b.execute_script(script))
+    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+
+def opened(browser: Driver, url: str) -> None:
+    browser.get("about:blank")  # else a page that differs in its hash alone would stay
+    browser.get(url)
+    until(browser, lambda b: b.execute_script("return Boolean(window.viewer && viewer.world.getItemCount())"))
+    settled(browser)
+
+
+def canvas(browser: Driver) -> np.ndarray:
+    """The part of the screen that shows the slide, without the controls that lie on it: RGB."""
+    png = browser.find_element(By.ID, "slide").screenshot_as_png
+    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
+    assert image is not None
+    return np.asarray(image[150:-60, 60:, ::-1])
+
+
+def link(browser: Driver) -> dict[str, str]:
+    return dict(pair.split("=") for pair in browser.current_url.partition("#")[2].split("&"))
+
+
+def seen(image: np.ndarray, colour: list[int]) -> int:
+    """Pixels of that colour, as an outline of full opacity shows it."""
+    return int((np.abs(image.astype(int) - colour).max(2) < 6).sum())
+
+
+def colours_of(address: str, library: str) -> dict[str, list[int]]:
+    facts = httpx.get(f"{address}api/result").json()
+    labels = next(one for one in facts["libraries"] if one["name"] == library)["labels"]
+    return {label["name"]: label["colour"] for label in labels if label["count"] > 20}
+
+
+def test_the_slide_and_its_nuclei_are_seen_and_nothing_comes_from_elsewhere(browser: Driver, address: str) -> None:
+    opened(browser, address)
+    image = canvas(browser)
+    assert seen(image, [235, 190, 215]) > 10_000  # the drawn slide's ground
+    for colour in colours_of(address, "PanNuke").values():
+        assert seen(image, colour) > 100
+    urls = browser.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+    assert len(urls) > 5
+    assert all(url.startswith(address) for url in urls), urls
+    assert browser.title == "tile – nucpipe"
+    assert browser.find_element(By.ID, "scale-bar").text == "20 µm"
+
+
+def test_classes_are_switched_and_the_least_probable_hidden(browser: Driver, address: str) -> None:
+    opened(browser, address)
+    by_name = colours_of(address, "PanNuke")
+    first, *others = by_name
+    row = next(one for one in browser.find_elements(By.CSS_SELECTOR, "#labels label") if first in one.text)
+    row.find_element(By.TAG_NAME, "input").click()
+    until(browser, lambda b: "off" in link(b))
+    settled(browser)
+    image = canvas(browser)
+    assert seen(image, by_name[first]) == 0
+    assert all(seen(image, by_name[name]) > 50 for name in others)
+    browser.find_element(By.ID, "none").click()
+    until(browser, lambda b: link(b).get("off", "").count("%2C") > 3)
+    settled(browser)
+    bare = canvas(browser)
+    assert all(seen(bare, colour) == 0 for colour in by_name.values())
+    browser.find_element(By.ID, "all").click()
+    until(browser, lambda b: "off" not in link(b))
+    slider = browser.find_element(By.ID, "least-p")
+    browser.execute_script("arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", slider)
+    until(browser, lambda b: link(b).get("p") == "1")
+    settled(browser)
+    np.testing.assert_array_equal(canvas(browser), bare)
+
+
+def test_a_click_shows_five_labels_and_the_crop(browser: Driver, address: str, drawn: Drawn) -> None:
+    x, y = drawn.centres[40]
+    opened(browser, f"{address}#x={x}&y={y}&zoom=4")
+    slide = browser.find_element(By.ID, "slide")
+    assert not browser.find_element(By.ID, "nucleus").is_displayed()
+    ActionChains(browser).move_to_element(slide).click().perform()
+    until(browser, lambda b: b.find_element(By.ID, "nucleus").is_displayed())
+    card = browser.find_element(By.ID, "nucleus")
+    assert [one.text for one in card.find_elements(By.CSS_SELECTOR, ".system > b")] == SYSTEMS
+    assert len(card.find_elements(By.CSS_SELECTOR, ".bar.chosen")) == 5
+    number = int(link(browser)["nucleus"])
+    nucleus = httpx.get(f"{address}api/nuclei/{number}").json()
+    assert (nucleus["x"], nucleus["y"]) == pytest.approx((x, y), abs=0.02)
+    best = nucleus["labels"]["MoNuSAC"][0]
+    assert f"{best['name']}\n{best['p']:.2f}" in card.text
+    until(browser, lambda b: b.execute_script("return document.getElementById('crop').naturalWidth") == 224)
+    # The outline lies round the place that was clicked.
+    box = browser.find_element(By.CLASS_NAME, "chosen-outline").rect
+    middle = slide.rect["x"] + slide.rect["width"] / 2, slide.rect["y"] + slide.rect["height"] / 2
+    assert (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2) == pytest.approx(middle, abs=8)
+    browser.find_element(By.ID, "close").click()
+    assert "nucleus" not in link(browser)
+    assert not card.is_displayed()
+
+
+def test_the_least_certain_are_visited(browser: Driver, address: str) -> None:
+    opened(browser, f"{address}#library=CoNSeP")
+    query = {"library": "CoNSeP", "start": 0, "count": 14}
+    expected = [one["number"] for one in httpx.get(f"{address}api/nuclei/uncertain", params=query).json()]
+    until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#gallery img")) == 12)
+    visited = []
+    for _ in range(14):  # over the end of the first page
+        before = link(browser).get("nucleus")
+        ActionChains(browser).send_keys("n").perform()
+        until(browser, lambda b, before=before: link(b).get("nucleus") not in (None, before))
+        visited.append(int(link(browser)["nucleus"]))
+    assert visited == expected
+    settled(browser)
+    nucleus = httpx.get(f"{address}api/nuclei/{visited[-1]}").json()
+    until(browser, lambda b: abs(float(link(b)["x"]) - nucleus["x"]) < 0.2)
+    assert float(link(browser)["y"]) == pytest.approx(nucleus["y"], abs=0.2)
+
+
+def test_a_link_leads_back_to_the_place(browser: Driver, address: str) -> None:
+    opened(browser, f"{address}#x=300&y=200.5&zoom=2.5&library=NuCLS&p=0.03&off=1&nucleus=7")
+    ActionChains(browser).send_keys("3").perform()  # the third label system
+    until(browser, lambda b: link(b)["library"] == "CoNSeP")
+    settled(browser)
+    assert link(browser) == {
+        "x": "300.0", "y": "200.5", "zoom": "2.500", "library": "CoNSeP", "p": "0.03", "nucleus": "7",
+    }  # fmt: skip
+    url, before = browser.current_url, canvas(browser)
+    opened(browser, address)
+    assert np.abs(canvas(browser).astype(int) - before).mean() > 5
+    opened(browser, url)
+    assert browser.current_url == url
+    np.testing.assert_array_equal(canvas(browser), before)
+    opened(browser, f"{address}#x=nonsense&zoom=-1&library=Mars&off=a,b&nucleus=999999999")
+    assert link(browser)["library"] == "PanNuke"
+
+
+def test_the_whole_slide_is_seen_first(browser: Driver, address: str) -> None:
+    opened(browser, address)
+    x, y, width, height = browser.execute_script(
+        "const b = viewer.viewport.getBounds(); return [b.x, b.y, b.width, b.height]"
+    )
+    assert max(x, y) <= 0.001
+    assert x + width >= 0.999
+    assert y + height >= 600 / 700 - 0.001

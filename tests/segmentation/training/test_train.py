@@ -1,0 +1,174 @@
+"""Training of the segmentor: it learns, it resumes exactly, and its file says what it is."""
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from nucpipe.backends.model_file import read_header
+from nucpipe.datasets import open_dataset
+from nucpipe.errors import DataError, ModelError, UsageError
+from nucpipe.training import trainer
+from pipeline.inference.models import find_model
+from segmentation.detector import load_hovernet
+from segmentation.hovernet.network import HoVerNet, grow, read_hovernet
+from segmentation.training.dataset import TileSource
+from segmentation.training.train import SegmentorTraining, train_segmentor
+from tests.support.synthetic import draw_slide
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three drawn images in CoNSeP's layout, without classes (as Kumar's)."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "Images").mkdir()
+    (folder / "Labels").mkdir()
+    for seed in range(3):
+        drawn = draw_slide(280, 264, seed=seed)
+        drawn.save(folder / "Images" / f"image_{seed}.png")
+        dark = (drawn.image[..., 1] < 110).astype(np.uint8)
+        instances = cv2.connectedComponents(dark, connectivity=4)[1]
+        scipy.io.savemat(folder / "Labels" / f"image_{seed}.mat", {"inst_map": instances})
+    return folder
+
+
+def config(data: Path, out: Path, steps: int) -> SegmentorTraining:
+    return SegmentorTraining((data,), out, ("image_2",), steps=steps, batch_size=1, learning_rate=3e-3, licence="CC0")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resumed_training_gives_the_model_of_an_uninterrupted_one(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = train_segmentor(config(data, tmp_path / "whole.safetensors", 4), lambda _: None)
+    assert header.data == [
+        {"name": data.name, "images": 2, "held_out": ["image_2"], "held_out_images": 1},
+    ]
+    assert header.figures[data.name]["images"] == 1
+    assert {"dice", "aji", "dq", "sq", "pq", "detection_f1"} <= set(header.figures[data.name])
+    save = trainer.save_checkpoint
+
+    def save_and_stop(path: Path, state: dict[str, object]) -> None:
+        save(path, state)
+        if state["step"] == 2:
+            raise Interrupted
+
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(trainer, "save_checkpoint", save_and_stop)
+    with pytest.raises(Interrupted):
+        train_segmentor(config(data, tmp_path / "parts.safetensors", 4), lambda _: None)
+    said: list[str] = []
+    train_segmentor(config(data, tmp_path / "parts.safetensors", 4), said.append)
+    assert "going on from step 2" in said
+    whole, parts = (read_hovernet(tmp_path / f"{n}.safetensors")[0].state_dict() for n in ("whole", "parts"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(tensor, parts[name], rtol=0, atol=0, msg=name)
+    rows = [(tmp_path / f"{n}.losses.csv").read_text() for n in ("whole", "parts")]
+    assert rows[0] == rows[1]
+    assert rows[0].count("\n") == 5
+    assert read_header(tmp_path / "parts.safetensors").licence == "CC0"
+    assert "| image_2 |" in (tmp_path / "parts.md").read_text("utf-8")
+
+
+def test_another_setting_does_not_resume(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    trainer.save_checkpoint(out.with_suffix(".checkpoint"), {"settings": config(data, out, 9).settings(), "step": 1})
+    with pytest.raises(DataError, match="another steps"):
+        train_segmentor(config(data, out, 8), lambda _: None)
+
+
+def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
+    images = open_dataset(data)
+    a, b = TileSource(images, 7, 1), TileSource(images, 7, 1)
+    a.batch(0)
+    np.testing.assert_array_equal(a.batch(3).pixels, b.batch(3).pixels)
+    np.testing.assert_array_equal(a.batch(3).hv, b.batch(3).hv)
+    assert not np.array_equal(a.batch(3).pixels, a.batch(4).pixels)
+    batch = a.batch(5)
+    assert batch.pixels.shape == (4, 128, 128, 3)
+    assert batch.nuclear.shape == (4, 256, 256)
+    # The pixels under the mask are the dark ones: image and map were turned alike.
+    enlarged = batch.pixels.repeat(2, 1).repeat(2, 2)[..., 1]
+    dark = enlarged < 110
+    assert (dark == (batch.nuclear > 0)).mean() > 0.97
+
+
+def test_a_grown_network_computes_the_same_maps_and_learns_with_its_new_channels() -> None:
+    torch.manual_seed(0)
+    small, large = HoVerNet(widths=(8, 8, 8)), HoVerNet(widths=(12, 9, 16))
+    for module in small.modules():  # a trained network's statistics are not those of a new one
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    grow(small, large)
+    pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(small.eval()(pixels), large.eval()(pixels), atol=1e-5)
+    large.eval()(pixels).square().mean().backward()
+    new = large.up4.convs[0][0].weight.grad[:8, 8:12]  # what the old channels hear of the new ones
+    assert (new.abs().amax((0, 2, 3)) > 0).all()
+    with pytest.raises(ValueError, match="does not fit"):
+        grow(large, small)
+
+
+def test_a_training_that_starts_from_a_model_keeps_its_widths(data: Path, tmp_path: Path) -> None:
+    first = dataclasses.replace(config(data, tmp_path / "first.safetensors", 1), widths=(12, 9, 8))
+    train_segmentor(first, lambda _: None)
+    for widths, expected in ((None, [12, 9, 8]), ((16, 9, 8), [16, 9, 8])):
+        out = tmp_path / "second.safetensors"
+        again = dataclasses.replace(first, out=out, start_from=(first.out,), widths=widths, seed=expected[0])
+        out.with_suffix(".checkpoint").unlink(missing_ok=True)
+        train_segmentor(again, lambda _: None)
+        assert read_header(out).architecture["widths"] == expected
+        read_hovernet(out)
+
+
+def test_no_steps_from_several_models_give_their_mean(data: Path, tmp_path: Path) -> None:
+    parts = [config(data, tmp_path / f"{k}.safetensors", 1) for k in range(2)]
+    for k, part in enumerate(parts):
+        train_segmentor(dataclasses.replace(part, seed=k), lambda _: None)
+    paths = tuple(part.out for part in parts)
+    mean = dataclasses.replace(parts[0], out=tmp_path / "mean.safetensors", steps=0, start_from=paths)
+    train_segmentor(mean, lambda _: None)
+    whole, *states = (read_hovernet(path)[0].state_dict() for path in (mean.out, *paths))
+    for name, value in whole.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (states[0][name] + states[1][name]) / 2, atol=1e-3, rtol=1e-3)
+    wide = dataclasses.replace(parts[0], out=tmp_path / "wide.safetensors", steps=0, widths=(81, 48, 32))
+    train_segmentor(wide, lambda _: None)
+    with pytest.raises(DataError, match="their layers differ"):
+        train_segmentor(dataclasses.replace(mean, out=tmp_path / "y.safetensors", start_from=(*paths, wide.out)))
+
+
+def test_starting_from_a_wider_model_is_an_error(data: Path, tmp_path: Path) -> None:
+    narrow = SegmentorTraining((data,), tmp_path / "x.safetensors", ("image_2",), steps=1, widths=(16, 16, 16))
+    with pytest.raises(DataError, match=r"its decoder is wider than --widths 16,16,16"):
+        train_segmentor(dataclasses.replace(narrow, start_from=(find_model("segmentor", "hovernet-compact"),)))
+    with pytest.raises(UsageError, match="--widths 0,1,2: expected three numbers"):
+        dataclasses.replace(narrow, widths=(0, 1, 2))
+
+
+def test_maps_are_those_of_a_whole_window_with_its_margin_cut_off() -> None:
+    torch.manual_seed(0)
+    model = HoVerNet(widths=(8, 8, 8)).eval()
+    pixels = torch.randint(0, 256, (1, 3, 192, 160), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = model(pixels)
+        for margin in (48, 64):
+            part = model(pixels, margin)
+            assert part.shape == (1, 3, 2 * (192 - 2 * margin), 2 * (160 - 2 * margin))
+            assert torch.allclose(part, whole[..., 2 * margin : -2 * margin, 2 * margin : -2 * margin], atol=1e-6)
+
+
+def test_a_file_that_is_no_segmentor(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ModelError, match="expected a nucpipe model"):
+        load_hovernet(tmp_path / "m.safetensors")
+    with pytest.raises(ModelError, match="no such model file"):
+        load_hovernet(tmp_path / "none.safetensors")

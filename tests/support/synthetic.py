@@ -1,0 +1,86 @@
+"""A slide of known ellipses, and a detector and a classifier that need no training for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from classifier.libraries import Outputs, published_libraries
+from classifier.network import Enlarged, JointClassifier
+from classifier.predictor import Predictor
+from pipeline.inference.models import Models
+from segmentation.detector import Detector
+from segmentation.hovernet.postprocess import find_nuclei
+from segmentation.nuclei import Nuclei
+from segmentation.training.targets import hv_maps
+
+MPP = 0.25
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Ellipses on pink ground: the image, and each ellipse's centre and number of pixels."""
+
+    image: np.ndarray
+    centres: np.ndarray
+    areas_px: np.ndarray
+
+    def save(self, path: Path) -> Path:
+        cv2.imwrite(str(path), self.image[..., ::-1])
+        return path
+
+
+def draw_slide(width: int, height: int, spacing: int = 44, seed: int = 0) -> Drawn:
+    """Ellipses of even sides (the detector halves the pixels) on a jittered lattice, none touching another."""
+    rng = np.random.default_rng(seed)
+    image = np.empty((height, width, 3), np.uint8)
+    image[:] = (235, 190, 215)
+    centres, areas = [], []
+    for y in range(spacing // 2, height - spacing // 2, spacing):
+        for x in range(spacing // 2, width - spacing // 2, spacing):
+            centre = np.array([x, y]) + rng.integers(-6, 7, 2)
+            small = np.zeros((spacing // 2, spacing // 2), np.uint8)
+            axes = (int(rng.integers(4, 7)), int(rng.integers(4, 7)))
+            cv2.ellipse(small, (spacing // 4, spacing // 4), axes, float(rng.integers(0, 180)), 0, 360, 1, -1)
+            mask = small.repeat(2, 0).repeat(2, 1) > 0
+            corner = (centre // 2 - spacing // 4) * 2
+            area = image[corner[1] : corner[1] + spacing, corner[0] : corner[0] + spacing]
+            if area.shape[:2] != mask.shape or corner.min() < 0:
+                continue
+            area[mask] = (90, 40, 130)
+            rows, columns = np.nonzero(mask)
+            centres.append((corner[0] + columns.mean() + 0.5, corner[1] + rows.mean() + 0.5))
+            areas.append(mask.sum())
+    return Drawn(image, np.array(centres), np.array(areas))
+
+
+class DarkSpots(Detector):
+    """A detector for drawn slides: what is dark is nuclear, through HoVer-Net's maps and post-processing."""
+
+    input_mpp = 0.5
+    align_px = 16
+    context_px = 32
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        dark = (pixels[..., 1] < 110).astype(np.uint8).repeat(2, 0).repeat(2, 1)
+        _, instances = cv2.connectedComponents(dark, connectivity=4)
+        logit = np.where(dark > 0, 5, -5).astype(np.float32)
+        return np.concatenate([logit[None], hv_maps(instances)])
+
+    def nuclei(self, prediction: np.ndarray, mpp: float) -> Nuclei:
+        return find_nuclei(prediction, mpp / 2, frame_scale=0.5)
+
+
+def models(seed: int = 0) -> Models:
+    """Dark spots, and a joint classifier with random weights; two labels are untrained."""
+    torch.manual_seed(seed)
+    trained = [True] * 35
+    trained[13] = trained[2] = False
+    outputs = Outputs(published_libraries(), tuple(trained))
+    network = JointClassifier(len(outputs), "test_efficientnet", 64).eval()
+    described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
+    return Models(DarkSpots(), Predictor(lambda: Enlarged(network), outputs, threads=2), described)
