@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from classifier.predictions import Labels
+from classifier.predictions import Predictions
 from pipeline.config import RunConfig
 from pipeline.export.geojson import write_geojson
 from pipeline.store.journal import Journal
@@ -53,12 +53,12 @@ def lay(store: Store, wanted: int, out: Path) -> Path:
     probabilities = store.probabilities
     squares, of = np.unique(nuclei.centroids // RunConfig.region_size, axis=0, return_inverse=True)
     of = of.reshape(-1)  # numpy 2.0 gives a column
-    regions = [(nuclei.select(of == k), Labels(probabilities[of == k])) for k in range(len(squares))]
+    regions = [(nuclei.select(of == k), Predictions(probabilities[of == k])) for k in range(len(squares))]
     places = [(x * width, y * height) for y in range(side) for x in range(side)]
     journal = Journal.open(out / "journal", {})
     with timed(f"journal of {len(places) * len(regions):,} regions", len(places) * len(nuclei)):
         for k, (place, (found, labels)) in enumerate(itertools.product(places, regions)):
-            journal.write(k, found.moved(1.0, place), labels)
+            journal.write(k, found.transformed(1.0, place), labels)
     info = replace(store.info, size_l0=(side * width, side * height))
     with timed("store from the journal", len(places) * len(nuclei)):
         finish(journal, range(len(places) * len(regions)), out / "nuclei.zarr", info)

@@ -120,7 +120,7 @@ def use(path: Path) -> str:
         tissue = tissue_from("auto", slide)
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         for region in cut_regions(grid, tissue, 512, 64, 32, 0)[:8]:
-            assert slide.read(grid, region.window_w).dtype == np.uint8
+            assert slide.read(grid, region.read_box_w).dtype == np.uint8
     return "used"
 
 

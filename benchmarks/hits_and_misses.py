@@ -20,10 +20,10 @@ import numpy as np
 
 from classifier.evaluation.metrics import predict_logits
 from classifier.label_mapping import Matching
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
-from classifier.training.dataset import Samples, gather
+from classifier.training.dataset import PatchDataset, extract_patches
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.datasets import open_dataset, split_groups
 from pipeline.cli.options import library_option
@@ -56,7 +56,7 @@ def band(title: str, tiles: Sequence[np.ndarray], rows: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def picture(samples: Samples, p: np.ndarray, labels: tuple[str, ...], number: int, rows: int) -> np.ndarray:
+def picture(samples: PatchDataset, p: np.ndarray, labels: tuple[str, ...], number: int, rows: int) -> np.ndarray:
     """The three bands of one label; in each the surest come first."""
     said, sure = p.argmax(1), p.max(1)
     true = samples.label == number
@@ -94,9 +94,9 @@ def main(
         if not everything:
             names = next(entry["held_out"] for entry in header.data if entry["name"] == library.name)
             images = split_groups(images, names)[1]
-        samples = gather(library, images, Matching(outputs.libraries))
+        samples = extract_patches(library, images, Matching(outputs.libraries))
         logits = predict_logits(network, samples, device, pick_precision("auto", device))
-        p = probabilities(logits, Outputs.from_dict(header.outputs))[:, outputs.slices[library.name]]
+        p = probabilities(logits, LabelSpace.from_dict(header.outputs))[:, outputs.slices[library.name]]
         for number, label in enumerate(library.labels):
             count = int((samples.label == number).sum())
             if count and (f"{library.name}:{label}" in wanted or (not wanted and count < 200)):

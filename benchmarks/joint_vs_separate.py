@@ -30,22 +30,22 @@ import numpy as np
 
 from classifier.evaluation.metrics import predict_logits
 from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import Library, Outputs, libraries_of
+from classifier.libraries import LabelSpace, Library, libraries_of
 from classifier.network import MEAN, MPP, STD, Enlarged, JointClassifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS, WINDOW_PX
 from classifier.training.config import ClassifierTraining
-from classifier.training.dataset import Samples, gather
-from classifier.training.pseudo_labels import complete
+from classifier.training.dataset import PatchDataset, extract_patches
+from classifier.training.pseudo_labels import pseudo_label
 from classifier.training.train import fit
 from nucpipe.backends.device import pick_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
-from nucpipe.backends.select import ready
+from nucpipe.backends.select import select_backend
 from nucpipe.datasets import open_dataset
 
 CPU = "cpu"
 DRAWS = 1000
-LEAST_UNITS = 5
+MIN_UNITS = 5
 DOCUMENT = Path(__file__).parents[1] / "docs" / "joint.md"
 
 
@@ -53,7 +53,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "joint.md"
 class Data:
     """All nuclei with their folds."""
 
-    samples: Samples
+    samples: PatchDataset
     matching: Matching
     fold: np.ndarray  # (N,)
     units: tuple[str, ...]  # what the bootstrap draws, of each image
@@ -77,17 +77,17 @@ def load(sets: Sequence[tuple[str, Path]], folds: int) -> Data:
     matching = make_matching(libraries)
     parts, fold, units, names = [], [], [], []
     for name, path in sets:
-        library = Outputs(libraries, ()).library(name)
+        library = LabelSpace(libraries, ()).library(name)
         images = open_dataset(path)
-        part = gather(library, images, matching)
+        part = extract_patches(library, images, matching)
         fold_of = deal((image.group for image in images), folds)
         fold.append(np.array([fold_of[image.group] for image in images])[part.image])
-        few = len(fold_of) < LEAST_UNITS
+        few = len(fold_of) < MIN_UNITS
         units += [image.name if few else image.group for image in images]
         parts.append(part)
         names.append(library.name)
         print(f"{library.name}: {len(part)} nuclei, {len(images)} images, {len(fold_of)} groups", flush=True)
-    return Data(Samples.concatenate(parts), matching, np.concatenate(fold), tuple(units), tuple(names))
+    return Data(PatchDataset.concatenate(parts), matching, np.concatenate(fold), tuple(units), tuple(names))
 
 
 def train(
@@ -103,14 +103,14 @@ def train(
         rows = data.samples.library != place[name]
     taught = data.samples.select(rows)
     if kind == "separate":
-        columns = Outputs(libraries, ()).slices[name]
+        columns = LabelSpace(libraries, ()).slices[name]
         own = np.zeros_like(taught.targets)
         own[:, columns] = taught.targets[:, columns]
         taught = dataclasses.replace(taught, targets=own)
-    outputs = Outputs(libraries, tuple(bool(n) for n in data.matching.taught(taught.targets)))
+    outputs = LabelSpace(libraries, tuple(bool(n) for n in data.matching.taught(taught.targets)))
     if kind == "completed":
         first = model_path(out, "joint", "", seed)
-        taught = complete(taught, outputs, first, base.complete_above, CPU, base.computed_in, print)
+        taught = pseudo_label(taught, outputs, first, base.complete_above, CPU, base.computed_in, print)
     sets = len(np.unique(taught.library))
     path = model_path(out, kind, name, seed)
     config = dataclasses.replace(base, seed=seed, out=path, steps=base.steps * sets)
@@ -146,9 +146,9 @@ def speed(names: Sequence[str], libraries: Sequence[Library], base: ClassifierTr
     def once(sets: Sequence[Sequence[Library]]) -> float:
         made = []
         for some in sets:
-            outputs = Outputs(tuple(some), (True,) * sum(len(library.labels) for library in some))
+            outputs = LabelSpace(tuple(some), (True,) * sum(len(library.labels) for library in some))
             model = JointClassifier(len(outputs), base.backbone, base.sizes[-1][1], strides=base.strides).eval()
-            made.append(ready(partial(Enlarged, model), CPU, precision, 1, ROWS, WINDOW_PX))
+            made.append(select_backend(partial(Enlarged, model), CPU, precision, 1, ROWS, WINDOW_PX))
         best = 0.0
         for _ in range(6):
             began = time.process_time()
@@ -313,7 +313,7 @@ def main(
     log = out / "runs.jsonl"
     runs = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     libraries = libraries_of(pairs)
-    names = [Outputs(libraries, ()).library(name).name for name, _ in pairs]
+    names = [LabelSpace(libraries, ()).library(name).name for name, _ in pairs]
 
     def keep(kind: str, name: str, seed: int, result: dict[str, Any], **more: Any) -> None:
         runs.append({"kind": kind, "name": name, "seed": seed, "result": result, **more})

@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
-from nucpipe.optional.tiatoolbox import quiet, toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
 from segmentation.evaluation.metrics import SegmentationCounts
 from segmentation.evaluation.scores import draw_instances
 from segmentation.hovernet.postprocess import find_nuclei
-from segmentation.morphology import measured
+from segmentation.morphology import with_morphology
 from segmentation.registry import load_detector
 
 
@@ -64,7 +64,7 @@ def main(data: Path, hold_out: Sequence[str], segmentor: str, repeat: int) -> No
 
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    theirs: Any = toolbox("models.architecture.hovernet").HoVerNet
+    theirs: Any = import_tiatoolbox("models.architecture.hovernet").HoVerNet
     model = find_model("segmentor", segmentor)
     rows = []
     for image in split_groups(open_dataset(data), hold_out)[1]:
@@ -80,7 +80,7 @@ def main(data: Path, hold_out: Sequence[str], segmentor: str, repeat: int) -> No
             return np.asarray(instances)
 
         ours_s, nuclei = best_of(repeat, lambda m=maps: find_nuclei(m, 0.25))  # type: ignore[misc]
-        shape_s, _ = best_of(repeat, lambda n=nuclei, x=pixels: measured(n, x, (0, 0), 1, 0.25))  # type: ignore[misc]
+        shape_s, _ = best_of(repeat, lambda n=nuclei, x=pixels: with_morphology(n, x, (0, 0), 1, 0.25))  # type: ignore[misc]
         with quiet():
             theirs_s, instances = best_of(max(1, repeat // 2), tiatoolbox)
         pq = [SegmentationCounts.of(truth, drawn).pq for drawn in (draw_instances(nuclei, truth.shape), instances)]

@@ -55,7 +55,7 @@ def starts(side: int, times: int) -> range:
 def cheap_models(workers: int):
     """Stand-ins for the networks."""
 
-    from classifier.libraries import Outputs, published_libraries
+    from classifier.libraries import LabelSpace, published_libraries
     from classifier.network import Enlarged, JointClassifier
     from classifier.predictor import Predictor
     from pipeline.inference.models import Models
@@ -64,7 +64,7 @@ def cheap_models(workers: int):
     from segmentation.nuclei import Nuclei
 
     class Dark(Detector):
-        input_mpp, align_px, context_px, calls = 0.5, 16, 64, workers
+        input_mpp, align_px, context_px, max_concurrency = 0.5, 16, 64, workers
 
         def predict(self, pixels: np.ndarray) -> np.ndarray:
             darkness = 120 - cv2.GaussianBlur(pixels[..., 0], (9, 9), 0).astype(np.float32)
@@ -74,7 +74,7 @@ def cheap_models(workers: int):
         def nuclei(self, prediction: np.ndarray, mpp: float) -> Nuclei:
             return find_nuclei(prediction, mpp / 2, frame_scale=0.5)
 
-    outputs = Outputs(published_libraries(), (True,) * 35)
+    outputs = LabelSpace(published_libraries(), (True,) * 35)
     network = JointClassifier(35, "test_efficientnet", 64).eval()
     described = {"segmentor": {"name": "dark"}, "classifier": {"name": "random"}}
     return Models(Dark(), Predictor(lambda: Enlarged(network), outputs, threads=workers), described)

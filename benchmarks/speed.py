@@ -82,13 +82,13 @@ def main(slide: Path, out: Path, mpp: float | None, **chosen: str) -> None:
         regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
         scale = working_px(models.detector)
         began = time.perf_counter()
-        windows = [resize(opened.read(grid, region.window_w), grid.stride, scale) for region in regions]
+        windows = [resize(opened.read(grid, region.read_box_w), grid.stride, scale) for region in regions]
         reading = time.perf_counter() - began
-    detector = seconds_of(models.detector.predict, windows, models.detector.calls)
+    detector = seconds_of(models.detector.predict, windows, models.detector.max_concurrency)
     side = 64 // grid.stride
     crops = np.random.default_rng(0).integers(0, 256, (max(PLAIN, config.batch_size), side, side, 3), np.uint8)
     batches = [crops[: config.batch_size]] * -(-result.nuclei // config.batch_size)
-    classifier = seconds_of(models.classifier, batches, models.classifier.calls)
+    classifier = seconds_of(models.classifier, batches, models.classifier.max_concurrency)
     bare = detector + classifier
     print(f"{result.nuclei} nuclei on {result.tissue_mm2:.2f} mm2 in {len(regions)} regions")
     print(f"whole run            {result.seconds:8.1f} s   {result.seconds / bare:5.2f} x the bare networks")

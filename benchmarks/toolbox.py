@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from nucpipe.backends.processors import available_processors
-from nucpipe.backends.select import Runtime
-from nucpipe.optional.tiatoolbox import quiet, toolbox
+from nucpipe.backends.select import Backend
+from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from pipeline.config import RunConfig
 from pipeline.inference.models import load_models
 from pipeline.run_slide import Silent, run_slide
@@ -36,7 +36,7 @@ from segmentation.hovernet.published import PublishedHoVerNet
 
 def random_network() -> torch.nn.Module:
     torch.manual_seed(0)
-    network = toolbox("models.architecture.hovernet").HoVerNet(num_types=6, mode="fast").eval()
+    network = import_tiatoolbox("models.architecture.hovernet").HoVerNet(num_types=6, mode="fast").eval()
     with torch.no_grad():
         last = network.decoder["np"].u0.conv
         last.weight.zero_()
@@ -46,10 +46,10 @@ def random_network() -> torch.nn.Module:
 
 def toolbox_engine(network: torch.nn.Module, image: Path, out: Path) -> Callable[[], object]:
     """tiatoolbox's engine, ready to run."""
-    engine_module = toolbox("models.engine.nucleus_instance_segmentor")
+    engine_module = import_tiatoolbox("models.engine.nucleus_instance_segmentor")
     with quiet():
         engine = engine_module.NucleusInstanceSegmentor(network, batch_size=8, num_workers=0, verbose=False)
-        config = toolbox("models.engine.io_config").IOSegmentorConfig(
+        config = import_tiatoolbox("models.engine.io_config").IOSegmentorConfig(
             input_resolutions=[{"units": "baseline", "resolution": 1.0}],
             output_resolutions=[{"units": "baseline", "resolution": 1.0}] * 3,
             margin=128,
@@ -72,8 +72,8 @@ def toolbox_engine(network: torch.nn.Module, image: Path, out: Path) -> Callable
 class Counted:
     """A runtime that counts windows."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime, self.name, self.calls, self.windows = runtime, runtime.name, runtime.calls, 0
+    def __init__(self, runtime: Backend) -> None:
+        self.runtime, self.name, self.max_concurrency, self.windows = runtime, runtime.name, runtime.max_concurrency, 0
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         self.windows += len(pixels)

@@ -19,7 +19,7 @@ import click
 import httpx
 import numpy as np
 
-from classifier.predictions import Labels
+from classifier.predictions import Predictions
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, finish, open_store
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
@@ -33,10 +33,10 @@ def lay_side_by_side(store: Store, path: Path, wanted: int) -> None:
     columns = math.ceil(math.sqrt(copies * height / width))
     offsets, points = store.contours()
     nuclei = Nuclei(store.centroids_l0, offsets, points.astype(float), store.detection_p, store.area_um2)
-    labels = Labels(store.probabilities)
+    labels = Predictions(store.probabilities)
     journal = Journal.open(path.with_name("journal"), {})
     for k in range(copies):
-        journal.write(k, nuclei.moved(1.0, (k % columns * width, k // columns * height)), labels)
+        journal.write(k, nuclei.transformed(1.0, (k % columns * width, k // columns * height)), labels)
     size_l0 = (columns * width, math.ceil(copies / columns) * height)
     finish(journal, range(copies), path, replace(store.info, slide_name="million", size_l0=size_l0))
     journal.remove()

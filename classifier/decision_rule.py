@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from nucpipe.errors import UsageError
 
 KINDS = ("argmax", "best", "threshold")
 
 
 @dataclass(frozen=True)
-class Rule:
+class DecisionRule:
     """How labels are decided on.
 
     Attributes:
@@ -43,7 +43,7 @@ class Rule:
             raise UsageError(f"--threshold {self.threshold:g}: expected a probability above 0 and at most 1.")
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Rule:
+    def from_dict(cls, fields: dict[str, Any]) -> DecisionRule:
         """From the form that :meth:`to_dict` gives; empty for argmax."""
         return cls(**fields)
 
@@ -52,7 +52,7 @@ class Rule:
         return {"kind": self.kind} | ({} if self.threshold is None else {"threshold": self.threshold})
 
 
-def decide(probabilities: npt.NDArray[np.float32], outputs: Outputs, rule: Rule) -> npt.NDArray[np.bool_]:
+def decide(probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: DecisionRule) -> npt.NDArray[np.bool_]:
     """The labels that nuclei get.
 
     Args:
@@ -74,7 +74,7 @@ def decide(probabilities: npt.NDArray[np.float32], outputs: Outputs, rule: Rule)
 
 
 def best_labels(
-    probabilities: npt.NDArray[np.float32], outputs: Outputs, rule: Rule
+    probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: DecisionRule
 ) -> dict[str, npt.NDArray[np.int8]]:
     """By library name (N,) int8: the number of the likeliest label that the rule gives, -1 for none."""
     best = outputs.best(probabilities)

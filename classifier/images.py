@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decision_rule import Rule, decide, short_form
-from classifier.libraries import Outputs
+from classifier.decision_rule import DecisionRule, decide, short_form
+from classifier.libraries import LabelSpace
 from classifier.predictor import WINDOW_PX, load_predictor
 from classifier.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
 from classifier.training.dataset import at_working_mpp, cut_windows
@@ -43,7 +43,7 @@ class NamedImages:
 
     paths: tuple[Path, ...]
     probabilities: npt.NDArray[np.float32]
-    outputs: Outputs
+    outputs: LabelSpace
     unmeasured: tuple[str, ...]
     failed: tuple[tuple[Path, str], ...]
 
@@ -153,7 +153,7 @@ def classify_images(
     return NamedImages(tuple(read), np.concatenate(rows), outputs, tuple(unmeasured(read_header(model))), tuple(failed))
 
 
-def _chosen(named: NamedImages, rule: Rule) -> list[dict[str, list[dict[str, Any]]]]:
+def _chosen(named: NamedImages, rule: DecisionRule) -> list[dict[str, list[dict[str, Any]]]]:
     """For each image, by library, the labels that the rule gives, likeliest first."""
     result = []
     for p, given in zip(named.probabilities, decide(named.probabilities, named.outputs, rule), strict=True):
@@ -180,7 +180,7 @@ def _note(named: NamedImages) -> str | None:
     return f"{names}: taught by other libraries' labels only; how well its labels hold on its own images is not known."
 
 
-def as_table(named: NamedImages, rule: Rule) -> str:
+def as_table(named: NamedImages, rule: DecisionRule) -> str:
     """A table for people: a line an image, a column a library."""
     names = [library.name for library in named.outputs.libraries]
     lines = [["image", *names]]
@@ -192,7 +192,7 @@ def as_table(named: NamedImages, rule: Rule) -> str:
     return "\n".join([*text, *([note] if (note := _note(named)) else [])])
 
 
-def as_json(named: NamedImages, rule: Rule) -> str:
+def as_json(named: NamedImages, rule: DecisionRule) -> str:
     """For programs: the rule, and for each image its labels and every probability, by library."""
     images = []
     for path, p, labels in zip(named.paths, named.probabilities, _chosen(named, rule), strict=True):

@@ -126,7 +126,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Outputs:
+class LabelSpace:
     """The columns of a classifier's result: the labels of every library, one library after another.
 
     Attributes:
@@ -185,7 +185,7 @@ class Outputs:
         return best
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Outputs:
+    def from_dict(cls, fields: dict[str, Any]) -> LabelSpace:
         """From the form that :meth:`to_dict` gives."""
         libraries = tuple(Library.from_dict(f) for f in fields["libraries"])
         trained, temperatures = tuple(map(bool, fields["trained"])), tuple(map(float, fields.get("temperatures", ())))

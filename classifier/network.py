@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from classifier.predictor import WINDOW_PX, check_kind
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
@@ -137,7 +137,7 @@ def build(header: ModelHeader) -> JointClassifier:
     check_kind(header)
     try:
         backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
-        columns = len(Outputs.from_dict(header.outputs))
+        columns = len(LabelSpace.from_dict(header.outputs))
         if not WINDOW_PX // 2 <= size_px <= LARGEST_PX:
             raise ValueError(f"an input of {size_px} pixels")
         check_name(backbone)
@@ -148,7 +148,7 @@ def build(header: ModelHeader) -> JointClassifier:
     return model.eval()
 
 
-def load_classifier(path: Path) -> tuple[JointClassifier, ModelHeader, Outputs]:
+def load_classifier(path: Path) -> tuple[JointClassifier, ModelHeader, LabelSpace]:
     """A classifier from its model file, on the CPU, in evaluation mode.
 
     Raises:
@@ -164,4 +164,4 @@ def load_classifier(path: Path) -> tuple[JointClassifier, ModelHeader, Outputs]:
         raise ModelError(f"{path}: its weights do not fit its header ({first}).") from error
     # Convolutions of few channels run fastest with the channels last.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, header, Outputs.from_dict(header.outputs)
+    return model, header, LabelSpace.from_dict(header.outputs)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 
 
 @dataclass(frozen=True)
-class Labels:
+class Predictions:
     """Five labels for each of N nuclei, as probabilities.
 
     Attributes:
@@ -26,12 +26,12 @@ class Labels:
         return len(self.probabilities)
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Labels]) -> Labels:
+    def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
         """All rows of ``parts`` (at least one), in order."""
         return cls(np.concatenate([p.probabilities for p in parts]))
 
 
-def probabilities(logits: npt.NDArray[np.float32], outputs: Outputs) -> npt.NDArray[np.float32]:
+def probabilities(logits: npt.NDArray[np.float32], outputs: LabelSpace) -> npt.NDArray[np.float32]:
     """A softmax inside each library over its trained columns.
 
     Args:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import Outputs
-from classifier.predictions import Labels, probabilities
+from classifier.libraries import LabelSpace
+from classifier.predictions import Predictions, probabilities
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import ModelHeader, read_header
-from nucpipe.backends.select import Runtime, ready
+from nucpipe.backends.select import Backend, select_backend
 from nucpipe.errors import ModelError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Predictor:
     """A joint classifier, ready to run.
 
     Args:
-        build: makes its network, see :func:`nucpipe.backends.select.ready`.
+        build: makes its network, see :func:`nucpipe.backends.select.select_backend`.
         outputs: its columns.
         device, precision: where and how it runs.
         threads: processors that it may use.
@@ -45,34 +45,34 @@ class Predictor:
     def __init__(
         self,
         build: Callable[[], nn.Module],
-        outputs: Outputs,
+        outputs: LabelSpace,
         device: str = "cpu",
         precision: str = "fp32",
         threads: int = 1,
         key: str | None = None,
     ) -> None:
         self.outputs = outputs
-        self._ready = partial(ready, build, device, precision, threads, ROWS, key=key)
-        self._runtimes: dict[int, Runtime] = {}
+        self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
+        self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
-        self.calls = self.runtime(WINDOW_PX).calls
+        self.max_concurrency = self.runtime(WINDOW_PX).max_concurrency
 
-    def runtime(self, side_px: int) -> Runtime:
+    def runtime(self, side_px: int) -> Backend:
         """The network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
         with self._lock:
             if side_px not in self._runtimes:
                 self._runtimes[side_px] = self._ready(side_px=side_px)
             return self._runtimes[side_px]
 
-    def __call__(self, crops: npt.NDArray[np.uint8]) -> Labels:
+    def __call__(self, crops: npt.NDArray[np.uint8]) -> Predictions:
         """The labels of windows.
 
         Args:
             crops: (N, S, S, 3) RGB uint8 windows of 16 um, each centred on its nucleus; enlarged here.
         """
         if not len(crops):
-            return Labels(np.zeros((0, len(self.outputs)), np.float32))
-        return Labels(probabilities(self.runtime(crops.shape[1])(crops), self.outputs))
+            return Predictions(np.zeros((0, len(self.outputs)), np.float32))
+        return Predictions(probabilities(self.runtime(crops.shape[1])(crops), self.outputs))
 
 
 def check_kind(header: ModelHeader) -> None:
@@ -105,7 +105,7 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
     header = read_header(path)
     check_kind(header)
     try:
-        outputs = Outputs.from_dict(header.outputs)
+        outputs = LabelSpace.from_dict(header.outputs)
     except Exception as error:  # whatever a header that anybody wrote leads to
         raise ModelError(f"{path}: its labels cannot be read ({error}).") from error
     key = network_key(path, [Path(__file__).with_name("network.py")])

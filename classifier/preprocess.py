@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.errors import DataError
-from nucpipe.optional.tiatoolbox import quiet, toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 
 Pixels = npt.NDArray[np.uint8]
 """RGB (H, W, 3) uint8."""
@@ -44,7 +44,7 @@ def stain_normaliser(target: Pixels, method: str) -> Step:
     Raises:
         DataError: the target shows no stain. The step raises it too.
     """
-    normaliser = toolbox("tools.stainnorm").get_normalizer(method)
+    normaliser = import_tiatoolbox("tools.stainnorm").get_normalizer(method)
 
     def tried(work: Callable[[Pixels], Pixels | None], image: Pixels) -> Pixels | None:
         # On an image without tissue the estimates of the stains fail in many ways, or come out as NaN.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from classifier.decision_rule import Rule
+from classifier.decision_rule import DecisionRule
 from nucpipe.errors import UsageError
 from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP, plausible
 
@@ -54,12 +54,12 @@ class RunConfig:
     profile: bool = False
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> DecisionRule:
         """How labels are decided on."""
-        return Rule(self.decide, self.threshold)
+        return DecisionRule(self.decide, self.threshold)
 
     def __post_init__(self) -> None:
-        Rule(self.decide, self.threshold)
+        DecisionRule(self.decide, self.threshold)
         if self.mpp is not None and not plausible(self.mpp):
             low, high = SMALLEST_MPP, LARGEST_MPP
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")

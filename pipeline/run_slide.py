@@ -20,11 +20,11 @@ from pipeline.config import RunConfig
 from pipeline.store.journal import check_unchanged
 
 if TYPE_CHECKING:
-    from pipeline.batch.remote import Address
-    from pipeline.inference.engine import Named
+    from pipeline.batch.remote import RemotePath
+    from pipeline.inference.engine import LabelledRegion
     from pipeline.inference.models import Models
-    from pipeline.inference.profiling import Watch
-    from pipeline.regions.external_nuclei import GivenNuclei
+    from pipeline.inference.profiling import StageTimer
+    from pipeline.regions.external_nuclei import ExternalNuclei
     from pipeline.regions.region import Region
     from pipeline.regions.tissue import TissueMask
     from pipeline.slide.base import Slide
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 OVERVIEW_PX = 2400
 RESULTS = ("run.json", "overview.png", "report.html", "profile.png", "nuclei.geojson", "nuclei.zarr")
-HALO_LEAST_W = 64
+MIN_HALO_W = 64
 """A crop needs half of its 64 working pixels beyond the core; the rest is for the outline and rounding."""
 
 
@@ -54,8 +54,8 @@ class SlideResult:
         counts: how many nuclei have each label, by library and label; empty where it failed.
     """
 
-    slide: Path | Address
-    folder: Path | Address
+    slide: Path | RemotePath
+    folder: Path | RemotePath
     status: str
     nuclei: int = 0
     tissue_mm2: float = 0.0
@@ -131,8 +131,8 @@ def run_slide(
     models: Models,
     config: RunConfig,
     reporter: Reporter,
-    still_ours: Callable[[], None] = lambda: None,
-    origin: Path | Address | None = None,
+    assert_lock_held: Callable[[], None] = lambda: None,
+    origin: Path | RemotePath | None = None,
 ) -> SlideResult:
     """One slide: slide -> tissue -> regions -> [read -> segment -> crop -> classify -> store] -> finish -> exports.
 
@@ -155,28 +155,30 @@ def run_slide(
         info = store_info(slide, models, config)
         if not config.overwrite and (before := finished_before(path, folder, info, config)):
             return before
-        work = cut(slide, folder, info, models, config)
+        prepared = prepare(slide, folder, info, models, config)
         journal = None
-        if config.overwrite or not work.store_path.exists():
-            journal = begin(work, config)
-            todo = [region for region in work.regions if region.index not in journal.done]
-            reporter.begin(slide.name, sum(map(work.mm2, todo)), len(todo))
+        if config.overwrite or not prepared.store_path.exists():
+            journal = open_journal(prepared, config)
+            todo = [region for region in prepared.regions if region.index not in journal.done]
+            reporter.begin(slide.name, sum(map(prepared.mm2, todo)), len(todo))
             clock.lap("prepare")
-            for done in process(slide, work.grid, work.tissue, todo, models, config, clock.watch):
-                still_ours()
-                with clock.watch.on("write"):
+            for done in process_inline(slide, prepared.grid, prepared.tissue, todo, models, config, clock.timer):
+                assert_lock_held()
+                with clock.timer.measure("write"):
                     journal.write(done.region.index, done.nuclei_l0, done.labels)
-                clock.watch.found(len(done.nuclei_l0), work.mm2(done.region))
-                reporter.advance(len(done.nuclei_l0), work.mm2(done.region))
+                clock.timer.count(len(done.nuclei_l0), prepared.mm2(done.region))
+                reporter.advance(len(done.nuclei_l0), prepared.mm2(done.region))
             slide.forget()
             clock.lap("nuclei")
             workers = config.workers or available_processors()
-            clock.performance = clock.watch.performance(clock.stages["nuclei"], workers, models.classifier.calls)
-        return conclude(work, journal, config, clock, origin or path, still_ours)
+            clock.performance = clock.timer.performance(
+                clock.stages["nuclei"], workers, models.classifier.max_concurrency
+            )
+        return finalize(prepared, journal, config, clock, origin or path, assert_lock_held)
 
 
 @dataclass(frozen=True)
-class Work:
+class PreparedSlide:
     """A slide that is open and cut into regions, and what its results will say of themselves."""
 
     slide: Slide
@@ -201,44 +203,44 @@ class Work:
         return region_mm2(region, self.grid, self.tissue)
 
 
-def cut(slide: Slide, folder: Path, info: StoreInfo, models: Models, config: RunConfig) -> Work:
+def prepare(slide: Slide, folder: Path, info: StoreInfo, models: Models, config: RunConfig) -> PreparedSlide:
     """Find the tissue and cut it into regions; nothing is written."""
     from pipeline.regions.region import cut_regions
     from pipeline.regions.tissue import tissue_from
     from pipeline.slide.grid import WorkingGrid
 
-    given = given_to(slide, config)
+    external = external_nuclei_of(slide, config)
     # Given nuclei are there whether tissue is found round them or not.
-    tissue = tissue_from("none" if given is not None and config.tissue == "auto" else config.tissue, slide)
+    tissue = tissue_from("none" if external is not None and config.tissue == "auto" else config.tissue, slide)
     grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
     regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
-    if given is not None:
-        centroids_w = grid.to_w(given.nuclei_l0.centroids)
+    if external is not None:
+        centroids_w = grid.to_w(external.nuclei_l0.centroids)
         regions = [region for region in regions if region.owns(centroids_w).any()]
-    return Work(slide, folder, info, tissue, grid, regions)
+    return PreparedSlide(slide, folder, info, tissue, grid, regions)
 
 
-def begin(work: Work, config: RunConfig) -> Journal:
+def open_journal(prepared: PreparedSlide, config: RunConfig) -> Journal:
     """The journal of the slide's regions, new or of a run that was stopped."""
     from pipeline.store.journal import Journal
 
     if config.overwrite:
-        Journal(work.journal_path).remove()
-    return Journal.open(work.journal_path, fingerprint(work, config))
+        Journal(prepared.journal_path).remove()
+    return Journal.open(prepared.journal_path, fingerprint(prepared, config))
 
 
-def fingerprint(work: Work, config: RunConfig) -> dict[str, Any]:
+def fingerprint(prepared: PreparedSlide, config: RunConfig) -> dict[str, Any]:
     """What the regions in the journal depend on."""
-    return {**work.info.to_dict(), "region_size": config.region_size}
+    return {**prepared.info.to_dict(), "region_size": config.region_size}
 
 
-def conclude(
-    work: Work,
+def finalize(
+    prepared: PreparedSlide,
     journal: Journal | None,
     config: RunConfig,
     clock: Clock,
-    origin: Path | Address,
-    still_ours: Callable[[], None] = lambda: None,
+    origin: Path | RemotePath,
+    assert_lock_held: Callable[[], None] = lambda: None,
 ) -> SlideResult:
     """The store, and all that is made from it; ``run.json`` last, and then the journal has served.
 
@@ -254,70 +256,72 @@ def conclude(
     from pipeline.store.journal import Journal
     from pipeline.store.reader import finish, open_store
 
-    area = work.tissue.area_mm2
+    area = prepared.tissue.area_mm2
     with ThreadPoolExecutor(2, "nucpipe-export") as helpers:
-        thumbnail = helpers.submit(work.slide.thumbnail, OVERVIEW_PX)
+        thumbnail = helpers.submit(prepared.slide.thumbnail, OVERVIEW_PX)
         if journal is not None:
-            still_ours()
+            assert_lock_held()
             if config.overwrite:  # the old results stand until the new ones are ready
-                remove(*(work.folder / name for name in RESULTS))
-            finish(journal, [region.index for region in work.regions], work.store_path, work.info)
+                remove(*(prepared.folder / name for name in RESULTS))
+            finish(journal, [region.index for region in prepared.regions], prepared.store_path, prepared.info)
             clock.lap("store")
-        still_ours()
-        store = open_store(work.store_path)
-        export(store, work, config, helpers, thumbnail)
+        assert_lock_held()
+        store = open_store(prepared.store_path)
+        export(store, prepared, config, helpers, thumbnail)
     clock.lap("exports")
     if config.profile:
-        draw_timeline(clock.watch.spans, work.folder / "profile.png")
-    counts = write_run_json(origin, work.folder, work.info, config, clock, store, area)
-    Journal(work.journal_path).remove()
-    return SlideResult(work.slide.path, work.folder, "done", len(store), area, clock.total(), counts=counts)
+        draw_timeline(clock.timer.spans, prepared.folder / "profile.png")
+    counts = write_run_json(origin, prepared.folder, prepared.info, config, clock, store, area)
+    Journal(prepared.journal_path).remove()
+    return SlideResult(prepared.slide.path, prepared.folder, "done", len(store), area, clock.total(), counts=counts)
 
 
-def process(
+def process_inline(
     slide: Slide,
     grid: WorkingGrid,
     tissue: TissueMask,
     regions: list[Region],
     models: Models,
     config: RunConfig,
-    watch: Watch | None = None,
-) -> Iterator[Named]:
+    timer: StageTimer | None = None,
+) -> Iterator[LabelledRegion]:
     """The engine with this run's settings."""
     from pipeline.inference.engine import process_regions
 
     workers = config.workers or available_processors()
-    given = given_to(slide, config)
-    nuclei_l0 = None if given is None else given.nuclei_l0
-    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers, nuclei_l0, watch)
+    external = external_nuclei_of(slide, config)
+    nuclei_l0 = None if external is None else external.nuclei_l0
+    return process_regions(slide, grid, tissue, regions, models, config.batch_size, workers, nuclei_l0, timer)
 
 
-def given_to(slide: Slide, config: RunConfig) -> GivenNuclei | None:
+def external_nuclei_of(slide: Slide, config: RunConfig) -> ExternalNuclei | None:
     """The nuclei of ``--nuclei``, if it was given."""
     if config.nuclei is None:
         return None
-    from pipeline.regions.external_nuclei import given_nuclei, nuclei_file
+    from pipeline.regions.external_nuclei import nuclei_file, read_external_nuclei
 
-    return given_nuclei(nuclei_file(config.nuclei, slide.path), slide)
+    return read_external_nuclei(nuclei_file(config.nuclei, slide.path), slide)
 
 
-def export(store: Store, work: Work, config: RunConfig, helpers: Executor, thumbnail: Future[Image]) -> None:
+def export(
+    store: Store, prepared: PreparedSlide, config: RunConfig, helpers: Executor, thumbnail: Future[Image]
+) -> None:
     """What people open: the GeoJSON, the overview and the report."""
     from pipeline.export.figures.overview import draw_overview
     from pipeline.export.geojson import write_geojson
     from pipeline.export.report.page import write_report
 
     def overview() -> None:
-        draw_overview(store, thumbnail.result(), work.folder / "overview.png", config.primary)
+        draw_overview(store, thumbnail.result(), prepared.folder / "overview.png", config.primary)
 
     def report() -> None:
-        facts = {"tissue_mm2": work.tissue.area_mm2}
-        write_report(store, work.slide, work.folder / "report.html", config.primary, facts, thumbnail.result())
+        facts = {"tissue_mm2": prepared.tissue.area_mm2}
+        write_report(store, prepared.slide, prepared.folder / "report.html", config.primary, facts, thumbnail.result())
 
     made = [helpers.submit(draw) for draw in (overview, report)]
     # What may take long is left to this thread, which alone Ctrl-C interrupts.
     if config.geojson:
-        write_geojson(store, work.folder / "nuclei.geojson", config.primary)
+        write_geojson(store, prepared.folder / "nuclei.geojson", config.primary)
     for future in made:
         future.result()
 
@@ -326,7 +330,7 @@ def halo_w(models: Models) -> int:
     """How far a region's window reaches beyond its core, in working pixels."""
     from pipeline.inference.engine import working_px
 
-    return max(working_px(models.detector) * models.detector.context_px, HALO_LEAST_W)
+    return max(working_px(models.detector) * models.detector.context_px, MIN_HALO_W)
 
 
 def window_grid_w(models: Models) -> tuple[int, int]:
@@ -349,8 +353,8 @@ def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
     from pipeline.store.reader import StoreInfo
 
     described = models.described
-    if (given := given_to(slide, config)) is not None:
-        described = {**described, "segmentor": given.described}
+    if (external := external_nuclei_of(slide, config)) is not None:
+        described = {**described, "segmentor": external.described}
     return StoreInfo(
         slide_name=slide.name,
         size_l0=slide.size_l0,
@@ -423,11 +427,11 @@ class Clock:
     """Seconds of the stages of one slide."""
 
     def __init__(self, keep_spans: bool = False) -> None:
-        from pipeline.inference.profiling import Watch
+        from pipeline.inference.profiling import StageTimer
 
         self.began = self.last = time.monotonic()
         self.stages: dict[str, float] = {}
-        self.watch = Watch(keep_spans)
+        self.timer = StageTimer(keep_spans)
         self.performance: dict[str, Any] = {}
 
     def lap(self, stage: str) -> None:
@@ -442,7 +446,7 @@ class Clock:
 
 
 def write_run_json(
-    origin: Path | Address,
+    origin: Path | RemotePath,
     folder: Path,
     info: StoreInfo,
     config: RunConfig,

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ def trace_instances(instances: Ints, values: npt.NDArray[np.float32]) -> Outline
     return Outlines(ids, offsets, points, *_moments(points, offsets), pixels[ids], sums[ids])
 
 
-@compiled
+@jit
 def _follow(
     instances: Ints, row: int, column: int, seen: npt.NDArray[np.uint8], corners: Longs
 ) -> tuple[int, int, bool]:
@@ -122,7 +122,7 @@ def _follow(
     return count, twice, touching
 
 
-@compiled
+@jit
 def _survey(
     instances: Ints, values: npt.NDArray[np.float32], count: int
 ) -> tuple[Longs, Longs, Longs, npt.NDArray[np.bool_], Longs, npt.NDArray[np.float64]]:
@@ -155,7 +155,7 @@ def _survey(
     return ids, starts[ids], lengths[ids], touching[ids], pixels, sums
 
 
-@compiled
+@jit
 def _write_rings(instances: Ints, ids: Longs, starts: Longs, offsets: Longs, points: Longs) -> None:
     width = instances.shape[1]
     nothing = np.empty((0, 0), np.uint8)
@@ -164,7 +164,7 @@ def _write_rings(instances: Ints, ids: Longs, starts: Longs, offsets: Longs, poi
         _follow(instances, starts[i] // width, starts[i] % width, nothing, place)
 
 
-@compiled
+@jit
 def _moments(points: Longs, offsets: Longs) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Areas and centres of mass of rings of whole numbers (shoelace formula), exact but for the last division."""
     n = len(offsets) - 1

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import ModelHeader, read_header
-from nucpipe.backends.select import Runtime, ready
+from nucpipe.backends.select import Backend, select_backend
 from nucpipe.errors import ModelError
 from segmentation.hovernet.postprocess import PostProcessing, find_nuclei
 from segmentation.nuclei import Nuclei
@@ -46,9 +46,9 @@ class Detector(Protocol):
     align_px: int
     context_px: int
     margin_px: int = 0
-    calls: int = 1
+    max_concurrency: int = 1
     types: tuple[str, ...] = ()
-    averages: bool = False
+    supports_tta: bool = False
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """What the network says of a window: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""
@@ -67,14 +67,14 @@ class HoVerNetDetector(Detector):
     """
 
     align_px = ALIGN_PX
-    averages = True
+    supports_tta = True
     margin_px = MARGIN_PX
     # The widest nuclei are about 25 um, and which of those that touch is cut where depends on their neighbours.
     context_px = 64
 
-    def __init__(self, runtime: Runtime, mpp: float = INPUT_MPP, settings: PostProcessing | None = None) -> None:
+    def __init__(self, runtime: Backend, mpp: float = INPUT_MPP, settings: PostProcessing | None = None) -> None:
         self.runtime = runtime
-        self.calls = runtime.calls
+        self.max_concurrency = runtime.max_concurrency
         self.input_mpp = mpp
         self.settings = settings or PostProcessing()
 
@@ -94,7 +94,7 @@ class HoVerNetDetector(Detector):
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
         """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
         found = find_nuclei(prediction, mpp / 2, self.settings, frame_scale=0.5)
-        return found.moved(1.0, (self.margin_px, self.margin_px))
+        return found.transformed(1.0, (self.margin_px, self.margin_px))
 
 
 def check_header(path: Path) -> ModelHeader:
@@ -133,4 +133,4 @@ def load_hovernet(path: Path, device: str = "cpu", precision: str = "fp32", thre
     header = check_header(path)
     code = [Path(__file__), *(Path(__file__).parent / "hovernet" / name for name in ("network.py", "padding.py"))]
     key = network_key(path, code)
-    return HoVerNetDetector(ready(build, device, precision, threads, rows=1, key=key), header.mpp)
+    return HoVerNetDetector(select_backend(build, device, precision, threads, batch_rows=1, key=key), header.mpp)

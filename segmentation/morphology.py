@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 from segmentation.nuclei import MEASURES, Nuclei
 
 Floats = npt.NDArray[np.float64]
@@ -20,7 +20,7 @@ STRAIGHT, DIAGONAL, TURN = 0.980, 1.406, -0.091
 """Weights of a chain code's steps and of its corners, for lengths without bias (Vossepoel & Smeulders 1982)."""
 
 
-def measured(
+def with_morphology(
     nuclei: Nuclei, pixels: npt.NDArray[np.uint8], origin: tuple[float, float], px: float, mpp: float
 ) -> Nuclei:
     """The same nuclei with their measures.
@@ -56,7 +56,7 @@ def _stain_table() -> npt.NDArray[np.float32]:
     return np.asarray(share[:, None] * density, np.float32)
 
 
-@compiled
+@jit
 def _measure(
     points: Floats,
     offsets: npt.NDArray[np.int64],
@@ -80,7 +80,7 @@ def _measure(
         values[i, 5] = _mean_stain(ring, pixels, px, stain)
 
 
-@compiled
+@jit
 def _area(ring: Floats) -> float:
     twice = 0.0
     for k in range(len(ring)):
@@ -89,7 +89,7 @@ def _area(ring: Floats) -> float:
     return abs(twice) / 2
 
 
-@compiled
+@jit
 def _perimeter(ring: Floats) -> float:
     """By the chain through the middles of the pixel edges: a straight step for two edges in a line, half a diagonal
     one for two at an angle."""
@@ -108,7 +108,7 @@ def _perimeter(ring: Floats) -> float:
     return STRAIGHT * steps + DIAGONAL / 2 * n + TURN * changes
 
 
-@compiled
+@jit
 def _hull(ring: Floats) -> Floats:
     """The convex hull (Andrew's monotone chain)."""
     n = len(ring)
@@ -138,7 +138,7 @@ def _hull(ring: Floats) -> Floats:
     return hull[: max(m, 1)] if n else hull[:0]
 
 
-@compiled
+@jit
 def _width(hull: Floats) -> float:
     """The smallest distance of two parallel lines with the hull between them; one of them lies on a side."""
     n = len(hull)
@@ -157,7 +157,7 @@ def _width(hull: Floats) -> float:
     return least
 
 
-@compiled
+@jit
 def _circle(hull: Floats) -> float:
     """Diameter of the smallest circle round the points (Welzl's method, with the points in their order)."""
     n = len(hull)
@@ -189,7 +189,7 @@ def _circle(hull: Floats) -> float:
     return 2 * r
 
 
-@compiled
+@jit
 def _mean_stain(ring: Floats, pixels: npt.NDArray[np.uint8], px: float, stain: npt.NDArray[np.float32]) -> float:
     """Mean over the pixels whose centre lies inside the ring (even-odd rule); NaN where there is none."""
     height, width = pixels.shape[:2]

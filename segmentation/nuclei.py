@@ -16,7 +16,7 @@ MEASURES = (
     "min_diameter_um",
     "haematoxylin_od",
 )
-"""What is measured of each nucleus besides its area, see :func:`segmentation.morphology.measured`."""
+"""What is measured of each nucleus besides its area, see :func:`segmentation.morphology.with_morphology`."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -104,7 +104,7 @@ class Nuclei:
             None if self.measures is None else self.measures[index],
         )
 
-    def moved(self, scale: float, origin: tuple[float, float]) -> Nuclei:
+    def transformed(self, scale: float, origin: tuple[float, float]) -> Nuclei:
         """The same nuclei in another frame: every point times ``scale``, then plus ``origin`` (x, y)."""
         shift = np.asarray(origin, float)
         return Nuclei(

@@ -13,7 +13,7 @@ FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """Left to right, and top to bottom."""
 
 
-class Flipped(Detector):
+class TestTimeAugmentation(Detector):
     """A detector asked four times: HoVer-Net's maps are averaged, the horizontal and vertical one with their sign.
 
     Args:
@@ -24,10 +24,14 @@ class Flipped(Detector):
     """
 
     def __init__(self, detector: Detector) -> None:
-        if not detector.averages:
+        if not detector.supports_tta:
             raise UsageError("--tta: this segmentor's answers cannot be averaged over flips; leave --tta out.")
         self.detector = detector
-        self.input_mpp, self.align_px, self.calls = detector.input_mpp, detector.align_px, detector.calls
+        self.input_mpp, self.align_px, self.max_concurrency = (
+            detector.input_mpp,
+            detector.align_px,
+            detector.max_concurrency,
+        )
         self.context_px, self.margin_px, self.types = detector.context_px, detector.margin_px, detector.types
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from classifier.network import Enlarged, JointClassifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS, WINDOW_PX
-from classifier.training.dataset import Samples
+from classifier.training.dataset import PatchDataset
 from nucpipe.backends.processors import available_processors
-from nucpipe.backends.select import ready
+from nucpipe.backends.select import select_backend
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.int64]
@@ -23,17 +23,19 @@ Ints = npt.NDArray[np.int64]
 BATCH = 128
 BINS = 15
 REPLICATES = 1000
-LEAST_UNITS = 5
+MIN_UNITS = 5
 """With fewer groups than this, the bootstrap draws images instead."""
 
 
-def predict_logits(model: JointClassifier, samples: Samples, device: str, precision: str) -> npt.NDArray[np.float32]:
+def predict_logits(
+    model: JointClassifier, samples: PatchDataset, device: str, precision: str
+) -> npt.NDArray[np.float32]:
     """The logits of every sample, computed as a run computes them: (N, columns) float32."""
     edge = (samples.windows.shape[1] - WINDOW_PX) // 2
     windows = samples.windows[:, edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
     network = Enlarged(model).eval()
-    runtime = ready(lambda: network, device, precision, available_processors(), ROWS, WINDOW_PX)
-    with ThreadPoolExecutor(runtime.calls) as pool:
+    runtime = select_backend(lambda: network, device, precision, available_processors(), ROWS, WINDOW_PX)
+    with ThreadPoolExecutor(runtime.max_concurrency) as pool:
         parts = list(pool.map(runtime, (windows[start : start + BATCH] for start in range(0, len(windows), BATCH))))
     return np.concatenate([np.zeros((0, model.columns), np.float32), *parts])
 
@@ -145,7 +147,7 @@ def _add_intervals(
         figures["labels"][label]["f1_95"] = interval(f1[:, k])
 
 
-def library_figures(p: Floats, samples: Samples, outputs: Outputs, name: str) -> dict[str, Any]:
+def library_figures(p: Floats, samples: PatchDataset, outputs: LabelSpace, name: str) -> dict[str, Any]:
     """Figures of one library on its own nuclei, and in its coarser groupings.
 
     Args:
@@ -163,7 +165,7 @@ def library_figures(p: Floats, samples: Samples, outputs: Outputs, name: str) ->
     columns = outputs.slices[library.name]
     mine = np.flatnonzero(samples.library == outputs.libraries.index(library))
     units, drawn = (samples.groups[mine], "groups")
-    if len(np.unique(units)) < LEAST_UNITS:
+    if len(np.unique(units)) < MIN_UNITS:
         units, drawn = samples.image[mine], "images"
     p, targets, truth = p[mine, columns], samples.targets[mine, columns], samples.label[mine]
     exact = truth >= 0
@@ -186,7 +188,7 @@ def library_figures(p: Floats, samples: Samples, outputs: Outputs, name: str) ->
     return figures
 
 
-def evaluate_logits(logits: npt.NDArray[np.float32], samples: Samples, outputs: Outputs) -> dict[str, Any]:
+def evaluate_logits(logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace) -> dict[str, Any]:
     """{library: what :func:`library_figures` gives} for every library that has samples."""
     p = probabilities(logits, outputs)
     return {

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from classifier.evaluation.metrics import library_figures, predict_logits
 from classifier.label_mapping import Matching
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
-from classifier.training.dataset import Samples, gather
+from classifier.training.dataset import PatchDataset, extract_patches
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
@@ -57,7 +57,7 @@ def evaluate_classifier(
     for name, path in data:
         library = outputs.library(name)
         images = _chosen(open_dataset(path), library.name, header, hold_out, everything, say)
-        samples = gather(library, images, Matching(outputs.libraries))
+        samples = extract_patches(library, images, Matching(outputs.libraries))
         if not len(samples):
             raise DataError(f"{path}: none of the chosen images has a nucleus.")
         p = probabilities(predict_logits(model, samples, where, how), outputs)
@@ -121,7 +121,9 @@ def _tell(name: str, figures: dict[str, Any], taught: bool, say: Callable[[str],
         say(f"  intervals: bootstrap over {figures['units']}")
 
 
-def _predictions(samples: Samples, p: npt.NDArray[np.float32], outputs: Outputs, name: str) -> list[list[object]]:
+def _predictions(
+    samples: PatchDataset, p: npt.NDArray[np.float32], outputs: LabelSpace, name: str
+) -> list[list[object]]:
     labels = outputs.library(name).labels
     rows: list[list[object]] = []
     for i in range(len(samples)):

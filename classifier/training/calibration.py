@@ -11,10 +11,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from classifier.evaluation.metrics import calibration_error
-from classifier.libraries import Outputs
-from classifier.training.dataset import Samples
+from classifier.libraries import LabelSpace
+from classifier.training.dataset import PatchDataset
 
-LEAST = 200
+MIN = 200
 """Nuclei below which a library keeps temperature 1."""
 
 Floats = npt.NDArray[np.float64]
@@ -35,8 +35,8 @@ def fit_temperature(logits: Floats, truth: npt.NDArray[np.int64]) -> float:
 
 
 def calibrate(
-    logits: npt.NDArray[np.float32], samples: Samples, outputs: Outputs, say: Callable[[str], None]
-) -> tuple[Outputs, dict[str, float]]:
+    logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace, say: Callable[[str], None]
+) -> tuple[LabelSpace, dict[str, float]]:
     """Outputs with a temperature for each library that has enough held-out nuclei; 1 for the others.
 
     Returns:
@@ -48,7 +48,7 @@ def calibrate(
         columns = outputs.slices[library.name]
         trained = np.flatnonzero(outputs.trained[columns])
         rows = np.flatnonzero((samples.library == place) & np.isin(samples.label, trained))
-        if len(rows) < LEAST:
+        if len(rows) < MIN:
             temperatures.append(1.0)
             if len(rows):
                 say(f"{library.name}: {len(rows)} held-out nuclei are too few to calibrate on; left as it is")

@@ -22,7 +22,7 @@ SAME_MPP = 0.05
 
 
 @dataclass(frozen=True)
-class Samples:
+class PatchDataset:
     """N nuclei of one or more libraries.
 
     Attributes:
@@ -47,7 +47,7 @@ class Samples:
         return len(self.label)
 
     @classmethod
-    def concatenate(cls, parts: Iterable[Samples]) -> Samples:
+    def concatenate(cls, parts: Iterable[PatchDataset]) -> PatchDataset:
         """All samples of ``parts`` (at least one), in order."""
         some = list(parts)
         starts = np.cumsum([0, *(len(p.images) for p in some)])
@@ -61,9 +61,9 @@ class Samples:
             np.concatenate([p.centroids for p in some]),
         )
 
-    def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Samples:
+    def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> PatchDataset:
         """The samples at ``rows`` (a mask or places)."""
-        return Samples(
+        return PatchDataset(
             self.windows[rows],
             self.library[rows],
             self.label[rows],
@@ -114,7 +114,7 @@ def at_working_mpp(
     return resized.astype(np.uint8), centroids * (size[0] / width, size[1] / height)
 
 
-def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matching) -> Samples:
+def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching: Matching) -> PatchDataset:
     """Every nucleus of some images of one library.
 
     Raises:
@@ -141,7 +141,7 @@ def gather(library: Library, images: Sequence[AnnotatedImage], matching: Matchin
             except DataError as error:
                 raise DataError(f"{image.name}: {error}") from error
     numbers = {text: library.resolve(text) for text in known}
-    return Samples(
+    return PatchDataset(
         np.concatenate(windows),
         np.full(len(texts), place),
         np.array([numbers[t][0] if len(numbers[t]) == 1 else -1 for t in texts], np.int64),
@@ -156,7 +156,7 @@ BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
 """How a share of the samples goes with a number of nuclei: its power."""
 
 
-def sampling_weights(samples: Samples, balance: str = "root") -> npt.NDArray[np.float64]:
+def sampling_weights(samples: PatchDataset, balance: str = "root") -> npt.NDArray[np.float64]:
     """How likely each sample is drawn: (N,), sum 1.
 
     By ``root`` a library's share goes with the square root of its number of nuclei, inside it a label's share

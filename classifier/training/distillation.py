@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from classifier.evaluation.metrics import predict_logits
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
-from classifier.training.dataset import Samples
+from classifier.training.dataset import PatchDataset
 from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.errors import DataError
 
@@ -34,22 +34,22 @@ class Teacher:
     known: npt.NDArray[np.bool_]
 
 
-def taught_by(path: Path, outputs: Outputs) -> Outputs:
+def add_teacher_labels(path: Path, outputs: LabelSpace) -> LabelSpace:
     """``outputs`` with the labels that a teacher was taught as taught too.
 
     Raises:
         ModelError: no such model.
     """
-    theirs = Outputs.from_dict(read_header(path).outputs)
+    theirs = LabelSpace.from_dict(read_header(path).outputs)
     known = {column for column, trained in zip(theirs.columns, theirs.trained, strict=True) if trained}
     trained = tuple(t or c in known for c, t in zip(outputs.columns, outputs.trained, strict=True))
     return dataclasses.replace(outputs, trained=trained)
 
 
-def ask_teacher(
+def teacher_logits(
     path: Path,
-    samples: Samples,
-    outputs: Outputs,
+    samples: PatchDataset,
+    outputs: LabelSpace,
     device: str,
     precision: str,
     cache: Path,
@@ -104,7 +104,7 @@ def _read(cache: Path, key: str) -> npt.NDArray[np.float32] | None:
 
 
 def distillation_loss(
-    logits: Tensor, teacher: Teacher, rows: npt.NDArray[np.int64], outputs: Outputs, temperature: float
+    logits: Tensor, teacher: Teacher, rows: npt.NDArray[np.int64], outputs: LabelSpace, temperature: float
 ) -> Tensor:
     """The divergence of a batch's probabilities from the teacher's, summed over the libraries.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from classifier.label_mapping import make_matching
-from classifier.libraries import Outputs, libraries_of
+from classifier.libraries import LabelSpace, libraries_of
 from classifier.training.config import ClassifierTraining
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
@@ -31,7 +31,7 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
     except (DataError, UsageError) as error:
         say(f"problem: {error}")
         return 1
-    outputs = Outputs(libraries, ())
+    outputs = LabelSpace(libraries, ())
     taught = np.zeros(matching.columns, np.int64)
     for name, path in config.libraries:
         library = outputs.library(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ Term = Callable[[Tensor, Tensor], Tensor]
 """Losses (n,) of the log probabilities (n, labels) of one library and the labels (n, labels) bool that hold."""
 
 
-def _joint(logits: Tensor, targets: Tensor, outputs: Outputs, term: Term) -> JointLoss:
+def _joint(logits: Tensor, targets: Tensor, outputs: LabelSpace, term: Term) -> JointLoss:
     """``1/N sum_i sum_j d_ij term_j(i)``, with d_ij = 1 where sample i has labels of library j's set, else 0."""
     trained = torch.as_tensor(outputs.trained, device=logits.device)
     total = logits.new_zeros(())
@@ -50,7 +50,7 @@ def _log_sum(log_p: Tensor, allowed: Tensor) -> Tensor:
     return log_p.masked_fill(~allowed, -torch.inf).logsumexp(1)
 
 
-def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: Outputs, smoothing: float = 0.0) -> JointLoss:
+def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: LabelSpace, smoothing: float = 0.0) -> JointLoss:
     """The cross-entropy of each library after a softmax over its trained columns alone.
 
     A sample that is known by a group of labels has ``-log`` of the group's summed probability.
@@ -68,7 +68,7 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: Outputs, smoo
     return _joint(logits, targets, outputs, term)
 
 
-def masked_distance(logits: Tensor, targets: Tensor, outputs: Outputs, smoothing: float = 0.0) -> JointLoss:
+def masked_distance(logits: Tensor, targets: Tensor, outputs: LabelSpace, smoothing: float = 0.0) -> JointLoss:
     """The squared Euclidean distance between each library's probabilities and the vector of the label that holds.
 
     The labels of a group count as one, with their summed probability. Arguments as of :func:`masked_cross_entropy`;

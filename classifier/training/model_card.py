@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from nucpipe.backends.model_file import ModelHeader
 
 
@@ -79,7 +79,7 @@ def unmeasured(header: ModelHeader) -> list[str]:
 def model_card(header: ModelHeader) -> str:
     """The card of a classifier, in Markdown."""
     made = header.architecture
-    outputs = Outputs.from_dict(header.outputs)
+    outputs = LabelSpace.from_dict(header.outputs)
     trained = {column for column, yes in zip(outputs.columns, outputs.trained, strict=True) if yes}
     lines = [
         f"# {header.name}",

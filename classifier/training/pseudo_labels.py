@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from classifier.evaluation.metrics import predict_logits
-from classifier.libraries import Outputs
+from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
-from classifier.training.dataset import Samples
+from classifier.training.dataset import PatchDataset
 from nucpipe.errors import DataError
 
 
-def complete(
-    samples: Samples,
-    outputs: Outputs,
+def pseudo_label(
+    samples: PatchDataset,
+    outputs: LabelSpace,
     model_path: Path,
     above: float,
     device: str,
     precision: str,
     say: Callable[[str], None],
-) -> Samples:
+) -> PatchDataset:
     """Samples that also teach the libraries in which a model is sure of them.
 
     Args:

@@ -15,17 +15,17 @@ import torch
 import nucpipe
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import Outputs, libraries_of
+from classifier.libraries import LabelSpace, libraries_of
 from classifier.network import MEAN, MPP, STD, JointClassifier, load_classifier
 from classifier.predictor import WINDOW_PX
 from classifier.training.augmentation import augment
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
-from classifier.training.dataset import Samples, gather, sampling_weights
-from classifier.training.distillation import Teacher, ask_teacher, distillation_loss, taught_by
+from classifier.training.dataset import PatchDataset, extract_patches, sampling_weights
+from classifier.training.distillation import Teacher, add_teacher_labels, distillation_loss, teacher_logits
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
-from classifier.training.pseudo_labels import complete
+from classifier.training.pseudo_labels import pseudo_label
 from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
@@ -66,22 +66,24 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     libraries = libraries_of(config.libraries)
     matching = make_matching(libraries, config.match, config.similarity, config.match_table)
     data = open_libraries(config)
-    train = Samples.concatenate(_gather(d.library, d.train, matching) for d in data)
-    held = Samples.concatenate(_gather(d.library, d.held, matching) for d in data)
-    outputs = Outputs(libraries, tuple(bool(n) for n in matching.taught(train.targets)))
+    train = PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in data)
+    held = PatchDataset.concatenate(_gather(d.library, d.held, matching) for d in data)
+    outputs = LabelSpace(libraries, tuple(bool(n) for n in matching.taught(train.targets)))
     if config.distil is not None:
-        outputs = taught_by(config.distil, outputs)
+        outputs = add_teacher_labels(config.distil, outputs)
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
     if config.watched and not len(held):
         raise UsageError("--stop converged and --keep best need held-out nuclei, and nothing is held out.")
     if config.complete is not None:
-        train = complete(train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say)
+        train = pseudo_label(
+            train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say
+        )
     config.out.parent.mkdir(parents=True, exist_ok=True)
     teacher = None
     if config.distil is not None:
         cache = config.out.with_suffix(".teacher.npz")
-        teacher = ask_teacher(config.distil, train, outputs, config.device, config.computed_in, cache, say)
+        teacher = teacher_logits(config.distil, train, outputs, config.device, config.computed_in, cache, say)
     tensors, steps = fit(config, train, held, outputs, teacher, say)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
@@ -104,7 +106,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
 
 def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
     """The data sets of a training, each split into what teaches and what is held out."""
-    outputs = Outputs(libraries_of(config.libraries), ())
+    outputs = LabelSpace(libraries_of(config.libraries), ())
     opened = []
     for name, path in config.libraries:
         train, held = split_groups(open_dataset(path), config.hold_out)
@@ -112,11 +114,11 @@ def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
     return opened
 
 
-def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> Samples:
-    return gather(next(lib for lib in matching.libraries if lib.name == name), images, matching)
+def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> PatchDataset:
+    return extract_patches(next(lib for lib in matching.libraries if lib.name == name), images, matching)
 
 
-def _new_model(config: ClassifierTraining, outputs: Outputs, say: Callable[[str], None]) -> JointClassifier:
+def _new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[str], None]) -> JointClassifier:
     model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT, strides=config.strides)
     if config.start_from:
         _start_from(model, config.backbone, outputs, config.start_from, say)
@@ -133,14 +135,14 @@ def _head(model: JointClassifier) -> torch.nn.Linear:
 
 
 def _start_from(
-    model: JointClassifier, backbone: str, outputs: Outputs, paths: Sequence[Path], say: Callable[[str], None]
+    model: JointClassifier, backbone: str, outputs: LabelSpace, paths: Sequence[Path], say: Callable[[str], None]
 ) -> None:
     """Take over the backbone of a classifier, or the mean of several, and its outputs for the labels that both have.
 
     Raises:
         DataError: its backbone is another one, or the classifiers differ in their labels.
     """
-    others: list[tuple[JointClassifier, Outputs]] = []
+    others: list[tuple[JointClassifier, LabelSpace]] = []
     for path in paths:
         other, header, known = load_classifier(path)
         if header.architecture["backbone"] != backbone:
@@ -164,7 +166,7 @@ def _start_from(
 
 
 @dataclass
-class _Watch:
+class _EarlyStopping:
     """The loss on what is held out, over the training; ``state`` goes into checkpoints."""
 
     best: float = float("inf")
@@ -172,7 +174,7 @@ class _Watch:
     stale: int = 0
     state: dict[str, torch.Tensor] | None = None
 
-    def look(self, loss: float, step: int, model: JointClassifier, config: ClassifierTraining) -> None:
+    def update(self, loss: float, step: int, model: JointClassifier, config: ClassifierTraining) -> None:
         """Take in the loss after ``step`` steps."""
         self.stale = 0 if loss < self.best * (1 - config.tolerance) else self.stale + 1
         if loss < self.best:
@@ -187,9 +189,9 @@ class _Watch:
 
 def fit(
     config: ClassifierTraining,
-    samples: Samples,
-    held: Samples,
-    outputs: Outputs,
+    samples: PatchDataset,
+    held: PatchDataset,
+    outputs: LabelSpace,
     teacher: Teacher | None,
     say: Callable[[str], None],
 ) -> tuple[dict[str, torch.Tensor], int]:
@@ -214,45 +216,47 @@ def fit(
         average = trainer.WeightAverage(model, config.averaged_from)
         parts: dict[str, trainer.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
         columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
-        course = trainer.Course("classifier", config.out, config.settings(), parts, config.steps, columns, say)
-        watch = _Watch(**course.kept.get("watch", {}))
-        draw = _Draw(config, samples)
+        trainer_loop = trainer.Trainer("classifier", config.out, config.settings(), parts, config.steps, columns, say)
+        early_stopping = _EarlyStopping(**trainer_loop.kept.get("watch", {}))
+        sampler = _LibrarySampler(config, samples)
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
-        step = course.start
-        with course:
-            while step < config.steps and not watch.converged(config):
+        step = trainer_loop.start
+        with trainer_loop:
+            while step < config.steps and not early_stopping.converged(config):
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * trainer.rate(step, config.steps)
-                loss = _step(model, optimizer, config, samples, draw, outputs, teacher, step)
+                    group["lr"] = config.learning_rate * trainer.lr_factor(step, config.steps)
+                loss = _step(model, optimizer, config, samples, sampler, outputs, teacher, step)
                 average.update(model, step)
                 total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
                 held_loss = ""
                 if config.watched and (step % config.check_every == 0 or step == config.steps):
-                    watch.look(_held_loss(average.model, watched, config, outputs), step, average.model, config)
-                    held_loss = f"{watch.best:.4f}" if watch.stale == 0 else ""
+                    early_stopping.update(
+                        _held_loss(average.model, watched, config, outputs), step, average.model, config
+                    )
+                    held_loss = f"{early_stopping.best:.4f}" if early_stopping.stale == 0 else ""
                 cells = [f"{total:.4f}", *(f"{part:.4f}" for part in parts_of), held_loss]
-                ended = step == config.steps or watch.converged(config)
-                course.done(step - 1, cells, f"loss {total:.3f}", ended, {"watch": vars(watch)})
+                ended = step == config.steps or early_stopping.converged(config)
+                trainer_loop.log_step(step - 1, cells, f"loss {total:.3f}", ended, {"watch": vars(early_stopping)})
         if step < config.steps:
             say(f"converged after {step} of at most {config.steps} steps")
         if config.steps:
-            trainer.plot_losses(course.log, config.out.with_suffix(".losses.png"))
-    if config.keep == "best" and watch.state is not None:
-        return watch.state, watch.best_step
+            trainer.plot_losses(trainer_loop.log, config.out.with_suffix(".losses.png"))
+    if config.keep == "best" and early_stopping.state is not None:
+        return early_stopping.state, early_stopping.best_step
     return average.model.state_dict(), step
 
 
-def _held_loss(model: JointClassifier, held: Samples, config: ClassifierTraining, outputs: Outputs) -> float:
+def _held_loss(model: JointClassifier, held: PatchDataset, config: ClassifierTraining, outputs: LabelSpace) -> float:
     """The loss on held-out nuclei, at the model's own size."""
     logits = torch.from_numpy(predict_logits(model, held, config.device, config.computed_in))
     return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
 
 
-class _Draw:
+class _LibrarySampler:
     """Which samples a batch has."""
 
-    def __init__(self, config: ClassifierTraining, samples: Samples) -> None:
+    def __init__(self, config: ClassifierTraining, samples: PatchDataset) -> None:
         weights = torch.from_numpy(sampling_weights(samples, config.balance))
         of = torch.from_numpy(samples.library)
         # One set of weights for all, or one for each library that has samples.
@@ -276,9 +280,9 @@ def _step(
     model: JointClassifier,
     optimizer: torch.optim.Optimizer,
     config: ClassifierTraining,
-    samples: Samples,
-    draw: _Draw,
-    outputs: Outputs,
+    samples: PatchDataset,
+    sampler: _LibrarySampler,
+    outputs: LabelSpace,
     teacher: Teacher | None,
     step: int,
 ) -> JointLoss:
@@ -288,7 +292,7 @@ def _step(
     seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1, np.uint64)[0] >> 1)
     torch.manual_seed(seed)  # dropout; the caller forked the global state
     generator = torch.Generator().manual_seed(seed)
-    chosen = draw(step, generator)
+    chosen = sampler(step, generator)
     windows = torch.from_numpy(samples.windows[chosen]).to(device).permute(0, 3, 1, 2).contiguous()
     pixels = augment(windows, WINDOW_PX, config.size_px(step), generator).contiguous(memory_format=torch.channels_last)
     mixed = [(1.0, chosen)]
@@ -316,7 +320,7 @@ def _step(
     return JointLoss(total, per_library)
 
 
-def _counts(samples: Samples, place: int, labels: tuple[str, ...]) -> dict[str, int]:
+def _counts(samples: PatchDataset, place: int, labels: tuple[str, ...]) -> dict[str, int]:
     mine = samples.label[samples.library == place]
     numbers = np.bincount(mine[mine >= 0], minlength=len(labels))
     return {label: int(n) for label, n in zip(labels, numbers, strict=True) if n}
@@ -325,9 +329,9 @@ def _counts(samples: Samples, place: int, labels: tuple[str, ...]) -> dict[str, 
 def _header(
     config: ClassifierTraining,
     data: list[LibraryData],
-    train: Samples,
-    held: Samples,
-    outputs: Outputs,
+    train: PatchDataset,
+    held: PatchDataset,
+    outputs: LabelSpace,
     matching: Matching,
     steps: int,
 ) -> ModelHeader:

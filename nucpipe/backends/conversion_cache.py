@@ -45,7 +45,7 @@ def network_key(path: Path, code: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def converted(build: Callable[[], nn.Module], side_px: int | None, key: str | None) -> Any:
+def converted_network(build: Callable[[], nn.Module], side_px: int | None, key: str | None) -> Any:
     """An OpenVINO model whose input is (N, H, W, 3) uint8.
 
     Args:

@@ -37,12 +37,12 @@ class TorchRuntime:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = torch.device(device)
         self.precision = autocast_type(precision)
-        self.calls = CUDA_CALLS if self.device.type == "cuda" else 1
+        self.max_concurrency = CUDA_CALLS if self.device.type == "cuda" else 1
         self.largest: int | None = None
         self._of_thread = threading.local()
 
     def __call__(self, pixels: Pixels) -> Floats:
-        """See :class:`nucpipe.backends.select.Runtime`."""
+        """See :class:`nucpipe.backends.select.Backend`."""
         parts: list[Floats] = []
         start, step = 0, self.largest or len(pixels)
         while start < len(pixels):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.backends.conversion_cache import converted
+from nucpipe.backends.conversion_cache import converted_network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
-class Runtime(Protocol):
+class Backend(Protocol):
     """A network that takes pixels and gives numbers; may be called from several threads.
 
     Attributes:
@@ -36,21 +36,21 @@ class Runtime(Protocol):
     """
 
     name: str
-    calls: int
+    max_concurrency: int
 
     def __call__(self, pixels: Pixels) -> Floats:
         """The network's output for (N, H, W, 3) uint8 RGB, N at least 1: (N, ...) float32."""
 
 
-def ready(
+def select_backend(
     build: Callable[[], nn.Module],
     device: str,
     precision: str,
     threads: int,
-    rows: int,
+    batch_rows: int,
     side_px: int | None = None,
     key: str | None = None,
-) -> Runtime:
+) -> Backend:
     """The fastest way to run a network there.
 
     Args:
@@ -68,7 +68,7 @@ def ready(
     """
     if device == "cpu":
         try:
-            return OpenVINORuntime(build, precision, threads, rows, side_px, key)
+            return OpenVINORuntime(build, precision, threads, batch_rows, side_px, key)
         except ImportError:
             pass  # there is none for this platform
         except Exception:  # OpenVINO's exceptions have no base of their own; it lacks something that this network uses
@@ -112,7 +112,7 @@ class OpenVINORuntime:
         build: Callable[[], nn.Module],
         precision: str,
         threads: int,
-        rows: int,
+        batch_rows: int,
         side_px: int | None = None,
         key: str | None = None,
     ) -> None:
@@ -125,8 +125,8 @@ class OpenVINORuntime:
         import openvino
 
         _prepare_openvino()
-        model = converted(build, side_px, key)
-        model.reshape([rows, side_px or -1, side_px or -1, 3])
+        model = converted_network(build, side_px, key)
+        model.reshape([batch_rows, side_px or -1, side_px or -1, 3])
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "NUM_STREAMS": threads,
@@ -135,24 +135,26 @@ class OpenVINORuntime:
             "ENABLE_CPU_PINNING": False,
         }
         self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        self.calls = threads
-        self.rows = rows
+        self.max_concurrency = threads
+        self.batch_rows = batch_rows
         # A request holds the memory of one call under way.
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(threads):
             self._idle.put(self._compiled.create_infer_request())
 
     def __call__(self, pixels: Pixels) -> Floats:
-        """See :class:`Runtime`."""
+        """See :class:`Backend`."""
         request = self._idle.get()
         try:
-            parts = [self._run(request, pixels[i : i + self.rows]) for i in range(0, len(pixels), self.rows)]
+            parts = [
+                self._run(request, pixels[i : i + self.batch_rows]) for i in range(0, len(pixels), self.batch_rows)
+            ]
         finally:
             self._idle.put(request)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _run(self, request: Any, pixels: Pixels) -> Floats:
-        missing = self.rows - len(pixels)
+        missing = self.batch_rows - len(pixels)
         full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing else pixels
         result: Floats = request.infer([np.ascontiguousarray(full)], share_inputs=True)[0]
         return result[: len(pixels)].copy()  # the request's own memory is used again

@@ -10,7 +10,7 @@ import numba
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def compiled(function: F) -> F:
+def jit(function: F) -> F:
     """Compile a function when it is first called.
 
     The machine code is kept on the disk (beside the source, or where that cannot be written in numba's own folder of

@@ -24,7 +24,7 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def toolbox(module: str) -> ModuleType:
+def import_tiatoolbox(module: str) -> ModuleType:
     """A module of tiatoolbox, such as ``wsicore.wsireader``, or "" for itself.
 
     Importing it sets up the root logger, which is undone.

@@ -73,7 +73,7 @@ def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
     }
 
 
-def rate(step: int, steps: int) -> float:
+def lr_factor(step: int, steps: int) -> float:
     """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
 
     It does not fall to 0, so that the averaged weights differ.
@@ -133,7 +133,7 @@ class Stateful(Protocol):
         """Become what ``state_dict`` was taken from."""
 
 
-class Course:
+class Trainer:
     """A training under way: the table of its losses, its progress, and the checkpoint that it goes on from.
 
     Args:
@@ -187,7 +187,9 @@ class Course:
     def __exit__(self, *error: object) -> None:
         self._open.close()
 
-    def done(self, step: int, losses: Sequence[str], text: str, last: bool, kept: dict[str, Any] | None = None) -> None:
+    def log_step(
+        self, step: int, losses: Sequence[str], text: str, last: bool, kept: dict[str, Any] | None = None
+    ) -> None:
         """A step is done.
 
         Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from nucpipe.errors import NucpipeError
 from pipeline.batch.lock import Lock
 from pipeline.batch.plan import Job, plan
-from pipeline.batch.remote import Address, is_address, version
+from pipeline.batch.remote import RemotePath, is_remote, version
 from pipeline.config import RunConfig
 from pipeline.slide.base import open_slide, printable
 
@@ -32,7 +32,7 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
 
 
 def _state(job: Job, out: str | Path) -> str:
-    if is_address(str(out)):
+    if is_remote(str(out)):
         return "run"
     folder = Path(out) / job.folder
     if folder.is_dir() and (holder := Lock(folder).holder()) is not None and not holder.is_dead():
@@ -43,7 +43,7 @@ def _state(job: Job, out: str | Path) -> str:
 
 
 def _size(job: Job) -> str:
-    if isinstance(job.slide, Address):
+    if isinstance(job.slide, RemotePath):
         version(job.slide)
         return "to be fetched"
     with open_slide(job.slide, job.config.mpp) as slide:

@@ -11,7 +11,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from nucpipe.errors import UsageError
-from pipeline.batch.remote import is_address
+from pipeline.batch.remote import is_remote
 from pipeline.config import RunConfig
 from pipeline.regions.tissue import check_tissue_option
 
@@ -104,7 +104,7 @@ def _row(folder: Path, row: dict[str | Any, str | Any], config: RunConfig) -> Ro
         except ValueError as error:
             raise ValueError(f"{key} '{text}' is no number.") from error
     tissue = settings.get("tissue", config.tissue)
-    if "tissue" in settings and tissue not in ("auto", "none") and not is_address(tissue):
+    if "tissue" in settings and tissue not in ("auto", "none") and not is_remote(tissue):
         settings["tissue"] = str(folder / tissue)
         check_tissue_option(settings["tissue"])
     return Row(slide, name, replace(config, **settings))

@@ -14,7 +14,7 @@ from nucpipe.errors import OutputError
 from nucpipe.files import written_whole
 from pipeline.batch.lock import file_system_now
 from pipeline.batch.plan import Job
-from pipeline.batch.remote import Address, fetched, is_address, local_folder, read, send, version, write
+from pipeline.batch.remote import RemotePath, fetched, is_remote, local_folder, read, send, version, write
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.run_slide import SlideResult, file_settings
@@ -30,7 +30,7 @@ SOURCE = "source.json"
 Runner = Callable[[Path, Path, RunConfig], SlideResult]
 
 
-class Destination:
+class OutputLocation:
     """The ``--out`` of a command.
 
     Attributes:
@@ -45,7 +45,7 @@ class Destination:
             OutputError: it cannot be written, or the address cannot be reached.
             UsageError: no such kind of address.
         """
-        self.address = Address(str(out).rstrip("/")) if is_address(str(out)) else None
+        self.address = RemotePath(str(out).rstrip("/")) if is_remote(str(out)) else None
         self.root = Path(out) if self.address is None else local_folder(self.address, "results")
         if self.address is not None:
             before = read(self.address / SUMMARY)
@@ -61,7 +61,7 @@ class Destination:
         """Where a slide's results are made."""
         return self.root / job.folder
 
-    def shown(self, job: Job) -> Path | Address:
+    def shown(self, job: Job) -> Path | RemotePath:
         """Where a person finds them."""
         return self.folder(job) if self.address is None else self.address / job.folder
 
@@ -109,7 +109,7 @@ class Destination:
         config = job.config
         return {
             "slide": str(job.slide),
-            "slide_version": version(job.slide) if isinstance(job.slide, Address) else slide_fingerprint(job.slide),
+            "slide_version": version(job.slide) if isinstance(job.slide, RemotePath) else slide_fingerprint(job.slide),
             "models": models.described,
             "mpp": config.mpp,
             "tissue": file_settings(config.tissue),
@@ -122,12 +122,12 @@ class Destination:
         }
 
 
-def local(slide: Path | Address) -> AbstractContextManager[Path]:
+def local(slide: Path | RemotePath) -> AbstractContextManager[Path]:
     """The slide as a file on this disk."""
-    return fetched(slide) if isinstance(slide, Address) else nullcontext(slide)
+    return fetched(slide) if isinstance(slide, RemotePath) else nullcontext(slide)
 
 
-def finished_there(target: Address, source: dict[str, Any], job: Job) -> SlideResult | None:
+def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> SlideResult | None:
     """The result that stands at an address, if it is whole.
 
     Raises:

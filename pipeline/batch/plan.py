@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from nucpipe.errors import UsageError
 from pipeline.batch.manifest import MANIFESTS, read_manifest
-from pipeline.batch.remote import Address, is_address, list_slides
+from pipeline.batch.remote import RemotePath, is_remote, list_slides
 from pipeline.batch.summary import SUMMARY
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import check_nuclei_option
@@ -42,7 +42,7 @@ class Job:
         config: its settings.
     """
 
-    slide: Path | Address
+    slide: Path | RemotePath
     folder: Path
     config: RunConfig
 
@@ -60,7 +60,7 @@ def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
     """
     check_tissue_option(config.tissue)
     check_nuclei_option(config.nuclei)
-    jobs: dict[Path | Address, Job] = {}
+    jobs: dict[Path | RemotePath, Job] = {}
     taken = {Path(SUMMARY)}
     for job in (job for one in inputs for job in _jobs(one, config)):
         if job.slide in jobs:
@@ -80,15 +80,15 @@ def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
 
 def _jobs(given: str | Path, config: RunConfig) -> Iterator[Job]:
     text = str(given)
-    if is_address(text):
-        for address, place in list_slides(Address(text), is_slide_name):
+    if is_remote(text):
+        for address, place in list_slides(RemotePath(text), is_slide_name):
             yield Job(address, Path(place), config)
         return
     path = Path(given)
     if path.suffix.lower() in MANIFESTS and path.is_file():
         for row in read_manifest(path, config):
-            if is_address(row.slide):
-                address = Address(row.slide)
+            if is_remote(row.slide):
+                address = RemotePath(row.slide)
                 yield Job(address, Path(row.name or slide_name(Path(address.name))), row.config)
             else:
                 slide = path.parent / row.slide

@@ -26,13 +26,13 @@ LAST = ("nuclei.zarr/zarr.json", "run.json")
 """What makes a result a result: sent after everything else, in this order, so that no reader takes a half for whole."""
 
 
-def is_address(text: str) -> bool:
+def is_remote(text: str) -> bool:
     """Whether a text is an address rather than a path."""
     protocol, separator, _ = text.partition("://")
     return bool(separator) and protocol.replace("+", "").replace("-", "").isalnum()
 
 
-class Address(str):
+class RemotePath(str):
     """An address, such as ``s3://bucket/folder/slide.svs``."""
 
     __slots__ = ()
@@ -42,11 +42,11 @@ class Address(str):
         """The last part."""
         return PurePosixPath(self.partition("://")[2]).name
 
-    def __truediv__(self, part: str | Path) -> Address:
-        return Address(f"{self.rstrip('/')}/{PurePosixPath(part)}")
+    def __truediv__(self, part: str | Path) -> RemotePath:
+        return RemotePath(f"{self.rstrip('/')}/{PurePosixPath(part)}")
 
 
-def file_system(address: Address) -> tuple[AbstractFileSystem, str]:
+def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
     """The file system behind an address, and the path in it.
 
     Raises:
@@ -65,7 +65,7 @@ def file_system(address: Address) -> tuple[AbstractFileSystem, str]:
     return found, str(path)
 
 
-def list_slides(address: Address, is_slide: Callable[[str], bool]) -> Iterator[tuple[Address, PurePosixPath]]:
+def list_slides(address: RemotePath, is_slide: Callable[[str], bool]) -> Iterator[tuple[RemotePath, PurePosixPath]]:
     """The slides at an address and the folder of results of each: itself, or all below it where it is a folder.
 
     Raises:
@@ -88,16 +88,16 @@ def list_slides(address: Address, is_slide: Callable[[str], bool]) -> Iterator[t
     if not alone | outermost:
         raise UsageError(f"{address}: no slide at this address; expected files such as .svs, .ndpi or .tif.")
     for path in sorted(alone | outermost):
-        yield Address(f"{address.rstrip('/')}/{path}"), path.parent / slide_name(Path(path.name))
+        yield RemotePath(f"{address.rstrip('/')}/{path}"), path.parent / slide_name(Path(path.name))
 
 
-def local_folder(address: Address, purpose: str) -> Path:
+def local_folder(address: RemotePath, purpose: str) -> Path:
     """A folder in the cache that belongs to an address: for its slide, or for its unfinished results."""
     return cache_folder() / purpose / hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:24]
 
 
 @contextmanager
-def fetched(address: Address) -> Iterator[Path]:
+def fetched(address: RemotePath) -> Iterator[Path]:
     """The slide at an address as a file (or folder) on this disk, for as long as the block runs.
 
     Raises:
@@ -132,7 +132,7 @@ def _get(files: AbstractFileSystem, source: str, target: Path) -> None:
         raise SlideError(f"{files.unstrip_protocol(source)}: cannot be fetched ({cause(error)}).") from error
 
 
-def version(address: Address) -> str:
+def version(address: RemotePath) -> str:
     """What tells the object at an address from another that was there before.
 
     Raises:
@@ -145,7 +145,7 @@ def version(address: Address) -> str:
         raise SlideError(f"{address}: cannot be asked for ({cause(error)}).") from error
 
 
-def send(folder: Path, address: Address) -> None:
+def send(folder: Path, address: RemotePath) -> None:
     """Send a finished result; the files that make it one go last.
 
     Raises:
@@ -161,7 +161,7 @@ def send(folder: Path, address: Address) -> None:
             files.put_file(str(folder / name), f"{root}/{name}")
 
 
-def read(address: Address) -> bytes | None:
+def read(address: RemotePath) -> bytes | None:
     """What an address holds; None where there is nothing.
 
     Raises:
@@ -172,7 +172,7 @@ def read(address: Address) -> bytes | None:
         return bytes(files.cat_file(root)) if files.exists(root) else None
 
 
-def write(address: Address, content: bytes) -> None:
+def write(address: RemotePath, content: bytes) -> None:
     """Put content at an address, whole.
 
     Raises:
@@ -184,7 +184,7 @@ def write(address: Address, content: bytes) -> None:
 
 
 @contextmanager
-def reaching(address: Address) -> Iterator[None]:
+def reaching(address: RemotePath) -> Iterator[None]:
     """Whatever a file system's library raises -> an OutputError."""
     try:
         yield

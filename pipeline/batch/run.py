@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from nucpipe.errors import NucpipeError, OutputError, UsageError
 from nucpipe.files import cannot_write
 from pipeline.batch.lock import Lock, LostLock, held
-from pipeline.batch.output import Destination
+from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job, plan
 from pipeline.config import RunConfig
 from pipeline.run_slide import Reporter, SlideResult, run_slide
@@ -58,13 +58,13 @@ def run_batch(
         config.segmentor, config.classifier, config.device, config.precision, config.tta, config.workers
     )
     jobs = with_library_names(jobs, models)
-    tally = Tally(Destination(out), reporter, max_failures)
-    waiting = run_free(jobs, models, tally)
-    while waiting and not tally.stopped:
+    tracker = BatchTracker(OutputLocation(out), reporter, max_failures)
+    waiting = run_free(jobs, models, tracker)
+    while waiting and not tracker.stopped:
         time.sleep(POLL_S)
-        waiting = run_free(waiting, models, tally)
-    tally.tell_stopped(len(jobs))
-    return tally.results
+        waiting = run_free(waiting, models, tracker)
+    tracker.tell_stopped(len(jobs))
+    return tracker.results
 
 
 def with_library_names(jobs: list[Job], models: Models) -> list[Job]:
@@ -79,7 +79,7 @@ def with_library_names(jobs: list[Job], models: Models) -> list[Job]:
     return [replace(job, config=replace(job.config, primary=names[job.config.primary])) for job in jobs]
 
 
-class Tally:
+class BatchTracker:
     """What became of the slides so far, and whether to go on.
 
     Attributes:
@@ -89,7 +89,7 @@ class Tally:
         stopped: no further slide shall be begun.
     """
 
-    def __init__(self, to: Destination, reporter: Reporter, max_failures: int | None) -> None:
+    def __init__(self, to: OutputLocation, reporter: Reporter, max_failures: int | None) -> None:
         self.to, self.reporter, self.max_failures = to, reporter, max_failures
         self.results: list[SlideResult] = []
         self.stopped = False
@@ -124,7 +124,7 @@ class Tally:
             )
 
 
-def run_free(jobs: list[Job], models: Models, tally: Tally) -> list[Job]:
+def run_free(jobs: list[Job], models: Models, tracker: BatchTracker) -> list[Job]:
     """Run the slides that no other process works on; returns the others.
 
     Raises:
@@ -132,16 +132,16 @@ def run_free(jobs: list[Job], models: Models, tally: Tally) -> list[Job]:
     """
     others = []
     for job in jobs:
-        if tally.stopped:
+        if tracker.stopped:
             break
         try:
-            lock = Lock(tally.to.folder(job))
+            lock = Lock(tracker.to.folder(job))
             if not lock.acquire():
-                tally.tell_once(job, lock.holder())
+                tracker.tell_once(job, lock.holder())
                 others.append(job)
                 continue
             with held(lock):
-                result = try_slide(job, tally.to, models, tally.reporter, lock.check)
+                result = try_slide(job, tracker.to, models, tracker.reporter, lock.check)
         except LostLock:
             others.append(job)
             continue
@@ -149,17 +149,17 @@ def run_free(jobs: list[Job], models: Models, tally: Tally) -> list[Job]:
             result = SlideResult(job.slide, job.folder, "failed", cause=printable(error))
             if is_disk_gone(error):
                 with suppress(OutputError):  # the summary lies on the same disk
-                    tally.add(job, result)
+                    tracker.add(job, result)
                 raise OutputError(
                     f"stopped with {len(jobs) - jobs.index(job)} slides to go, for {error} What is done stays; "
                     "the same command goes on."
                 ) from error
-        tally.add(job, result)
+        tracker.add(job, result)
     return others
 
 
 def try_slide(
-    job: Job, to: Destination, models: Models, reporter: Reporter, still_ours: Callable[[], None]
+    job: Job, to: OutputLocation, models: Models, reporter: Reporter, assert_lock_held: Callable[[], None]
 ) -> SlideResult:
     """One slide; what stops it is kept as the result's cause, for the other slides go on.
 
@@ -171,7 +171,7 @@ def try_slide(
         return to.run(
             job,
             models,
-            lambda path, folder, config: run_slide(path, folder, models, config, reporter, still_ours, job.slide),
+            lambda path, folder, config: run_slide(path, folder, models, config, reporter, assert_lock_held, job.slide),
         )
     except LostLock:
         raise

@@ -77,10 +77,10 @@ def classify(
 
     Exit status: 0 all done, 1 some image could not be read (each is named), 2 wrong usage.
     """
-    from classifier.decision_rule import Rule
+    from classifier.decision_rule import DecisionRule
     from classifier.images import as_json, as_table, classify_images, preparation
 
-    rule = Rule(decide, threshold)
+    rule = DecisionRule(decide, threshold)
     prepare = preparation(preprocess, stain_target, stain_method)
     named = classify_images(images, classifier, mpp, at, prepare, device, precision)
     text = as_json(named, rule) if form == "json" else as_table(named, rule)

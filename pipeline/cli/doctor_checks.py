@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import nucpipe
-from nucpipe.optional.tiatoolbox import toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox
 
 PACKAGES = {
     "torch": "torch",
@@ -38,7 +38,7 @@ EXTRAS = {
 }
 """Optional parts and a package of each."""
 
-LEAST_MEMORY, LEAST_DISK = 4e9, 2e9
+MIN_MEMORY, MIN_DISK = 4e9, 2e9
 
 Verdict = Literal["ok", "note", "warning", "FAILED"]
 
@@ -87,7 +87,7 @@ def _installation() -> Iterator[Finding]:
     for name, module in PACKAGES.items():
         try:
             version = importlib.metadata.version(name)
-            _ = toolbox("") if module == "tiatoolbox" else importlib.import_module(module)
+            _ = import_tiatoolbox("") if module == "tiatoolbox" else importlib.import_module(module)
         except importlib.metadata.PackageNotFoundError:
             yield Finding("FAILED", name, f"not installed; install nucpipe again: pip install --upgrade {name}")
         except Exception as error:  # a library that lacks one of its own, or was built for another machine
@@ -131,7 +131,7 @@ def _memory() -> Iterator[Finding]:
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
-        if free < LEAST_MEMORY:
+        if free < MIN_MEMORY:
             yield Finding("warning", "memory", f"{free / 1e9:.1f} GB free; a run takes 2 to 3: use --region-size 512")
         else:
             yield Finding("ok", "memory", f"{free / 1e9:.1f} GB free")
@@ -193,7 +193,7 @@ def _disk(folder: Path) -> Iterator[Finding]:
             )
             continue
         free = shutil.disk_usage(place).free
-        verdict: Verdict = "ok" if free >= LEAST_DISK else "warning"
+        verdict: Verdict = "ok" if free >= MIN_DISK else "warning"
         advice = "" if verdict == "ok" else "; a slide of a million nuclei takes about 1 GB"
         yield Finding(verdict, name, f"{place}: {free / 1e9:.1f} GB free{advice}")
 

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from nucpipe.errors import UsageError
-from pipeline.export.registry import FORMS, IMAGE_MPP
+from pipeline.export.registry import FORMATS, IMAGE_MPP
 
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
-@click.option("--to", "form", type=click.Choice(list(FORMS)), required=True, help="What to write.")
+@click.option("--to", "form", type=click.Choice(list(FORMATS)), required=True, help="What to write.")
 @click.option(
     "--primary", metavar="LIBRARY", help="Whose labels are the classes, and are meant by --label.  [default: the run's]"
 )
@@ -64,14 +64,14 @@ def export(
     annotationstore  tiatoolbox's SQLite file, for its viewer and its queries
     labels           OME-Zarr label images: nuclei, and classes
     """
-    from classifier.decision_rule import Rule
-    from pipeline.export.registry import Wanted, export_for_qupath, export_result
+    from classifier.decision_rule import DecisionRule
+    from pipeline.export.registry import ExportOptions, export_for_qupath, export_result
     from pipeline.result import is_result, open_result, open_results
 
     if decide is None and threshold is not None:
         raise UsageError("--threshold needs --decide best or --decide threshold.")
-    rule = None if decide is None else Rule(decide, threshold)
-    wanted = Wanted(rule=rule, **options)
+    rule = None if decide is None else DecisionRule(decide, threshold)
+    wanted = ExportOptions(rule=rule, **options)
     if form == "qupath" and result.is_dir() and not is_result(result):
         target = out or result / "qupath"
         written = [(target, export_for_qupath(open_results(result), wanted, target))]

@@ -16,7 +16,7 @@ from pipeline.config import RunConfig
 def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float, match_table: Path | None) -> None:
     """Print the libraries' labels with their short forms, and which label teaches which library, and why."""
     from classifier.label_mapping import make_matching
-    from classifier.libraries import Outputs, libraries_of
+    from classifier.libraries import LabelSpace, libraries_of
     from classifier.training.model_card import unmeasured
     from nucpipe.backends.model_file import read_header
     from pipeline.inference.models import find_model
@@ -24,7 +24,7 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
     known = libraries_of(data)
     matching = make_matching(known, match, similarity, match_table)
     header = read_header(find_model("classifier", RunConfig().classifier))
-    outputs = Outputs.from_dict(header.outputs)
+    outputs = LabelSpace.from_dict(header.outputs)
     untrained = {column for column, trained in zip(outputs.columns, outputs.trained, strict=True) if not trained}
     elsewhere = unmeasured(header)
     for library in known:

@@ -56,7 +56,7 @@ def train_options(command: F) -> F:
     return command
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def parsed_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, ready for a training's config."""
     from nucpipe.backends.device import pick_device
 
@@ -106,7 +106,7 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     options["start_from"] = tuple(find_model("segmentor", name) for name in options["start_from"])
     if widths is not None:
         options["widths"] = _numbers("--widths", widths, "128,64,48")
-    train_segmentor(SegmentorTraining(data=data, licence=licence, **given(options)), click.echo)
+    train_segmentor(SegmentorTraining(data=data, licence=licence, **parsed_options(options)), click.echo)
 
 
 @train.command()
@@ -192,7 +192,7 @@ def classifier(
     options["start_from"] = tuple(find_model("classifier", name) for name in options["start_from"])
     if options["distil"] is not None:
         options["distil"] = find_model("classifier", options["distil"])
-    config = ClassifierTraining(libraries=data, **given(options))
+    config = ClassifierTraining(libraries=data, **parsed_options(options))
     if check:
         from classifier.training.dry_run import check_training
 

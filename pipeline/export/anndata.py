@@ -13,7 +13,7 @@ import zarr
 
 from classifier.decision_rule import decide
 from nucpipe.files import cannot_write, written_whole
-from pipeline.export.select import columns_of, several
+from pipeline.export.select import columns_of, is_multilabel
 from pipeline.store.anndata_encoding import VERSIONS, add_array, add_string_array
 from pipeline.store.reader import CHUNK_ROWS_X, Store
 
@@ -76,7 +76,7 @@ def copy_table(store: Store, target: Target) -> None:
             by_row[path] = array
         else:
             array[...] = json.dumps(store.info.settings) if path == "uns/settings" else np.asarray(node[...])
-    if several(store):
+    if is_multilabel(store):
         shape = (len(store), len(store.info.outputs))
         encoding = {"encoding-type": "array", "encoding-version": VERSIONS["array"]}
         if "layers" not in source:
@@ -110,7 +110,7 @@ def _decided(part: Store) -> dict[str, npt.NDArray[Any]]:
     for library in part.info.outputs.libraries:
         values[f"obs/{library.name}/codes"] = np.asarray(columns[library.name].codes, np.int8)  # type: ignore[union-attr]
         values[f"obs/{library.name}_p"] = np.asarray(columns[f"{library.name}_p"])
-    if several(part):
+    if is_multilabel(part):
         given = decide(part.probabilities, part.info.outputs, part.info.rule)
         values["layers/given"] = given.astype(np.int8)
     return values

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decision_rule import Rule, best_labels, decide
+from classifier.decision_rule import DecisionRule, best_labels, decide
 from classifier.libraries import Library
 from nucpipe.files import written_whole
-from pipeline.export.jsontext import Texts, features_text
+from pipeline.export.jsontext import CategoricalText, features_text
 from pipeline.export.packing import Content, Gzip, Plain
 from pipeline.export.polygons import coordinates_of
-from pipeline.inference.executor import Crew, Stage
-from pipeline.inference.profiling import Watch
+from pipeline.inference.executor import Stage, StageExecutor
+from pipeline.inference.profiling import StageTimer
 from pipeline.store.reader import Store
 
 BATCH = 8192
@@ -33,7 +33,9 @@ MEASUREMENTS = {
 """Names by which QuPath's users know what is measured of a nucleus."""
 
 
-def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = None, centroids: bool = False) -> int:
+def write_geojson(
+    store: Store, path: Path, primary: str, rule: DecisionRule | None = None, centroids: bool = False
+) -> int:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
 
     Outlines are valid, closed polygons in pixels of the image as QuPath shows it (level 0 minus ``origin_l0``), with
@@ -55,7 +57,7 @@ def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = No
         OutputError: the file cannot be written.
     """
     library = store.info.outputs.library(primary)
-    with written_whole(path) as partial, partial.open("wb") as file, Crew(Watch()) as crew:
+    with written_whole(path) as partial, partial.open("wb") as file, StageExecutor(StageTimer()) as executor:
         packing = Gzip(file) if path.suffix.lower() == ".gz" else Plain(file)
 
         def made(part: Store) -> tuple[Content, Content]:
@@ -68,8 +70,8 @@ def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = No
         write(b'{"type":"FeatureCollection","features":[')
         separator = b"\n"
         # The compiled loops and zlib work in several threads at once.
-        stage = Stage("text", crew.pool(THREADS, "geojson"), made)
-        for text, packed in crew.through((stage,), store.batches(BATCH), depth=THREADS + 1):
+        stage = Stage("text", executor.pool(THREADS, "geojson"), made)
+        for text, packed in executor.map_ordered((stage,), store.batches(BATCH), depth=THREADS + 1):
             write(separator)
             packing.write(text, packed)
             separator = b",\n"
@@ -78,7 +80,7 @@ def write_geojson(store: Store, path: Path, primary: str, rule: Rule | None = No
     return len(store)
 
 
-def _features(part: Store, primary: Library, rule: Rule, centroids: bool) -> Content:
+def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool) -> Content:
     probabilities, outputs = part.probabilities, part.info.outputs
     numbers = best_labels(probabilities, outputs, rule)
     classification = [
@@ -89,7 +91,7 @@ def _features(part: Store, primary: Library, rule: Rule, centroids: bool) -> Con
         part.ids,
         *coordinates_of(part, centroids, part.info.origin_l0),
         centroids,
-        Texts([*classification, ""], numbers[primary.name]),
+        CategoricalText([*classification, ""], numbers[primary.name]),
         _measurements(part, probabilities, numbers),
         _metadata(part, decide(probabilities, outputs, rule)),
     )
@@ -108,18 +110,20 @@ def _measurements(
     return columns
 
 
-def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[Texts]:
+def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[CategoricalText]:
     """Each nucleus's labels by library, several of one library as one text, and the detector's own type."""
     outputs = part.info.outputs
     members = []
     if types := part.info.segmentor_types:
         texts = [f'"Segmentor type":{json.dumps(name)}' for name in types]
-        members.append(Texts([*texts, ""], part.type_numbers))
+        members.append(CategoricalText([*texts, ""], part.type_numbers))
     for library in outputs.libraries:
         sets, which = _sets(chosen[:, outputs.slices[library.name]])
         labels = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in sets]
         members.append(
-            Texts([f"{json.dumps(library.name)}:{json.dumps(text)}" if text else "" for text in labels], which)
+            CategoricalText(
+                [f"{json.dumps(library.name)}:{json.dumps(text)}" if text else "" for text in labels], which
+            )
         )
     return members
 

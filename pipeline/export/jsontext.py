@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
@@ -25,7 +25,7 @@ ZERO, COMMA, POINT_SIGN, MINUS, OPEN, CLOSE = (ord(sign) for sign in "0,.-[]")
 
 
 @dataclass(frozen=True)
-class Texts:
+class CategoricalText:
     """A text for each of N features, out of a few.
 
     Attributes:
@@ -42,9 +42,9 @@ def features_text(
     offsets: Ints,
     hundredths: Ints,
     points: bool,
-    classification: Texts,
+    classification: CategoricalText,
     measurements: dict[str, npt.NDArray[np.floating]],
-    metadata: Sequence[Texts],
+    metadata: Sequence[CategoricalText],
 ) -> memoryview:
     """N features with a comma and a line's end between them.
 
@@ -97,7 +97,7 @@ def features_text(
     return out[:end].data
 
 
-@compiled
+@jit
 def _write(
     out: Bytes,
     pieces: Bytes,
@@ -163,7 +163,7 @@ def _write(
     return end
 
 
-@compiled
+@jit
 def _copy(out: Bytes, end: int, pieces: Bytes, starts: Ints, piece: int) -> int:
     """Append a piece; the new end."""
     for k in range(starts[piece], starts[piece + 1]):
@@ -172,7 +172,7 @@ def _copy(out: Bytes, end: int, pieces: Bytes, starts: Ints, piece: int) -> int:
     return end
 
 
-@compiled
+@jit
 def _decimal(out: Bytes, end: int, value: int, negative: bool, places: int, least: int) -> int:
     """Append ``value / 10**places`` with at least ``least`` decimals and no further zeros behind; the new end."""
     value = abs(value)

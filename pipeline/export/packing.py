@@ -15,7 +15,7 @@ LAST_BLOCK = b"\x03\x00"  # empty
 Content: TypeAlias = bytes | memoryview
 
 
-class Packing(Protocol):
+class ChunkEncoder(Protocol):
     """How parts become a file."""
 
     def pack(self, part: Content) -> Content:
@@ -28,25 +28,25 @@ class Packing(Protocol):
         """After the last part."""
 
 
-class Plain(Packing):
+class Plain(ChunkEncoder):
     """The parts as they are."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
     def pack(self, part: Content) -> Content:
-        """See :class:`Packing`."""
+        """See :class:`ChunkEncoder`."""
         return part
 
     def write(self, part: Content, packed: Content) -> None:
-        """See :class:`Packing`."""
+        """See :class:`ChunkEncoder`."""
         self.file.write(packed)
 
     def finish(self) -> None:
-        """See :class:`Packing`."""
+        """See :class:`ChunkEncoder`."""
 
 
-class Gzip(Packing):
+class Gzip(ChunkEncoder):
     """One ordinary gzip stream: every part's blocks end at a whole byte, so that they can be laid side by side."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -55,16 +55,16 @@ class Gzip(Packing):
         file.write(HEADER)
 
     def pack(self, part: Content) -> Content:
-        """See :class:`Packing`."""
+        """See :class:`ChunkEncoder`."""
         deflate = zlib.compressobj(LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS)
         return deflate.compress(part) + deflate.flush(zlib.Z_SYNC_FLUSH)
 
     def write(self, part: Content, packed: Content) -> None:
-        """See :class:`Packing`."""
+        """See :class:`ChunkEncoder`."""
         self.checksum = zlib.crc32(part, self.checksum)
         self.length += len(part)
         self.file.write(packed)
 
     def finish(self) -> None:
-        """See :class:`Packing`."""
+        """See :class:`ChunkEncoder`."""
         self.file.write(LAST_BLOCK + struct.pack("<II", self.checksum, self.length % 2**32))

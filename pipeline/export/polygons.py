@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 from pipeline.store.reader import Store
 
 GRID_PX = 0.01  # QuPath snaps coordinates to it, so outlines must be valid on it
 DECIMALS = 2
 
 
-MOST_POINTS = 2000  # of a ring that is looked at by pairs of sides; GEOS takes less long for longer ones
+MAX_POINTS = 2000  # of a ring that is looked at by pairs of sides; GEOS takes less long for longer ones
 
 Ints = npt.NDArray[np.int64]
 
@@ -65,7 +65,7 @@ def valid_rings(offsets: Ints, hundredths: Ints, centroids: npt.NDArray[np.float
     return closed
 
 
-@compiled
+@jit
 def _closed(starts: Ints, ends: Ints, points: Ints) -> tuple[Ints, Ints]:
     """Offsets and points of the rings ``points[starts[i]:ends[i]]``, each with its first point at its end."""
     offsets = np.zeros(len(starts) + 1, np.int64)
@@ -83,7 +83,7 @@ def _closed(starts: Ints, ends: Ints, points: Ints) -> tuple[Ints, Ints]:
     return offsets, rings
 
 
-@compiled
+@jit
 def _doubtful(offsets: Ints, points: Ints) -> npt.NDArray[np.bool_]:
     """(N,) whether a ring may be invalid: sides of it meet that are no neighbours, or lie on each other."""
     doubtful = np.zeros(len(offsets) - 1, np.bool_)
@@ -91,11 +91,11 @@ def _doubtful(offsets: Ints, points: Ints) -> npt.NDArray[np.bool_]:
         start, end = offsets[i], offsets[i + 1]
         if end - start > 1 and points[start, 0] == points[end - 1, 0] and points[start, 1] == points[end - 1, 1]:
             end -= 1
-        doubtful[i] = not 3 <= end - start <= MOST_POINTS or _meets_itself(points[start:end])
+        doubtful[i] = not 3 <= end - start <= MAX_POINTS or _meets_itself(points[start:end])
     return doubtful
 
 
-@compiled
+@jit
 def _meets_itself(ring: Ints) -> bool:
     """Whether a ring is anything but simple. Exact, for the coordinates are whole numbers below 2**30."""
     count = len(ring)
@@ -124,7 +124,7 @@ def _meets_itself(ring: Ints) -> bool:
     return False
 
 
-@compiled
+@jit
 def _same_side(a: int, b: int) -> bool:
     return (a > 0 and b > 0) or (a < 0 and b < 0)
 

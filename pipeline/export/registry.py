@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classifier.decision_rule import Rule
+from classifier.decision_rule import DecisionRule
 from nucpipe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ IMAGE_MPP = 2.0
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What an export shall hold.
 
     Attributes:
@@ -39,18 +39,18 @@ class Wanted:
     all_libraries: bool = False
     window_l0: tuple[float, float, float, float] | None = None
     labels: Sequence[str] = ()
-    rule: Rule | None = None
+    rule: DecisionRule | None = None
     centroids: bool = False
     gz: bool = False
     slide: Path | None = None
     image_mpp: float | None = None
 
 
-Writer = Callable[["Store", Path, Sequence[str], Wanted, "Slide | None"], int]
+Writer = Callable[["Store", Path, Sequence[str], ExportOptions, "Slide | None"], int]
 
 
 @dataclass(frozen=True)
-class Form:
+class ExportFormat:
     """One form.
 
     Attributes:
@@ -66,83 +66,85 @@ class Form:
     takes: frozenset[str] = field(default=frozenset())
 
 
-def _geojson(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _geojson(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.geojson import write_geojson
 
     return write_geojson(store, path, libraries[0], centroids=wanted.centroids)
 
 
-def _csv(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _csv(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.csv import write_csv
 
     return write_csv(store, path)
 
 
-def _parquet(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _parquet(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.parquet import write_parquet
 
     return write_parquet(store, path, wanted.centroids)
 
 
-def _anndata(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _anndata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.anndata import write_h5ad
 
     return write_h5ad(store, path)
 
 
-def _spatialdata(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _spatialdata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.spatialdata import write_spatialdata
 
     return write_spatialdata(store, path, slide, wanted.image_mpp or IMAGE_MPP)
 
 
-def _annotationstore(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _annotationstore(
+    store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None
+) -> int:
     from pipeline.export.annotationstore import write_annotation_store
 
     return write_annotation_store(store, path, libraries[0], wanted.centroids)
 
 
-def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.ome_zarr import write_labels
 
     return write_labels(store, path, libraries, slide, wanted.image_mpp or IMAGE_MPP)
 
 
-def _qupath(store: Store, path: Path, libraries: Sequence[str], wanted: Wanted, slide: Slide | None) -> int:
+def _qupath(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.qupath import write_qupath
 
     return write_qupath([store], path, libraries[0], wanted.centroids)
 
 
-FORMS = {
-    "geojson": Form(
+FORMATS = {
+    "geojson": ExportFormat(
         "nuclei.geojson",
         (".geojson", ".geojson.gz"),
         _geojson,
         frozenset({"primary", "all_libraries", "centroids", "gz"}),
     ),
-    "qupath": Form("qupath", ("",), _qupath, frozenset({"primary", "centroids"})),
-    "csv": Form("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
-    "parquet": Form("nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids"})),
-    "anndata": Form("nuclei.h5ad", (".h5ad",), _anndata),
-    "spatialdata": Form("nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image"})),
-    "annotationstore": Form(
+    "qupath": ExportFormat("qupath", ("",), _qupath, frozenset({"primary", "centroids"})),
+    "csv": ExportFormat("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
+    "parquet": ExportFormat("nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids"})),
+    "anndata": ExportFormat("nuclei.h5ad", (".h5ad",), _anndata),
+    "spatialdata": ExportFormat("nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image"})),
+    "annotationstore": ExportFormat(
         "nuclei.db", (".db",), _annotationstore, frozenset({"primary", "all_libraries", "centroids"})
     ),
-    "labels": Form(
+    "labels": ExportFormat(
         "nuclei.ome.zarr", (".ome.zarr", ".zarr"), _labels, frozenset({"primary", "all_libraries", "image"})
     ),
 }
 
 
 def export_result(
-    result: Result, form: str, wanted: Wanted | None = None, out: Path | None = None
+    result: Result, form: str, wanted: ExportOptions | None = None, out: Path | None = None
 ) -> list[tuple[Path, int]]:
     """Write a finished result in another form.
 
     Args:
         result: what is written.
-        form: a name of ``FORMS``.
+        form: a name of ``FORMATS``.
         wanted: what it shall hold; None: all nuclei, with the labels of the run.
         out: the file or folder to write; None: beside the store.
 
@@ -154,13 +156,13 @@ def export_result(
         OutputError: it cannot be written.
         SlideError: the slide's pixels are wanted and cannot be read.
     """
-    from pipeline.export.select import narrowed
+    from pipeline.export.select import select_nuclei
 
-    wanted, kind = wanted or Wanted(), FORMS[form]
+    wanted, kind = wanted or ExportOptions(), FORMATS[form]
     _check(form, kind, wanted, out)
     outputs = result.store.info.outputs
     primary = outputs.library(wanted.primary or result.primary).name
-    store = narrowed(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
+    store = select_nuclei(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
     path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
     libraries = list(result.libraries) if wanted.all_libraries else [primary]
     with ExitStack() as stack:
@@ -171,7 +173,7 @@ def export_result(
         return [(file, kind.write(store, file, [name], wanted, slide)) for file, name in each]
 
 
-def export_for_qupath(results: Sequence[Result], wanted: Wanted, path: Path) -> int:
+def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Path) -> int:
     """One folder for QuPath with the nuclei of several slides; returns their number.
 
     Raises:
@@ -179,15 +181,15 @@ def export_for_qupath(results: Sequence[Result], wanted: Wanted, path: Path) -> 
         OutputError: it cannot be written.
     """
     from pipeline.export.qupath import write_qupath
-    from pipeline.export.select import narrowed
+    from pipeline.export.select import select_nuclei
 
-    _check("qupath", FORMS["qupath"], wanted, path)
+    _check("qupath", FORMATS["qupath"], wanted, path)
     primary = wanted.primary or results[0].primary
-    stores = [narrowed(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
+    stores = [select_nuclei(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
     return write_qupath(stores, path, primary, wanted.centroids)
 
 
-def _check(form: str, kind: Form, wanted: Wanted, out: Path | None) -> None:
+def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | None) -> None:
     """Refuse what the form does not have, rather than leave it out."""
     asked = {
         "all_libraries": ("--all-libraries", wanted.all_libraries, "it holds all libraries side by side"),
@@ -206,7 +208,7 @@ def _check(form: str, kind: Form, wanted: Wanted, out: Path | None) -> None:
         raise UsageError(f"--out {out}: expected a name that ends in .gz with --gz.")
 
 
-def _pixels(result: Result, kind: Form, wanted: Wanted) -> bool:
+def _pixels(result: Result, kind: ExportFormat, wanted: ExportOptions) -> bool:
     """Whether the export holds the slide's pixels: where it can, unless they are not wanted or the slide is gone."""
     if "image" not in kind.takes or wanted.image_mpp == 0:
         return False
@@ -219,7 +221,7 @@ def _pixels(result: Result, kind: Form, wanted: Wanted) -> bool:
     return True
 
 
-def _named(path: Path, kind: Form, library: str) -> Path:
+def _named(path: Path, kind: ExportFormat, library: str) -> Path:
     """``nuclei-PanNuke.geojson`` for ``nuclei.geojson``."""
     ending = max((end for end in kind.endings if path.name.endswith(end)), key=len)
     return path.with_name(f"{path.name.removesuffix(ending)}-{library}{ending}")

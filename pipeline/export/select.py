@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from classifier.decision_rule import Rule, best_labels, decide
+from classifier.decision_rule import DecisionRule, best_labels, decide
 from classifier.libraries import Library
 from nucpipe.errors import UsageError
 from pipeline.store.reader import Store
@@ -19,12 +19,12 @@ from segmentation.nuclei import MEASURES
 Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"
 
 
-def narrowed(
+def select_nuclei(
     store: Store,
     window_l0: tuple[float, float, float, float] | None = None,
     library: str = "",
     labels: Sequence[str] = (),
-    rule: Rule | None = None,
+    rule: DecisionRule | None = None,
 ) -> Store:
     """The nuclei that were asked for; only their numbers are held in memory, and no numbers for a whole store.
 
@@ -70,7 +70,7 @@ def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
         raise UsageError(str(error)) from error
 
 
-def several(store: Store) -> bool:
+def is_multilabel(store: Store) -> bool:
     """Whether a nucleus can have several labels of one library."""
     return store.info.rule.kind == "threshold"
 
@@ -102,7 +102,7 @@ def columns_of(part: Store) -> dict[str, Column]:
         best = probabilities[np.arange(len(part)), outputs.slices[library.name].start + np.maximum(number, 0)]
         columns[library.name] = pd.Categorical.from_codes(number, pd.Index(library.labels))
         columns[f"{library.name}_p"] = np.where(number < 0, np.float32(np.nan), best)
-    if several(part):
+    if is_multilabel(part):
         for name, texts in all_labels(part, decide(probabilities, outputs, rule)).items():
             columns[f"{name}_labels"] = texts
     return columns

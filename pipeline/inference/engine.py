@@ -12,19 +12,19 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.patches import cut_crops
-from classifier.predictions import Labels
-from pipeline.inference.executor import Crew, Stage
+from classifier.predictions import Predictions
+from pipeline.inference.executor import Stage, StageExecutor
 from pipeline.inference.models import Models
-from pipeline.inference.profiling import Watch
+from pipeline.inference.profiling import StageTimer
 from pipeline.regions.region import Region
 from pipeline.regions.tissue import TissueMask
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import FINE_MPP, WorkingGrid
 from segmentation.detector import Detector
-from segmentation.morphology import measured
+from segmentation.morphology import with_morphology
 from segmentation.nuclei import Nuclei
 
-READERS_LEAST = 2
+MIN_READERS = 2
 """Threads that read: a network file system keeps one waiting."""
 REGIONS_AHEAD = 2
 """Regions under way, beyond one a worker: one that is read and one that is read already."""
@@ -35,7 +35,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Window:
+class RegionPixels:
     """A region's pixels: as read, and at the detector's pixel size."""
 
     region: Region
@@ -44,7 +44,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Found:
+class DetectedRegion:
     """The nuclei that a region owns, in level-0 pixels, and the classifier's crops of them."""
 
     region: Region
@@ -53,12 +53,12 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Named:
+class LabelledRegion:
     """A finished region: its nuclei in level-0 pixels, and their labels."""
 
     region: Region
     nuclei_l0: Nuclei
-    labels: Labels
+    labels: Predictions
 
 
 def process_regions(
@@ -69,9 +69,9 @@ def process_regions(
     models: Models,
     batch_size: int,
     workers: int,
-    given_l0: Nuclei | None = None,
-    watch: Watch | None = None,
-) -> Iterator[Named]:
+    external_l0: Nuclei | None = None,
+    timer: StageTimer | None = None,
+) -> Iterator[LabelledRegion]:
     """Nuclei and labels of each region, in the order of ``regions``.
 
     Everything runs in threads, on several regions at once, while the caller does what it likes with those that are
@@ -93,44 +93,47 @@ def process_regions(
     """
     w_per_px = working_px(models.detector)
 
-    def read(region: Region) -> Window:
-        pixels = slide.read(grid, region.window_w)
-        return Window(region, pixels, resize(pixels, grid.stride, w_per_px))
+    def read(region: Region) -> RegionPixels:
+        pixels = slide.read(grid, region.read_box_w)
+        return RegionPixels(region, pixels, resize(pixels, grid.stride, w_per_px))
 
-    def predict(window: Window) -> tuple[Window, npt.NDArray[np.float32]]:
-        return window, models.detector.predict(window.resized)
+    def predict(region_pixels: RegionPixels) -> tuple[RegionPixels, npt.NDArray[np.float32]]:
+        return region_pixels, models.detector.predict(region_pixels.resized)
 
-    def find(predicted: tuple[Window, npt.NDArray[np.float32]]) -> Found:
-        window, prediction = predicted
+    def find(predicted: tuple[RegionPixels, npt.NDArray[np.float32]]) -> DetectedRegion:
+        region_pixels, prediction = predicted
         nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
-        return own(window, nuclei, grid, tissue, w_per_px)
+        return keep_owned(region_pixels, nuclei, grid, tissue, w_per_px)
 
-    def read_given(region: Region) -> Window:
-        pixels = slide.read(grid, region.window_w)
-        return Window(region, pixels, pixels)
+    def read_only_pixels(region: Region) -> RegionPixels:
+        pixels = slide.read(grid, region.read_box_w)
+        return RegionPixels(region, pixels, pixels)
 
-    def take_given(window: Window) -> Found:
-        assert given_w is not None
-        return own_w(window, given_w, grid, tissue)
+    def take_external(region_pixels: RegionPixels) -> DetectedRegion:
+        assert external_w is not None
+        return keep_owned_w(region_pixels, external_w, grid, tissue)
 
-    given_w = None if given_l0 is None else given_l0.moved(1 / grid.l0_per_w, (0, 0))
-    with Crew(watch or Watch()) as crew:
-        readers = crew.pool(max(READERS_LEAST, workers // 4), "reader")
-        processors = crew.pool(workers, "worker")
+    external_w = None if external_l0 is None else external_l0.transformed(1 / grid.l0_per_w, (0, 0))
+    with StageExecutor(timer or StageTimer()) as executor:
+        readers = executor.pool(max(MIN_READERS, workers // 4), "reader")
+        processors = executor.pool(workers, "worker")
         detector, classifier = (
-            processors if calls >= workers else crew.pool(calls, name)
-            for calls, name in ((models.detector.calls, "detector"), (models.classifier.calls, "classifier"))
+            processors if max_concurrency >= workers else executor.pool(max_concurrency, name)
+            for max_concurrency, name in (
+                (models.detector.max_concurrency, "detector"),
+                (models.classifier.max_concurrency, "classifier"),
+            )
         )
         stages: tuple[Stage, ...] = (
             Stage("read", readers, read),
             Stage("detect", detector, predict),
             Stage("outline", processors, find),
         )
-        if given_w is not None:
-            stages = (Stage("read", readers, read_given), Stage("outline", processors, take_given))
-        found = crew.through(stages, regions, depth=workers + REGIONS_AHEAD)
+        if external_w is not None:
+            stages = (Stage("read", readers, read_only_pixels), Stage("outline", processors, take_external))
+        found = executor.map_ordered(stages, regions, depth=workers + REGIONS_AHEAD)
         classify = Stage("classify", classifier, models.classifier)
-        yield from classify_found(crew, classify, len(models.outputs), found, batch_size, BATCHES_AHEAD * workers)
+        yield from classify_found(executor, classify, len(models.outputs), found, batch_size, BATCHES_AHEAD * workers)
 
 
 def working_px(detector: Detector) -> int:
@@ -150,32 +153,43 @@ def resize(pixels: Pixels, stride: int, w_per_px: int) -> Pixels:
     return cv2.resize(pixels, (width, height), interpolation=how).astype(np.uint8, copy=False)
 
 
-def own(window: Window, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask, w_per_px: int = 2) -> Found:
+def keep_owned(
+    region_pixels: RegionPixels, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask, w_per_px: int = 2
+) -> DetectedRegion:
     """Keep the nuclei that the region owns and that lie on tissue, measure them, and cut their crops.
 
     Args:
         window: of the region.
-        nuclei: in pixels of ``window.resized``.
+        nuclei: in pixels of ``region_pixels.resized``.
         grid: the slide's.
         tissue: the slide's.
-        w_per_px: working pixels per pixel of ``window.resized``.
+        w_per_px: working pixels per pixel of ``region_pixels.resized``.
     """
-    return own_w(window, nuclei.moved(float(w_per_px), window.region.window_w[:2]), grid, tissue)
+    return keep_owned_w(
+        region_pixels, nuclei.transformed(float(w_per_px), region_pixels.region.read_box_w[:2]), grid, tissue
+    )
 
 
-def own_w(window: Window, nuclei_w: Nuclei, grid: WorkingGrid, tissue: TissueMask) -> Found:
-    """As :func:`own`, of nuclei in working pixels."""
-    origin_w = window.region.window_w[:2]
-    nuclei_w = nuclei_w.select(window.region.owns(nuclei_w.centroids))
+def keep_owned_w(
+    region_pixels: RegionPixels, nuclei_w: Nuclei, grid: WorkingGrid, tissue: TissueMask
+) -> DetectedRegion:
+    """As :func:`keep_owned`, of nuclei in working pixels."""
+    origin_w = region_pixels.region.read_box_w[:2]
+    nuclei_w = nuclei_w.select(region_pixels.region.owns(nuclei_w.centroids))
     nuclei_w = nuclei_w.select(tissue.contains(grid.to_l0(nuclei_w.centroids)))
-    nuclei_w = measured(nuclei_w, window.pixels, origin_w, grid.stride, grid.mpp_w)
-    crops = cut_crops(window.pixels, (nuclei_w.centroids - origin_w) / grid.stride, grid.stride)
-    return Found(window.region, nuclei_w.moved(grid.l0_per_w, (0, 0)), crops)
+    nuclei_w = with_morphology(nuclei_w, region_pixels.pixels, origin_w, grid.stride, grid.mpp_w)
+    crops = cut_crops(region_pixels.pixels, (nuclei_w.centroids - origin_w) / grid.stride, grid.stride)
+    return DetectedRegion(region_pixels.region, nuclei_w.transformed(grid.l0_per_w, (0, 0)), crops)
 
 
 def classify_found(
-    crew: Crew, classify: Stage, columns: int, found: Iterable[Found], batch_size: int, batches_ahead: int
-) -> Iterator[Named]:
+    executor: StageExecutor,
+    classify: Stage,
+    columns: int,
+    found: Iterable[DetectedRegion],
+    batch_size: int,
+    batches_ahead: int,
+) -> Iterator[LabelledRegion]:
     """Label the nuclei in batches that fill across regions; a region is given out once all its nuclei have labels.
 
     Args:
@@ -188,10 +202,10 @@ def classify_found(
     """
     waiting: deque[tuple[Region, Nuclei]] = deque()
     crops: deque[Pixels] = deque()  # in no batch yet, in the order of ``waiting``
-    batches: deque[Future[Labels]] = deque()
-    done: deque[Labels] = deque()  # of the regions in ``waiting``, from the first on
+    batches: deque[Future[Predictions]] = deque()
+    done: deque[Predictions] = deque()  # of the regions in ``waiting``, from the first on
 
-    def send(size: int) -> None:
+    def submit_batch(size: int) -> None:
         parts, missing = [], size
         while missing:
             part = crops.popleft()
@@ -199,37 +213,37 @@ def classify_found(
                 crops.appendleft(part[missing:])
             parts.append(part[:missing])
             missing -= len(parts[-1])
-        batches.append(crew.send(classify, np.concatenate(parts) if len(parts) > 1 else parts[0]))
+        batches.append(executor.submit(classify, np.concatenate(parts) if len(parts) > 1 else parts[0]))
 
-    def gather(most: int) -> Iterator[Named]:
+    def collect(most: int) -> Iterator[LabelledRegion]:
         """What is finished, once no more than ``most`` batches are under way."""
         while batches and (len(batches) > most or batches[0].done()):
-            done.append(crew.result(batches.popleft()))
+            done.append(executor.result(batches.popleft()))
         while waiting and len(waiting[0][1]) <= sum(map(len, done)):
             region, nuclei_l0 = waiting.popleft()
-            yield Named(region, nuclei_l0, take(done, len(nuclei_l0), columns))
+            yield LabelledRegion(region, nuclei_l0, take(done, len(nuclei_l0), columns))
 
     for item in found:
         waiting.append((item.region, item.nuclei_l0))
         if len(item.crops):
             crops.append(item.crops)
         while sum(map(len, crops)) >= batch_size:
-            send(batch_size)
-            yield from gather(batches_ahead)
-        yield from gather(batches_ahead)
+            submit_batch(batch_size)
+            yield from collect(batches_ahead)
+        yield from collect(batches_ahead)
     if rest := sum(map(len, crops)):
-        send(rest)
-    yield from gather(0)
+        submit_batch(rest)
+    yield from collect(0)
 
 
-def take(done: deque[Labels], count: int, columns: int) -> Labels:
+def take(done: deque[Predictions], count: int, columns: int) -> Predictions:
     """Take the first ``count`` rows out of ``done``, which holds as many, of so many columns."""
-    parts = [Labels(np.zeros((0, columns), np.float32))]
+    parts = [Predictions(np.zeros((0, columns), np.float32))]
     while count:
         first = done.popleft()
         if len(first) > count:
-            done.appendleft(Labels(first.probabilities[count:]))
-            first = Labels(first.probabilities[:count])
+            done.appendleft(Predictions(first.probabilities[count:]))
+            first = Predictions(first.probabilities[:count])
         parts.append(first)
         count -= len(first)
-    return Labels.concatenate(parts)
+    return Predictions.concatenate(parts)

@@ -11,7 +11,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pipeline.inference.profiling import Watch
+from pipeline.inference.profiling import StageTimer
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -33,15 +33,15 @@ class Stage:
     work: Callable[[Any], Any]
 
 
-class Crew:
+class StageExecutor:
     """Pools of threads that work for one caller.
 
     The first error of any of them is raised by the caller's next :meth:`result`, whatever it waits for; leaving the
     ``with`` block begins nothing more, and waits for what is under way.
     """
 
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
+    def __init__(self, timer: StageTimer) -> None:
+        self.timer = timer
         self._pools: list[ThreadPoolExecutor] = []
         self._failure: Future[None] = Future()
         self._once = threading.Lock()
@@ -65,9 +65,9 @@ class Crew:
         self._pools.append(pool)
         return pool
 
-    def send(self, stage: Stage, item: Any) -> Future[Any]:
+    def submit(self, stage: Stage, item: Any) -> Future[Any]:
         """Let a stage work on an item."""
-        return self._send((stage,), item, Future())
+        return self._submit((stage,), item, Future())
 
     def result(self, future: Future[B]) -> B:
         """The result, once it is there.
@@ -81,20 +81,20 @@ class Crew:
             self._failure.result()
         return future.result()
 
-    def through(self, stages: Sequence[Stage], items: Iterable[A], depth: int) -> Iterator[Any]:
+    def map_ordered(self, stages: Sequence[Stage], items: Iterable[A], depth: int) -> Iterator[Any]:
         """Each item's result of the last stage, in order, with at most ``depth`` items under way.
 
         Whatever the caller does with one result, the others go on meanwhile.
         """
         under_way: deque[Future[Any]] = deque()
         for item in items:
-            under_way.append(self._send(stages, item, Future()))
+            under_way.append(self._submit(stages, item, Future()))
             if len(under_way) >= depth:
                 yield self.result(under_way.popleft())
         while under_way:
             yield self.result(under_way.popleft())
 
-    def _send(self, stages: Sequence[Stage], item: Any, final: Future[Any]) -> Future[Any]:
+    def _submit(self, stages: Sequence[Stage], item: Any, final: Future[Any]) -> Future[Any]:
         """Take an item through the stages; ``final`` gets the result."""
         pool, asked = stages[0].pool, monotonic()
 
@@ -104,9 +104,9 @@ class Crew:
                 if self._stopped:
                     return
                 if stage.pool is not pool:
-                    self._send(stages[k:], value, final)
+                    self._submit(stages[k:], value, final)
                     return
-                with self.watch.on(stage.name, wanted):
+                with self.timer.measure(stage.name, wanted):
                     value = stage.work(value)
                 wanted = monotonic()
             final.set_result(value)

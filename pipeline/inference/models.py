@@ -12,7 +12,7 @@ from nucpipe.errors import UsageError
 from segmentation.hovernet.zoo import PUBLISHED, SUFFIXES
 
 if TYPE_CHECKING:
-    from classifier.libraries import Outputs
+    from classifier.libraries import LabelSpace
     from classifier.predictor import Predictor
     from segmentation.detector import Detector
 
@@ -37,7 +37,7 @@ class Models:
     precision: str = "fp32"
 
     @property
-    def outputs(self) -> Outputs:
+    def outputs(self) -> LabelSpace:
         """The classifier's columns."""
         return self.classifier.outputs
 
@@ -121,9 +121,9 @@ def load_models(
     limit_heaps(threads)
     detector = load_detector(paths["segmentor"], device, precision, threads)
     if tta:
-        from segmentation.test_time_augmentation import Flipped
+        from segmentation.test_time_augmentation import TestTimeAugmentation
 
-        detector = Flipped(detector)
+        detector = TestTimeAugmentation(detector)
     predictor = load_predictor(paths["classifier"], device, precision, threads)
     described: dict[str, dict[str, Any]] = {
         kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()

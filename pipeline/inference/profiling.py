@@ -21,7 +21,7 @@ class Span:
 
 
 @dataclass
-class Sum:
+class StageTotal:
     """What a stage took altogether, over all threads.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sum:
     times: int = 0
 
 
-class Watch:
+class StageTimer:
     """Takes the time of work in any thread.
 
     Args:
@@ -44,14 +44,14 @@ class Watch:
 
     def __init__(self, keep: bool = False) -> None:
         self.began = monotonic()
-        self.sums: dict[str, Sum] = {}
+        self.sums: dict[str, StageTotal] = {}
         self.spans: list[Span] = []
         self.nuclei, self.mm2 = 0, 0.0
         self._keep = keep
         self._lock = threading.Lock()
 
     @contextmanager
-    def on(self, stage: str, asked: float | None = None) -> Iterator[None]:
+    def measure(self, stage: str, asked: float | None = None) -> Iterator[None]:
         """Time the block as work of a stage that was ready to begin at ``asked`` (of ``time.monotonic``)."""
         began = monotonic()
         try:
@@ -59,7 +59,7 @@ class Watch:
         finally:
             ended = monotonic()
             with self._lock:
-                total = self.sums.setdefault(stage, Sum())
+                total = self.sums.setdefault(stage, StageTotal())
                 total.seconds += ended - began
                 total.waited += began - asked if asked is not None else 0.0
                 total.times += 1
@@ -67,11 +67,11 @@ class Watch:
                     name = threading.current_thread().name
                     self.spans.append(Span(stage, name, began - self.began, ended - self.began))
 
-    def found(self, nuclei: int, mm2: float) -> None:
+    def count(self, nuclei: int, mm2: float) -> None:
         """A region of so many square millimetres is finished."""
         self.nuclei, self.mm2 = self.nuclei + nuclei, self.mm2 + mm2
 
-    def performance(self, seconds: float, workers: int, calls: int) -> dict[str, Any]:
+    def performance(self, seconds: float, workers: int, max_concurrency: int) -> dict[str, Any]:
         """How well the machine was used, as JSON can hold it.
 
         Args:
@@ -88,7 +88,7 @@ class Watch:
         return {
             "stages": stages,
             "workers": workers,
-            "device_busy": round(min(1.0, networks / (seconds * calls)), 3),
+            "device_busy": round(min(1.0, networks / (seconds * max_concurrency)), 3),
             "threads_busy": round(sum(s.seconds for s in self.sums.values()) / (seconds * workers), 3),
             "nuclei_per_second": round(self.nuclei / seconds, 1),
             "mm2_per_second": round(self.mm2 / seconds, 4),

@@ -23,12 +23,12 @@ SUFFIXES = (".geojson", ".geojson.gz", ".json", ".png", ".tif", ".tiff", ".npy")
 NUCLEAR_OBJECTS = ("detection", "cell")
 """QuPath's object types that are nuclei; a file may also hold the annotation in which they were found."""
 ASPECT_TOLERANCE = 0.01
-MOST_TYPES = 127
+MAX_TYPES = 127
 """A type's number is an int8."""
 
 
 @dataclass(frozen=True)
-class GivenNuclei:
+class ExternalNuclei:
     """The nuclei of a file, in level-0 pixels.
 
     Attributes:
@@ -72,7 +72,7 @@ def nuclei_file(option: str, slide: Path) -> Path:
     return found
 
 
-def given_nuclei(path: Path, slide: Slide) -> GivenNuclei:
+def read_external_nuclei(path: Path, slide: Slide) -> ExternalNuclei:
     """The nuclei in a GeoJSON or a label image.
 
     GeoJSON is in pixels of full resolution as QuPath shows the slide, as nucpipe's own export is (level 0 counted from
@@ -91,7 +91,7 @@ def given_nuclei(path: Path, slide: Slide) -> GivenNuclei:
 @functools.lru_cache(maxsize=1)
 def _read(
     path: Path, _: int, slide: str, size_l0: tuple[int, int], origin_l0: tuple[int, int], mpp: float
-) -> GivenNuclei:
+) -> ExternalNuclei:
     if path.name.lower().endswith((".geojson", ".geojson.gz", ".json")):
         nuclei, types = _from_geojson(path, origin_l0, mpp)
     else:
@@ -106,7 +106,7 @@ def _read(
             f"{slide} of {size_l0[0]} x {size_l0[1]} pixels; they must be in pixels of its full resolution."
         )
     described = {"name": f"nuclei of {path.name}", "fingerprint": fingerprint(path)}
-    return GivenNuclei(nuclei, {**described, "types": list(types)} if types else described)
+    return ExternalNuclei(nuclei, {**described, "types": list(types)} if types else described)
 
 
 def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:
@@ -138,7 +138,7 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
     polygons = shapely.polygons(shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), lengths)))
     centroids = shapely.get_coordinates(shapely.centroid(polygons))
     found = sorted({name for name in names if name})
-    types = tuple(found) if len(found) <= MOST_TYPES else ()
+    types = tuple(found) if len(found) <= MAX_TYPES else ()
     numbers = {name: number for number, name in enumerate(types)}
     nuclei = Nuclei(
         centroids,
@@ -219,7 +219,7 @@ def _from_labels(path: Path, slide: str, size_l0: tuple[int, int], mpp: float) -
         )
     scale = width_l0 / width
     nuclei = outline_instances(labels, np.ones(labels.shape, np.float32), mpp * scale, 1)
-    return nuclei.moved(scale, (0, 0))
+    return nuclei.transformed(scale, (0, 0))
 
 
 def _read_image(path: Path) -> npt.NDArray[Any] | None:

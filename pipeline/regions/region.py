@@ -36,7 +36,7 @@ class Region:
 
     index: int
     core_w: BoxW
-    window_w: BoxW
+    read_box_w: BoxW
 
     def owns(self, points_w: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Which of (N, 2) points lie in the core, whose left and upper edges belong to it and the others not."""

@@ -28,9 +28,9 @@ TILE_UM, TILE_UM_PER_PX, TILE_SPECK = 500.0, 1.0, 0.001
 
 WHITE = 245.0  # glass, where a thumbnail shows none
 GLASS_SHARE, GLASS_PINK = 0.002, 6
-LEAST_COLOUR, MOST_COLOUR = 0.035, 0.055
+MIN_COLOUR, MAX_COLOUR = 0.035, 0.055
 
-LARGEST_ROI_PX, MOST_DRAWN = 8192, 300
+LARGEST_ROI_PX, MAX_DRAWN = 8192, 300
 ASPECT_TOLERANCE = 0.01
 
 
@@ -204,9 +204,9 @@ def otsu(values: npt.NDArray[np.float32]) -> float:
     """Otsu's threshold (1979), within what noise on glass stays below and pale stroma stays above."""
     levels = np.clip(values * 200, 0, 255).astype(np.uint8).reshape(-1, 1)
     if not len(levels):
-        return LEAST_COLOUR
+        return MIN_COLOUR
     threshold, _ = cv2.threshold(levels, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    return float(np.clip(threshold / 200, LEAST_COLOUR, MOST_COLOUR))
+    return float(np.clip(threshold / 200, MIN_COLOUR, MAX_COLOUR))
 
 
 def find_ink(density: npt.NDArray[np.float32], least_px: float) -> Mask:
@@ -292,7 +292,7 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
     drawn_px = 0
     for rings in polygons:
         drawn_px += _draw(mask, [(ring + slide.origin_l0) * scale for ring in rings])
-        if drawn_px > MOST_DRAWN * mask.size:
+        if drawn_px > MAX_DRAWN * mask.size:
             raise SlideError(f"{path.name}: its polygons cover the slide hundreds of times over; give fewer of them.")
     if not mask.any():
         extent = f"{slide.path.name} of {slide.size_l0[0]} x {slide.size_l0[1]} pixels"

@@ -89,7 +89,7 @@ class Slide(ABC):
         """Number of levels in the pyramid, level 0 among them."""
         return len(self.levels)
 
-    def read(self, grid: WorkingGrid, window_w: Box) -> Image:
+    def read(self, grid: WorkingGrid, read_box_w: Box) -> Image:
         """Pixels on the working grid.
 
         A slide on its own grid gives its level-0 pixels to the bit. A resampled one gives every pixel a value that
@@ -107,9 +107,9 @@ class Slide(ABC):
         Raises:
             SlideError: the file is broken there.
         """
-        if any(edge % grid.stride for edge in window_w):
-            raise ValueError(f"window {window_w} is not aligned to the grid's stride of {grid.stride}")
-        x0, y0, x1, y1 = (edge // grid.stride for edge in window_w)
+        if any(edge % grid.stride for edge in read_box_w):
+            raise ValueError(f"window {read_box_w} is not aligned to the grid's stride of {grid.stride}")
+        x0, y0, x1, y1 = (edge // grid.stride for edge in read_box_w)
         width, height = grid.size_read
         if min(x0, y0) >= 0 and x1 <= width and y1 <= height:
             return self._remembered(grid, (x0, y0, x1, y1))

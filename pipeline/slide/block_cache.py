@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.slide.resample import Box, Image
 
 SIDE_PX = 512
-MOST_BYTES = 2**27
+MAX_BYTES = 2**27
 """Of remembered pixels: those of a band of regions (see ``pipeline.regions.region``), and a margin on either side."""
 
 
@@ -27,7 +27,7 @@ class Blocks:
         most_bytes: how much is remembered.
     """
 
-    def __init__(self, size: tuple[int, int], side_px: int = SIDE_PX, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, size: tuple[int, int], side_px: int = SIDE_PX, most_bytes: int = MAX_BYTES) -> None:
         self._size = size
         self._side = side_px
         self._most = max(1, most_bytes // (3 * side_px * side_px))

@@ -8,9 +8,9 @@ from nucpipe.errors import SlideError
 
 LONGEST_PX = 4_000_000
 """Of a slide's side: a metre at 0.25 um."""
-MOST_PIXELS = 2**38
+MAX_PIXELS = 2**38
 """Of a slide: half a million squared."""
-MOST_TILE_PIXELS = 2**26
+MAX_TILE_PIXELS = 2**26
 """Of a tile, which is decoded whole: 8192 squared."""
 BOMB_BYTES, BOMB_RATIO = 2**29, 250
 """A plain image that grows to more bytes, and more times its file, than these is no photograph."""
@@ -23,7 +23,7 @@ def check_slide(path: Path, sizes: list[tuple[int, int]]) -> None:
         SlideError: they cannot.
     """
     for width, height in sizes:
-        if min(width, height) < 1 or max(width, height) > LONGEST_PX or width * height > MOST_PIXELS:
+        if min(width, height) < 1 or max(width, height) > LONGEST_PX or width * height > MAX_PIXELS:
             raise SlideError(f"{path.name}: states {width} x {height} pixels, which no slide has; it is broken.")
 
 
@@ -33,7 +33,7 @@ def check_tile(path: Path, width: int, height: int) -> None:
     Raises:
         SlideError: it is too large.
     """
-    if width * height > MOST_TILE_PIXELS:
+    if width * height > MAX_TILE_PIXELS:
         raise SlideError(
             f"{path.name}: its tiles of {width} x {height} pixels are too large; convert it, for example with: "
             "vips tiffsave IN OUT.tif --tile --pyramid"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nucpipe.errors import SlideError
-from nucpipe.optional.tiatoolbox import quiet, toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
 from pipeline.slide.pixel_size import Mpp, pixel_size
@@ -63,7 +63,7 @@ class ToolboxSlide(Slide):
 
 def _open(path: Path, kind: str) -> Any:
     """tiatoolbox's reader."""
-    wsireader = toolbox("wsicore.wsireader")
+    wsireader = import_tiatoolbox("wsicore.wsireader")
     return wsireader.DICOMWSIReader(path) if kind == "dicom" else _open_jp2(path, wsireader)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from classifier.predictions import Labels
+from classifier.predictions import Predictions
 from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
 from segmentation.nuclei import Nuclei
@@ -81,7 +81,7 @@ class Journal:
         """The regions that are written, by index."""
         return frozenset(self._done)
 
-    def write(self, index: int, nuclei: Nuclei, labels: Labels) -> None:
+    def write(self, index: int, nuclei: Nuclei, labels: Predictions) -> None:
         """Write a region, whole or not at all.
 
         Args:
@@ -118,7 +118,7 @@ class Journal:
         """Whether a region is written, by whichever process."""
         return _read_whole(self._path(index)) is not None
 
-    def read(self, index: int) -> tuple[Nuclei, Labels]:
+    def read(self, index: int) -> tuple[Nuclei, Predictions]:
         """A region as it was written.
 
         Raises:
@@ -138,7 +138,7 @@ class Journal:
                 types=arrays.get("types"),
                 measures=arrays.get("measures"),
             )
-            return nuclei, Labels(arrays["probabilities"])
+            return nuclei, Predictions(arrays["probabilities"])
 
     def remove(self) -> None:
         """Remove the journal from the disk, if there is one. Killed in the middle, what is left is still a journal.

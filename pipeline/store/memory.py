@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classifier.predictions import Labels
-from pipeline.store.ordering import in_order, survey
+from classifier.predictions import Predictions
+from pipeline.store.ordering import index_regions, iterate_ordered
 from pipeline.store.reader import Store, StoreInfo, table_rows
 from segmentation.nuclei import Nuclei
 
@@ -26,12 +26,12 @@ class MemoryStore(Store):
     arrays: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, nuclei: Nuclei, labels: Labels, info: StoreInfo) -> MemoryStore:
+    def of(cls, nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> MemoryStore:
         """The nuclei of an image, in any order, in level-0 pixels."""
         regions = _OneRegion(nuclei, labels)
-        parts = list(in_order(regions, survey(regions, [0])))
+        parts = list(iterate_ordered(regions, index_regions(regions, [0])))
         ordered = Nuclei.concatenate([part for part, _ in parts])
-        named = Labels.concatenate([part for _, part in parts]) if parts else labels
+        named = Predictions.concatenate([part for _, part in parts]) if parts else labels
         arrays = table_rows(ordered, named, info)
         arrays["contours/offsets"] = ordered.contour_offsets
         arrays["contours/points"] = ordered.contour_points.astype(np.float32)
@@ -50,7 +50,7 @@ class _OneRegion:
     """What a journal of one region would give."""
 
     nuclei: Nuclei
-    labels: Labels
+    labels: Predictions
 
-    def read(self, index: int) -> tuple[Nuclei, Labels]:
+    def read(self, index: int) -> tuple[Nuclei, Predictions]:
         return self.nuclei, self.labels

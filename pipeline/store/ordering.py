@@ -11,7 +11,7 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 
-from classifier.predictions import Labels
+from classifier.predictions import Predictions
 from segmentation.nuclei import Nuclei
 
 NUCLEUS_NAMESPACE = UUID("9a56c65d-5301-47c3-a672-879a9d8a9fa1")
@@ -25,7 +25,7 @@ ROUNDING = 0.618034
 
 
 @dataclass(frozen=True)
-class Survey:
+class RegionIndex:
     """How many nuclei and outline points there are, and which regions have nuclei in which row of blocks."""
 
     nuclei: int
@@ -36,11 +36,11 @@ class Survey:
 class Regions(Protocol):
     """Finished regions, such as a journal holds."""
 
-    def read(self, index: int) -> tuple[Nuclei, Labels]:
+    def read(self, index: int) -> tuple[Nuclei, Predictions]:
         """The nuclei and labels of one of them."""
 
 
-def survey(journal: Regions, regions: Iterable[int]) -> Survey:
+def index_regions(journal: Regions, regions: Iterable[int]) -> RegionIndex:
     """Read the regions once, to know what will come."""
     count, points, regions_of_row = 0, 0, dict[int, list[int]]()
     for region in regions:
@@ -49,7 +49,7 @@ def survey(journal: Regions, regions: Iterable[int]) -> Survey:
         points += int(nuclei.contour_offsets[-1])
         for row in np.unique(blocks_of(nuclei)[:, 1]).tolist():
             regions_of_row.setdefault(row, []).append(region)
-    return Survey(count, points, regions_of_row)
+    return RegionIndex(count, points, regions_of_row)
 
 
 def _hundredths(nuclei: Nuclei) -> npt.NDArray[np.int64]:
@@ -62,10 +62,10 @@ def blocks_of(nuclei: Nuclei) -> npt.NDArray[np.int64]:
     return _hundredths(nuclei) // (100 * BLOCK_L0)
 
 
-def in_order(journal: Regions, found: Survey) -> Iterator[tuple[Nuclei, Labels]]:
+def iterate_ordered(journal: Regions, found: RegionIndex) -> Iterator[tuple[Nuclei, Predictions]]:
     """All nuclei in the store's order, in batches of whole rows of blocks."""
-    rows: list[tuple[Nuclei, Labels]] = []
-    held: dict[int, tuple[Nuclei, Labels]] = {}
+    rows: list[tuple[Nuclei, Predictions]] = []
+    held: dict[int, tuple[Nuclei, Predictions]] = {}
     for row in sorted(found.regions_of_row):
         # A region is higher than a row: keep it in memory until the rows have passed it.
         held = {i: held[i] if i in held else journal.read(i) for i in found.regions_of_row[row]}
@@ -77,20 +77,20 @@ def in_order(journal: Regions, found: Survey) -> Iterator[tuple[Nuclei, Labels]]
         yield _concatenated(rows)
 
 
-def _sorted_row(row: int, parts: Iterable[tuple[Nuclei, Labels]]) -> tuple[Nuclei, Labels]:
+def _sorted_row(row: int, parts: Iterable[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Predictions]:
     inside = [
-        (nuclei.select(which), Labels(labels.probabilities[which]))
+        (nuclei.select(which), Predictions(labels.probabilities[which]))
         for nuclei, labels in parts
         for which in [blocks_of(nuclei)[:, 1] == row]
     ]
     nuclei, labels = _concatenated(inside)
     x, y = _hundredths(nuclei).T
     order = np.lexsort((nuclei.detection_p, nuclei.area_um2, x, y, blocks_of(nuclei)[:, 0]))
-    return nuclei.select(order), Labels(labels.probabilities[order])
+    return nuclei.select(order), Predictions(labels.probabilities[order])
 
 
-def _concatenated(parts: list[tuple[Nuclei, Labels]]) -> tuple[Nuclei, Labels]:
-    return Nuclei.concatenate([nuclei for nuclei, _ in parts]), Labels.concatenate([labels for _, labels in parts])
+def _concatenated(parts: list[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Predictions]:
+    return Nuclei.concatenate([nuclei for nuclei, _ in parts]), Predictions.concatenate([labels for _, labels in parts])
 
 
 def nucleus_ids(nuclei: Nuclei, slide_name: str, size_l0: tuple[int, int]) -> npt.NDArray[np.object_]:

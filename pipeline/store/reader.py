@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decision_rule import Rule, best_labels, short_form
-from classifier.libraries import Outputs
-from classifier.predictions import Labels
+from classifier.decision_rule import DecisionRule, best_labels, short_form
+from classifier.libraries import LabelSpace
+from classifier.predictions import Predictions
 from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write
 from pipeline.store.anndata_encoding import (
@@ -28,7 +28,7 @@ from pipeline.store.anndata_encoding import (
     add_values,
 )
 from pipeline.store.journal import Journal
-from pipeline.store.ordering import BLOCK_L0, Survey, blocks_of, in_order, nucleus_ids, survey
+from pipeline.store.ordering import BLOCK_L0, RegionIndex, blocks_of, index_regions, iterate_ordered, nucleus_ids
 from segmentation.nuclei import MEASURES, Nuclei
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class StoreInfo:
     size_l0: tuple[int, int]
     mpp: float
     origin_l0: tuple[int, int]
-    outputs: Outputs
+    outputs: LabelSpace
     models: dict[str, Any]
     settings: dict[str, Any]
     nucpipe_version: str
@@ -74,16 +74,16 @@ class StoreInfo:
         return tuple(self.models.get("segmentor", {}).get("types", ()))
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> DecisionRule:
         """How the run decided on labels."""
-        return Rule.from_dict(self.settings.get("decide", {}))
+        return DecisionRule.from_dict(self.settings.get("decide", {}))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
         """From the form that :meth:`to_dict` gives."""
         width, height = fields["size_l0"]
         x, y = fields["origin_l0"]
-        outputs = Outputs.from_dict(fields["outputs"])
+        outputs = LabelSpace.from_dict(fields["outputs"])
         return cls(**{**fields, "size_l0": (width, height), "origin_l0": (x, y), "outputs": outputs})
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def finish(journal: Journal, regions: Sequence[int], path: Path, info: StoreInfo
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        _write(journal, survey(journal, sorted(regions)), partial, info)
+        _write(journal, index_regions(journal, sorted(regions)), partial, info)
         partial.rename(path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -119,7 +119,7 @@ def finish(journal: Journal, regions: Sequence[int], path: Path, info: StoreInfo
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write(journal: Journal, found: Survey, path: Path, info: StoreInfo) -> None:
+def _write(journal: Journal, found: RegionIndex, path: Path, info: StoreInfo) -> None:
     import zarr
 
     root = zarr.open_group(
@@ -136,7 +136,7 @@ def _write(journal: Journal, found: Survey, path: Path, info: StoreInfo) -> None
     offsets[:1] = np.zeros(1, np.int64)
     counts = np.zeros(blocks_across(info.size_l0), np.int64)
     start, start_point = 0, 0
-    for nuclei, labels in in_order(journal, found):
+    for nuclei, labels in iterate_ordered(journal, found):
         end, end_point = start + len(nuclei), start_point + len(nuclei.contour_points)
         for name, values in table_rows(nuclei, labels, info).items():
             arrays[name][start:end] = values
@@ -175,7 +175,7 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     return {array.path: array for array in arrays}
 
 
-def table_rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
+def table_rows(nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
     """What stands in the table of these nuclei, by the path of the array."""
     values: dict[str, npt.NDArray[Any]] = {
         "table/X": labels.probabilities,
@@ -196,7 +196,7 @@ def table_rows(nuclei: Nuclei, labels: Labels, info: StoreInfo) -> dict[str, npt
     return values
 
 
-def _add_var(table: zarr.Group, outputs: Outputs) -> None:
+def _add_var(table: zarr.Group, outputs: LabelSpace) -> None:
     var = add_dataframe(table, "var", ["library", "label", "short", "trained"])
     add_strings(var, "_index", [f"{library}:{label}" for library, label in outputs.columns])
     add_strings(var, "library", [library for library, _ in outputs.columns])

@@ -33,7 +33,7 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
     rims = [(margin, -side % align + margin) for side in (height, width)]
     padded = np.pad(resized, (*rims, (0, 0)), mode="reflect")
     found = detector.nuclei(detector.predict(np.ascontiguousarray(padded)), detector.input_mpp)
-    found = found.moved(scale, (-margin * scale, -margin * scale))
+    found = found.transformed(scale, (-margin * scale, -margin * scale))
     height_px, width_px = pixels.shape[:2]
     x, y = found.centroids.T
     return found.select((x >= 0) & (y >= 0) & (x < width_px) & (y < height_px))

@@ -176,7 +176,7 @@ def read_hovernet(path: Path) -> tuple[HoVerNet, ModelHeader]:
     return model, header
 
 
-def grow(small: HoVerNet, large: HoVerNet) -> None:
+def widen(small: HoVerNet, large: HoVerNet) -> None:
     """Give a network the weights of one with narrower decoder layers, so that it computes the same maps.
 
     The further channels start at random, and what was there before does not listen to them yet (Chen et al. 2016,

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 from segmentation.contours import trace_instances
 from segmentation.hovernet.watershed import flood
 from segmentation.nuclei import Nuclei
@@ -92,7 +92,7 @@ def _components(mask: npt.NDArray[np.integer] | cv2.typing.MatLike) -> tuple[Int
     return components, areas_by_number(components, count)
 
 
-@compiled
+@jit
 def areas_by_number(components: IntMap, count: int) -> IntMap:
     """How many pixels have each number below ``count``: (H, W) int32 to (count,) int32."""
     areas = np.zeros(count, np.int32)
@@ -102,7 +102,7 @@ def areas_by_number(components: IntMap, count: int) -> IntMap:
     return areas
 
 
-@compiled
+@jit
 def assign(
     components: IntMap,
     markers: IntMap,
@@ -165,7 +165,7 @@ def find_nuclei(
     settings = settings or PostProcessing()
     p = 1 / (1 + np.exp(-maps[0].clip(-30, 30)))
     instances = label_instances(p, np.ascontiguousarray(maps[1:]), settings)
-    return outline_instances(instances, p, mpp, settings.min_area_px, types).moved(frame_scale, (0, 0))
+    return outline_instances(instances, p, mpp, settings.min_area_px, types).transformed(frame_scale, (0, 0))
 
 
 def outline_instances(

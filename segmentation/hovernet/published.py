@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from nucpipe.backends.select import ready
+from nucpipe.backends.select import select_backend
 from nucpipe.errors import ModelError
-from nucpipe.optional.tiatoolbox import quiet, toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from segmentation.detector import Detector
 from segmentation.hovernet.postprocess import PostProcessing, find_nuclei
 from segmentation.hovernet.zoo import cause
@@ -90,8 +90,10 @@ class PublishedHoVerNet(Detector):
         self.margin_px = (self.rim_px + ENLARGED_PX + 1) // 2 * 2
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
         maps = _Stacked(network, bool(types)).eval()
-        self.runtime = ready(lambda: maps, device, precision, threads, rows=1, side_px=self.windows.input_px)
-        self.calls = self.runtime.calls
+        self.runtime = select_backend(
+            lambda: maps, device, precision, threads, batch_rows=1, side_px=self.windows.input_px
+        )
+        self.max_concurrency = self.runtime.max_concurrency
         self.settings = settings or PostProcessing()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -106,9 +108,9 @@ class PublishedHoVerNet(Detector):
             of each pixel (0 = background).
         """
         side, step, skip = self.windows.input_px, self.windows.output_px, self.margin_px - self.rim_px
-        rows, columns = ((length - 2 * self.margin_px) // step for length in pixels.shape[:2])
-        maps = np.zeros((3 + bool(self.types), rows * step, columns * step), np.float32)
-        places = [(i * step, j * step) for i in range(rows) for j in range(columns)]
+        batch_rows, columns = ((length - 2 * self.margin_px) // step for length in pixels.shape[:2])
+        maps = np.zeros((3 + bool(self.types), batch_rows * step, columns * step), np.float32)
+        places = [(i * step, j * step) for i in range(batch_rows) for j in range(columns)]
         for first in range(0, len(places), self.batch_size):
             chosen = places[first : first + self.batch_size]
             batch = np.stack([pixels[y + skip :, x + skip :][:side, :side] for y, x in chosen])
@@ -120,7 +122,7 @@ class PublishedHoVerNet(Detector):
         """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
         types = prediction[3].astype(np.uint8) if self.types else None
         found = find_nuclei(prediction[:3], mpp, self.settings, types=types)
-        return found.moved(1.0, (self.margin_px, self.margin_px))
+        return found.transformed(1.0, (self.margin_px, self.margin_px))
 
 
 class _Repeated(torch.nn.Module):
@@ -186,7 +188,7 @@ def load_published(path: Path, device: str = "cpu", precision: str = "fp32", thr
 
 def _network(mode: str, types: int | None) -> torch.nn.Module:
     try:
-        architecture: Any = toolbox("models.architecture.hovernet")
+        architecture: Any = import_tiatoolbox("models.architecture.hovernet")
     except ImportError as error:
         raise ModelError(f"the published HoVer-Net needs tiatoolbox ({error}); install it.") from error
     with quiet():

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 Places = npt.NDArray[np.int64]
 
 
-@compiled
+@jit
 def flood(landscape: Floats, components: Ints, wanted: npt.NDArray[np.bool_], labels: Ints) -> None:
     """Grow markers over their component, lowest pixel first, of equal pixels the one reached first.
 
@@ -60,7 +60,7 @@ def flood(landscape: Floats, components: Ints, wanted: npt.NDArray[np.bool_], la
                     age += 1
 
 
-@compiled
+@jit
 def _has_way(components: Ints, labels: Ints, row: int, column: int) -> bool:
     """Whether a neighbour is still to be flooded: of a pixel without one nothing comes, so it need not be queued."""
     height, width = labels.shape
@@ -73,7 +73,7 @@ def _has_way(components: Ints, labels: Ints, row: int, column: int) -> bool:
     return False
 
 
-@compiled
+@jit
 def _push(values: Floats, ages: Places, places: Places, n: int, value: float, age: int, place: int) -> None:
     """Add a pixel to a heap of ``n``."""
     hole = n
@@ -86,7 +86,7 @@ def _push(values: Floats, ages: Places, places: Places, n: int, value: float, ag
     values[hole], ages[hole], places[hole] = value, age, place
 
 
-@compiled
+@jit
 def _drop_first(values: Floats, ages: Places, places: Places, n: int) -> None:
     """Take the first pixel from a heap of which ``n`` are left."""
     value, age, place = values[n], ages[n], places[n]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nucpipe.errors import ModelError
-from nucpipe.optional.tiatoolbox import quiet, toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 
 PUBLISHED = {
     "hovernet_fast-pannuke": "PanNuke",
@@ -32,7 +32,7 @@ SUFFIXES = (".tar", ".pth", ".pt")
 
 def zoo_path(name: str) -> Path:
     """Where tiatoolbox keeps the weights of that model, whether they are there or not."""
-    return Path(toolbox("").rcParam["TIATOOLBOX_HOME"]) / "models" / f"{name}.pth"
+    return Path(import_tiatoolbox("").rcParam["TIATOOLBOX_HOME"]) / "models" / f"{name}.pth"
 
 
 def zoo_weights(name: str) -> Path:
@@ -46,10 +46,10 @@ def zoo_weights(name: str) -> Path:
         return path
     try:
         with quiet():
-            toolbox("models.architecture").fetch_pretrained_weights(name)
+            import_tiatoolbox("models.architecture").fetch_pretrained_weights(name)
     # The hub's client hands on whatever its transport raises.
     except Exception as error:
-        source = toolbox("").rcParam["pretrained_model_info"].get(name, {}).get("hf_repo_id", "")
+        source = import_tiatoolbox("").rcParam["pretrained_model_info"].get(name, {}).get("hf_repo_id", "")
         raise ModelError(
             f"--segmentor {name}: its weights cannot be fetched from huggingface.co ({cause(error)}). "
             f"Where there is internet, download https://huggingface.co/{source}/resolve/main/{name}.pth, "

@@ -28,7 +28,7 @@ TILE_PX = CORE_PX + 2 * MARGIN_PX
 ANCHORS_PX = ((12,), (24,), (48,), (96,), (192,))
 """Sides of the boxes that are tried, by level of the pyramid; nuclei are 16 to 100 px wide."""
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-LEAST_SCORE = 0.5
+MIN_SCORE = 0.5
 MASK_LEVEL = 0.5
 MIN_AREA_PX = 40
 
@@ -62,7 +62,7 @@ def build_rcnn(kind: str, encoder: str) -> nn.Module:
         image_mean=MEAN,
         image_std=STD,
         rpn_anchor_generator=AnchorGenerator(ANCHORS_PX, ((0.5, 1.0, 2.0),) * len(ANCHORS_PX)),
-        box_score_thresh=LEAST_SCORE,
+        box_score_thresh=MIN_SCORE,
         box_detections_per_img=400,
     )
     return network

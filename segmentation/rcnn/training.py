@@ -15,13 +15,13 @@ from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import UsageError
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from segmentation.rcnn.detector import TILE_PX, build_rcnn
-from segmentation.training.dataset import TileSource
+from segmentation.training.dataset import TileDataset
 
 LOSSES = {
     "fasterrcnn": ("total", "loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),
     "maskrcnn": ("total", "loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"),
 }
-LEAST_PX = 20
+MIN_PX = 20
 """Smaller bits of a nucleus, as at a tile's edge, are no example."""
 
 
@@ -38,15 +38,15 @@ class ObjectBatch:
     instances: npt.NDArray[np.int32]
 
 
-class TrainedRCNN:
-    """Train an R-CNN (see :class:`segmentation.training.train.Trained`) in float32 on tiles of the network's size."""
+class RCNNTask:
+    """Train an R-CNN in float32 on tiles of the network's size."""
 
     def __init__(
         self, kind: str, encoder: str, images: Sequence[AnnotatedImage], seed: int, batch_size: int, device: str
     ) -> None:
         self.kind, self.encoder, self.device = kind, encoder, torch.device(device)
         self.losses = LOSSES[kind]
-        self.source = TileSource(images, seed, batch_size)
+        self.source = TileDataset(images, seed, batch_size)
         sizes = zip(self.source.pixels, self.source.scales, strict=True)
         areas = np.array([pixels.shape[0] * pixels.shape[1] / scale**2 for pixels, scale in sizes])
         self.shares = areas / areas.sum()
@@ -95,7 +95,7 @@ def targets_of(instances: npt.NDArray[np.int32], masks: bool) -> dict[str, torch
     """Boxes, labels (all 1) and, if wanted, masks of a tile's nuclei, as torchvision takes them."""
     boxes, found = [], []
     for k, box in enumerate(find_objects(instances)):
-        if box is None or (mask := instances[box] == k + 1).sum() < LEAST_PX or min(mask.shape) < 3:
+        if box is None or (mask := instances[box] == k + 1).sum() < MIN_PX or min(mask.shape) < 3:
             continue
         boxes.append((box[1].start, box[0].start, box[1].stop, box[0].stop))
         found.append(k + 1)

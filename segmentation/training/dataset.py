@@ -32,7 +32,7 @@ class TileBatch:
     hv: npt.NDArray[np.float16]
 
 
-class TileSource:
+class TileDataset:
     """All annotated images, in memory, and the tiles cut from them.
 
     A batch depends on (seed, step) alone, so a resumed training sees what an uninterrupted one would have seen.

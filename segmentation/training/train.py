@@ -25,8 +25,8 @@ from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import imagenet_state_dict
 from segmentation.detector import INPUT_MPP
-from segmentation.hovernet.network import WIDTHS, HoVerNet, grow, read_hovernet
-from segmentation.training.dataset import TileBatch, TileSource
+from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
+from segmentation.training.dataset import TileBatch, TileDataset
 from segmentation.training.losses import hovernet_loss
 
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
@@ -133,7 +133,7 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     return header
 
 
-class Trained(Protocol):
+class TrainingTask(Protocol):
     """What the trainings of different architectures have of their own."""
 
     @property
@@ -150,14 +150,14 @@ class Trained(Protocol):
         """Learn from a batch; the losses by name."""
 
 
-class TrainedHoVerNet:
+class HoVerNetTask:
     """The compact HoVer-Net's."""
 
     losses = LOSSES
 
     def __init__(self, config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
-        self.source = TileSource(images, config.seed, config.batch_size)
+        self.source = TileDataset(images, config.seed, config.batch_size)
 
     def new_model(self) -> nn.Module:  # noqa: D102
         model = _new_model(self.config, self.say)
@@ -175,33 +175,33 @@ class TrainedHoVerNet:
         )
 
 
-def _trained(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> Trained:
+def _training_task(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> TrainingTask:
     if config.architecture == "hovernet":
-        return TrainedHoVerNet(config, images, say)
-    from segmentation.rcnn.training import TrainedRCNN
+        return HoVerNetTask(config, images, say)
+    from segmentation.rcnn.training import RCNNTask
 
-    return TrainedRCNN(config.architecture, config.encoder, images, config.seed, config.batch_size, config.device)
+    return RCNNTask(config.architecture, config.encoder, images, config.seed, config.batch_size, config.device)
 
 
 def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> nn.Module:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    trained = _trained(config, images, say)
+    trained = _training_task(config, images, say)
     model = trained.new_model()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
     average = trainer.WeightAverage(model, round(config.steps * (1 - trainer.AVERAGED_SHARE)))
     parts: dict[str, trainer.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
-    course = trainer.Course("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
-    with course, _batches(trained.batch, course.start, config.steps) as batches:
+    trainer_loop = trainer.Trainer("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
+    with trainer_loop, _batches(trained.batch, trainer_loop.start, config.steps) as batches:
         for step, batch in batches:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * trainer.rate(step, config.steps)
+                group["lr"] = config.learning_rate * trainer.lr_factor(step, config.steps)
             losses = trained.step(model, optimizer, batch, config.seed + step)
             average.update(model, step)
             cells = [f"{losses[name]:.4f}" for name in trained.losses]
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            course.done(step, cells, text, step + 1 == config.steps)
+            trainer_loop.log_step(step, cells, text, step + 1 == config.steps)
     return average.model
 
 
@@ -212,7 +212,7 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
         widths = config.widths or start.widths
         model = HoVerNet(config.encoder, widths, start.hidden)
         try:
-            grow(start, model)
+            widen(start, model)
         except ValueError as error:
             raise DataError(
                 f"--start-from {config.start_from[0]}: its decoder is wider than --widths "

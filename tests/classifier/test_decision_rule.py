@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from classifier.decision_rule import Rule, best_labels, decide
-from classifier.libraries import Library, Outputs
+from classifier.decision_rule import DecisionRule, best_labels, decide
+from classifier.libraries import LabelSpace, Library
 from nucpipe.errors import OutputError, UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
@@ -24,22 +24,22 @@ LIBRARIES = (
     Library("A", ("x", "y", "z"), GREY, 0.25, "", ""),
     Library("B", ("u", "v"), GREY[:2], 0.25, "", ""),
 )
-OUTPUTS = Outputs(LIBRARIES, (True, True, False, True, True))
+OUTPUTS = LabelSpace(LIBRARIES, (True, True, False, True, True))
 P = np.array([[0.5, 0.5, 0, 0.1, 0.9], [0.7, 0.3, 0, 0.45, 0.55], [0.2, 0.8, 0, 0.6, 0.4]], np.float32)
 
 
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        (Rule(), ["x v", "x v", "y u"]),
-        (Rule("best", 0.6), ["v", "x", "y u"]),
-        (Rule("best", 0.5), ["x v", "x v", "y u"]),
-        (Rule("threshold", 0.5), ["x y v", "x v", "y u"]),
-        (Rule("threshold", 0.4), ["x y v", "x u v", "y u v"]),
-        (Rule("threshold", 0.95), ["", "", ""]),
+        (DecisionRule(), ["x v", "x v", "y u"]),
+        (DecisionRule("best", 0.6), ["v", "x", "y u"]),
+        (DecisionRule("best", 0.5), ["x v", "x v", "y u"]),
+        (DecisionRule("threshold", 0.5), ["x y v", "x v", "y u"]),
+        (DecisionRule("threshold", 0.4), ["x y v", "x u v", "y u v"]),
+        (DecisionRule("threshold", 0.95), ["", "", ""]),
     ],
 )
-def test_each_rule_gives_its_labels(rule: Rule, expected: list[str]) -> None:
+def test_each_rule_gives_its_labels(rule: DecisionRule, expected: list[str]) -> None:
     chosen = decide(P, OUTPUTS, rule)
     names = np.array([label for _, label in OUTPUTS.columns])
     assert [" ".join(names[row]) for row in chosen] == expected
@@ -47,12 +47,12 @@ def test_each_rule_gives_its_labels(rule: Rule, expected: list[str]) -> None:
         part = chosen[:, OUTPUTS.slices[name]]
         assert ((numbers < 0) == ~part.any(1)).all()
         assert all(part[i, k] for i, k in enumerate(numbers) if k >= 0)
-    assert Rule.from_dict(rule.to_dict()) == rule
+    assert DecisionRule.from_dict(rule.to_dict()) == rule
 
 
 def test_an_untrained_label_is_never_decided_on() -> None:
     p = np.array([[0.0, 0.0, 1.0, 0.5, 0.5]], np.float32)
-    for rule in (Rule(), Rule("best", 0.1), Rule("threshold", 0.1)):
+    for rule in (DecisionRule(), DecisionRule("best", 0.1), DecisionRule("threshold", 0.1)):
         assert not decide(p, OUTPUTS, rule)[0, 2]
 
 
@@ -68,7 +68,7 @@ def test_an_untrained_label_is_never_decided_on() -> None:
 )
 def test_rules_that_make_no_sense_are_refused(kind: str, threshold: float | None, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Rule(kind, threshold)
+        DecisionRule(kind, threshold)
 
 
 def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:

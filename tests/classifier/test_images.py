@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from classifier.decision_rule import Rule
+from classifier.decision_rule import DecisionRule
 from classifier.images import NamedImages, as_table, preparation, window_of
-from classifier.libraries import Outputs, published_libraries
+from classifier.libraries import LabelSpace, published_libraries
 from classifier.predictor import load_predictor
 from classifier.preprocess import denoise, sharpen, stain_normaliser
 from nucpipe.errors import DataError, UsageError
@@ -124,11 +124,11 @@ def test_a_bad_image_is_named_and_the_others_are_done(images: Path) -> None:
 
 
 def test_a_rule_can_give_none_or_several(images: Path) -> None:
-    outputs = Outputs(published_libraries(), (True,) * 35)
+    outputs = LabelSpace(published_libraries(), (True,) * 35)
     p = np.zeros((1, 35), np.float32)
     p[0, [0, 1, 12, 19, 26, 30]] = 0.6, 0.4, 0.9, 0.2, 1, 0.5
     named = NamedImages((Path("x.png"),), p, outputs, (), ())
-    row = as_table(named, Rule("threshold", 0.4)).splitlines()[1]
+    row = as_table(named, DecisionRule("threshold", 0.4)).splitlines()[1]
     assert re.split("  +", row) == [
         "x.png",
         "tumor 0.60; fibroblast 0.40",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from classifier.label_mapping import Matching, Pair, make_matching
-from classifier.libraries import Library, Outputs, libraries_of, load_library, published_libraries
+from classifier.libraries import LabelSpace, Library, libraries_of, load_library, published_libraries
 from classifier.predictions import probabilities
 from classifier.training.distillation import Teacher, distillation_loss
 from classifier.training.losses import masked_cross_entropy, masked_distance
@@ -43,7 +43,7 @@ TABLE = {
 }
 
 
-COLUMNS = [f"{library} {label}" for library, label in Outputs(LIBRARIES, ()).columns]
+COLUMNS = [f"{library} {label}" for library, label in LabelSpace(LIBRARIES, ()).columns]
 
 
 def named(targets: np.ndarray) -> set[str]:
@@ -208,11 +208,11 @@ def test_a_broken_library_file_is_told(tmp_path: Path, text: str, message: str) 
         load_library(file)
 
 
-def two_libraries(trained: tuple[bool, ...]) -> Outputs:
+def two_libraries(trained: tuple[bool, ...]) -> LabelSpace:
     grey = (0, 0, 0)
     labels = {"A": ("x", "y", "z"), "B": ("u", "v")}
     make = [Library(name, some, (grey,) * len(some), 0.25, "", "") for name, some in labels.items()]
-    return Outputs(tuple(make), trained)
+    return LabelSpace(tuple(make), trained)
 
 
 def test_masked_loss_equals_a_hand_computed_one() -> None:
@@ -290,10 +290,10 @@ def test_distillation_equals_a_hand_computed_divergence_of_the_labels_that_both_
 
 
 def test_a_temperature_divides_its_librarys_logits() -> None:
-    outputs = Outputs(two_libraries((True,) * 5).libraries, (True,) * 5, (2.0, 1.0))
+    outputs = LabelSpace(two_libraries((True,) * 5).libraries, (True,) * 5, (2.0, 1.0))
     logits = np.array([[0.0, 2 * math.log(2), 2 * math.log(5), 0.0, math.log(3)]], np.float32)
     assert probabilities(logits, outputs)[0].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8, 1 / 4, 3 / 4], abs=1e-6)
-    assert Outputs.from_dict(outputs.to_dict()) == outputs
+    assert LabelSpace.from_dict(outputs.to_dict()) == outputs
 
 
 def test_probabilities_sum_to_one_per_library_and_untrained_labels_stay_at_zero() -> None:
@@ -301,7 +301,7 @@ def test_probabilities_sum_to_one_per_library_and_untrained_labels_stay_at_zero(
     for column in (3, 9, 20):
         trained[column] = False
     trained[26:30] = [False] * 4  # MoNuSAC, wholly
-    outputs = Outputs(LIBRARIES, tuple(trained))
+    outputs = LabelSpace(LIBRARIES, tuple(trained))
     logits = 20 * torch.randn(50, 35, generator=torch.Generator().manual_seed(0))
     logits[:, [3, 9, 20, 27]] = 1000.0
     result = probabilities(logits.numpy(), outputs)

@@ -13,11 +13,11 @@ import timm
 import torch
 
 from classifier.label_mapping import make_matching
-from classifier.libraries import Outputs, published_libraries
+from classifier.libraries import LabelSpace, published_libraries
 from classifier.network import MEAN, MPP, STD, JointClassifier, enlarge, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.augmentation import augment, resample
-from classifier.training.dataset import Samples, cut_windows, gather, sampling_weights
+from classifier.training.dataset import PatchDataset, cut_windows, extract_patches, sampling_weights
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, Annotation
 from nucpipe.errors import DataError, ModelError, UsageError
@@ -26,7 +26,7 @@ from nucpipe.training.pretrained import imagenet_state_dict
 from pipeline.inference.models import bundled_models
 
 LIBRARIES = published_libraries()
-OUTPUTS = Outputs(LIBRARIES, tuple(c not in (3, 9) for c in range(35)))
+OUTPUTS = LabelSpace(LIBRARIES, tuple(c not in (3, 9) for c in range(35)))
 CPU = torch.device("cpu")
 
 
@@ -181,7 +181,7 @@ class Drawn(AnnotatedImage):
 @pytest.mark.parametrize("mpp", [0.25, 0.125, 0.5])
 def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
     library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
-    samples = gather(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
+    samples = extract_patches(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
     assert samples.windows.shape == (1, 96, 96, 3)
     dark = np.argwhere(samples.windows[0, :, :, 0] < 128)
     assert dark.min(0).tolist() == [44, 44]
@@ -189,7 +189,7 @@ def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) 
     assert np.flatnonzero(samples.targets[0, 30:]).tolist() == [3]
     assert samples.label.tolist() == [3]
     with pytest.raises(DataError, match="its nuclei have no labels"):
-        gather(library, [Drawn("a", "", mpp)], make_matching(LIBRARIES))
+        extract_patches(library, [Drawn("a", "", mpp)], make_matching(LIBRARIES))
 
 
 def test_rare_labels_and_small_libraries_are_drawn_more_often_than_they_occur() -> None:
@@ -216,11 +216,11 @@ def test_no_tissue_drowns_the_others_in_a_label() -> None:
     assert [equal[rows].sum() for rows in (label == 0, tissue == 1)] == pytest.approx([0.5, 0.25])
 
 
-def drawn_samples(library: np.ndarray, label: np.ndarray, tissue: np.ndarray | None = None) -> Samples:
+def drawn_samples(library: np.ndarray, label: np.ndarray, tissue: np.ndarray | None = None) -> PatchDataset:
     n = len(label)
     targets = np.eye(5, dtype=bool)[label]
     pixels, image = np.zeros((n, 1, 1, 3), np.uint8), np.zeros(n, np.int64) if tissue is None else tissue
-    return Samples(pixels, library, label, targets, image, (("a", "image"), ("b", "other")), np.zeros((n, 2)))
+    return PatchDataset(pixels, library, label, targets, image, (("a", "image"), ("b", "other")), np.zeros((n, 2)))
 
 
 def test_fast_depthwise_convolutions_change_nothing_but_the_time() -> None:

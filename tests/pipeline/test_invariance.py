@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.config import RunConfig
-from pipeline.inference.engine import Window, own, resize
+from pipeline.inference.engine import RegionPixels, keep_owned, resize
 from pipeline.inference.models import find_model
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import TissueMask
@@ -32,10 +32,10 @@ def detect(path: Path, detector: HoVerNetDetector, size_w: int) -> Nuclei:
         tissue = TissueMask(mask, (float(BOX_PX), float(BOX_PX)), slide.mpp)
         found = []
         for region in cut_regions(grid, tissue, size_w, 2 * detector.context_px, 32, 2 * detector.margin_px):
-            pixels = slide.read(grid, region.window_w)
-            window = Window(region, pixels, resize(pixels, grid.stride, 2))
+            pixels = slide.read(grid, region.read_box_w)
+            window = RegionPixels(region, pixels, resize(pixels, grid.stride, 2))
             nuclei = detector.nuclei(detector.predict(window.resized), grid.mpp_w * 2)
-            found.append(own(window, nuclei, grid, tissue).nuclei_l0)
+            found.append(keep_owned(window, nuclei, grid, tissue).nuclei_l0)
     return Nuclei.concatenate(found)
 
 

@@ -108,7 +108,7 @@ def test_select_and_concatenate_keep_each_outline_with_its_nucleus() -> None:
     assert len(nuclei.select(np.zeros(3, bool))) == 0
     both = Nuclei.concatenate([chosen, Nuclei.empty(), nuclei])
     np.testing.assert_array_equal(both.contour(3), rings[1])
-    np.testing.assert_array_equal(nuclei.moved(2.0, (1, -1)).centroids[1], [5.0, 5.0])
+    np.testing.assert_array_equal(nuclei.transformed(2.0, (1, -1)).centroids[1], [5.0, 5.0])
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -8,7 +8,7 @@ import shapely
 from scipy import ndimage
 
 from segmentation.hovernet.postprocess import outline_instances
-from segmentation.morphology import measured
+from segmentation.morphology import with_morphology
 from segmentation.nuclei import MEASURES, Nuclei
 
 
@@ -25,7 +25,7 @@ def nuclei_of(*rings: list[tuple[float, float]]) -> Nuclei:
 
 def measure(nuclei: Nuclei, mpp: float = 1.0) -> dict[str, list[float]]:
     white = np.full((80, 80, 3), 255, np.uint8)
-    measures = measured(nuclei, white, (0, 0), 1, mpp).measures
+    measures = with_morphology(nuclei, white, (0, 0), 1, mpp).measures
     assert measures is not None
     return {name: measures[:, k].tolist() for k, name in enumerate(MEASURES)}
 
@@ -104,7 +104,7 @@ def test_the_stain_is_that_of_the_pixels_inside() -> None:
     # In a frame of half pixels whose corner lies at (100, 200).
     rings = [[(2 * x + 100, 2 * y + 200) for x, y in square(*corner)] for corner in ((10, 10), (30, 10), (10, 25))]
     outside = [(0.0, 0.0), (9.0, 0.0), (9.0, 9.0), (0.0, 9.0)]
-    measures = measured(nuclei_of(*rings, outside), pixels, (100, 200), 2, 0.25).measures
+    measures = with_morphology(nuclei_of(*rings, outside), pixels, (100, 200), 2, 0.25).measures
     assert measures is not None
     # Values of 0 to 255 are rounded to whole numbers; half of the third square is white.
     np.testing.assert_allclose(measures[:3, MEASURES.index("haematoxylin_od")], [0.6, 0, 0.3], atol=0.01)
@@ -112,6 +112,6 @@ def test_the_stain_is_that_of_the_pixels_inside() -> None:
 
 
 def test_no_nuclei() -> None:
-    measures = measured(Nuclei.empty(), np.zeros((4, 4, 3), np.uint8), (0, 0), 1, 0.25).measures
+    measures = with_morphology(Nuclei.empty(), np.zeros((4, 4, 3), np.uint8), (0, 0), 1, 0.25).measures
     assert measures is not None
     assert measures.shape == (0, len(MEASURES))

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from classifier.libraries import Outputs, published_libraries
-from classifier.predictions import Labels
+from classifier.libraries import LabelSpace, published_libraries
+from classifier.predictions import Predictions
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, StoreInfo, finish, open_store
 from segmentation.nuclei import Nuclei
@@ -17,11 +17,11 @@ UNTRAINED = ("NuCLS:plasma_cell", "BreCaHAD:non_mitosis")
 TYPES = ["round", "long"]  # of the detector
 
 
-def published_outputs() -> Outputs:
+def published_outputs() -> LabelSpace:
     """The five libraries; two labels are untrained."""
-    outputs = Outputs(published_libraries(), (True,) * 35)
+    outputs = LabelSpace(published_libraries(), (True,) * 35)
     trained = tuple(f"{library}:{label}" not in UNTRAINED for library, label in outputs.columns)
-    return Outputs(outputs.libraries, trained)
+    return LabelSpace(outputs.libraries, trained)
 
 
 def random_store(
@@ -58,7 +58,7 @@ def random_store(
     for columns in outputs.slices.values():
         probabilities[:, columns] /= probabilities[:, columns].sum(1, keepdims=True)
     journal = Journal.open(folder / "journal", {})
-    journal.write(0, nuclei, Labels(probabilities.astype(np.float32)))
+    journal.write(0, nuclei, Predictions(probabilities.astype(np.float32)))
     info = StoreInfo(name, size_l0, 0.25, origin_l0, outputs, {"segmentor": {"types": TYPES}}, settings or {}, "0.1.0")
     finish(journal, [0], folder / "nuclei.zarr", info)
     journal.remove()

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from classifier.libraries import Outputs, published_libraries
+from classifier.libraries import LabelSpace, published_libraries
 from classifier.network import Enlarged, JointClassifier
 from classifier.predictor import Predictor
 from pipeline.inference.models import Models
@@ -80,7 +80,7 @@ def models(seed: int = 0) -> Models:
     torch.manual_seed(seed)
     trained = [True] * 35
     trained[13] = trained[2] = False
-    outputs = Outputs(published_libraries(), tuple(trained))
+    outputs = LabelSpace(published_libraries(), tuple(trained))
     network = JointClassifier(len(outputs), "test_efficientnet", 64).eval()
     described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
     return Models(DarkSpots(), Predictor(lambda: Enlarged(network), outputs, threads=2), described)

@@ -19,10 +19,10 @@ from nucpipe.backends.model_file import read_header
 from nucpipe.errors import NucpipeError, OutputError, UsageError
 from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, LostLock, held
-from pipeline.batch.output import Destination
+from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job
-from pipeline.batch.remote import Address, is_address
-from pipeline.batch.run import POLL_S, Tally
+from pipeline.batch.remote import RemotePath, is_remote
+from pipeline.batch.run import POLL_S, BatchTracker
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
 from pipeline.run_slide import Reporter, SlideResult
@@ -30,12 +30,12 @@ from pipeline.run_slide import Reporter, SlideResult
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-    from pipeline.batch.dask.worker import Opened, Order
+    from pipeline.batch.dask.worker import Opened, SlideTask
 
 LOCAL = "local:"
 CONNECT_S, WORKERS_WITHIN_S = 20, 120
 LOOK_S = 0.1
-MOST_REGIONS = 16
+MAX_REGIONS = 16
 """Regions that a worker gets at a time: several, for their stages overlap, and few, so that all workers have some."""
 
 
@@ -55,16 +55,16 @@ def run_on_cluster(
         UsageError: no such cluster, no worker, another nucpipe on the workers, or addresses instead of paths.
         OutputError: the results cannot be written any more, or the scheduler is gone.
     """
-    if is_address(str(out)) or any(isinstance(job.slide, Address) for job in jobs):
+    if is_remote(str(out)) or any(isinstance(job.slide, RemotePath) for job in jobs):
         raise UsageError("--cluster needs slides and --out on a disk that the workers share; fetch the slides first.")
     if any(job.config.profile for job in jobs):
         raise UsageError("--profile tells of one process; leave it or --cluster out.")
     configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
     jobs = [replace(job, config=configs[job.config]) for job in jobs]
     with connected(address) as (client, share), ClusterView(reporter, len(jobs)) as view:
-        tally = Tally(Destination(Path(out).absolute()), view, max_failures)
-        results = Coordinator(client, jobs, tally, view, share).run()
-    tally.tell_stopped(len(jobs))
+        tracker = BatchTracker(OutputLocation(Path(out).absolute()), view, max_failures)
+        results = Coordinator(client, jobs, tracker, view, share).run()
+    tracker.tell_stopped(len(jobs))
     return results
 
 
@@ -74,10 +74,10 @@ def for_workers(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: they name a model or a library that is not there.
     """
-    from classifier.libraries import Outputs
+    from classifier.libraries import LabelSpace
 
     find_model("segmentor", config.segmentor)
-    outputs = Outputs.from_dict(read_header(find_model("classifier", config.classifier)).outputs)
+    outputs = LabelSpace.from_dict(read_header(find_model("classifier", config.classifier)).outputs)
     paths: dict[str, Any] = {
         name: str(Path(value).absolute())
         for name in ("tissue", "segmentor", "classifier", "nuclei")
@@ -163,7 +163,7 @@ class Active:
     """
 
     job: Job
-    order: Order
+    task: SlideTask
     lock: Lock
     release: ExitStack
     began: float
@@ -174,8 +174,10 @@ class Active:
 class Coordinator:
     """Hands out the work, with two tasks a worker under way, and takes in what comes back."""
 
-    def __init__(self, client: Client, jobs: Sequence[Job], tally: Tally, view: ClusterView, share: int) -> None:
-        self.client, self.tally, self.view, self.share = client, tally, view, share
+    def __init__(
+        self, client: Client, jobs: Sequence[Job], tracker: BatchTracker, view: ClusterView, share: int
+    ) -> None:
+        self.client, self.tracker, self.view, self.share = client, tracker, view, share
         self.jobs, self.others = deque(jobs), list[Job]()
         self.topic = f"nucpipe-{uuid.uuid4().hex}"
         self.active: list[Active] = []
@@ -187,7 +189,7 @@ class Coordinator:
         """Until every slide is done with."""
         self.client.subscribe_topic(self.topic, lambda event: self.view.progress(event[1]))
         try:
-            while not self.tally.stopped:
+            while not self.tracker.stopped:
                 self._look_at_workers()
                 self._hand_out()
                 if not self.under_way and not self.jobs:
@@ -205,7 +207,7 @@ class Coordinator:
                 self.client.unsubscribe_topic(self.topic)
             for one in self.active:
                 one.release.close()
-        return self.tally.results
+        return self.tracker.results
 
     def _look_at_workers(self) -> None:
         """Workers come and go."""
@@ -229,20 +231,20 @@ class Coordinator:
 
     def _begin(self, job: Job) -> bool:
         """Take a slide and have it opened; False where another process has it."""
-        from pipeline.batch.dask.worker import Order
+        from pipeline.batch.dask.worker import SlideTask
 
         assert isinstance(job.slide, Path)
-        folder = self.tally.to.folder(job)
+        folder = self.tracker.to.folder(job)
         lock = Lock(folder)
         if not lock.acquire():
-            self.tally.tell_once(job, lock.holder())
+            self.tracker.tell_once(job, lock.holder())
             self.others.append(job)
             return False
         release = ExitStack()
         release.enter_context(held(lock))
-        config = replace(job.config, overwrite=job.config.overwrite and not self.tally.to.made_meanwhile(job))
-        order = Order(job.slide.absolute(), folder, config, self.topic, self.share)
-        one = Active(job, order, lock, release, time.monotonic())
+        config = replace(job.config, overwrite=job.config.overwrite and not self.tracker.to.made_meanwhile(job))
+        task = SlideTask(job.slide.absolute(), folder, config, self.topic, self.share)
+        one = Active(job, task, lock, release, time.monotonic())
         self.active.append(one)
         self.view.begin_slide(str(folder), job.slide.name)
         self._submit(one, "open")
@@ -252,12 +254,12 @@ class Coordinator:
         from pipeline.batch.dask import worker as cluster_worker
 
         work = {
-            "open": cluster_worker.open_order,
+            "open": cluster_worker.open_task,
             "regions": cluster_worker.do_regions,
-            "finish": cluster_worker.finish_order,
+            "finish": cluster_worker.finish_task,
         }[what]
         key = f"nucpipe-{what}-{uuid.uuid4().hex}"
-        future = self.client.submit(work, one.order, *arguments, key=key, pure=False)
+        future = self.client.submit(work, one.task, *arguments, key=key, pure=False)
         self.under_way[future] = (one, what)
 
     def _take_in(self, future: Future) -> None:
@@ -315,22 +317,22 @@ class Coordinator:
     def _cut(self, one: Active, opened: Opened) -> None:
         """Cut a slide's regions into chunks for the workers."""
         indices = [index for index, _ in opened.regions]
-        size = max(1, min(MOST_REGIONS, math.ceil(len(indices) / (2 * max(1, self.workers)))))
+        size = max(1, min(MAX_REGIONS, math.ceil(len(indices) / (2 * max(1, self.workers)))))
         one.waiting = deque(tuple(indices[k : k + size]) for k in range(0, len(indices), size))
         one.open_chunks = len(one.waiting)
-        self.view.cut(str(one.order.folder), opened.total, len(indices))
+        self.view.count_regions(str(one.task.folder), opened.total, len(indices))
         self._finish_if_done(one)
 
     def _finish_if_done(self, one: Active) -> None:
         if not one.open_chunks:
-            self.view.finishing(str(one.order.folder))
+            self.view.finishing(str(one.task.folder))
             self._submit(one, "finish", time.monotonic() - one.began)
 
     def _end(self, one: Active, result: SlideResult) -> None:
         self._let_go(one)
-        self.tally.add(one.job, result)
+        self.tracker.add(one.job, result)
 
     def _let_go(self, one: Active) -> None:
         self.active.remove(one)
-        self.view.end_slide(str(one.order.folder))
+        self.view.end_slide(str(one.task.folder))
         one.release.close()

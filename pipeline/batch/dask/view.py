@@ -18,7 +18,7 @@ from pipeline.batch.progress import LINE_SECONDS, Bars, Lines, final_line
 from pipeline.run_slide import Reporter, SlideResult
 from pipeline.slide.base import printable
 
-MOST_ROWS = 24
+MAX_ROWS = 24
 
 
 @dataclass
@@ -89,7 +89,7 @@ class ClusterView:
         with self.lock:
             self.slides[key] = SlideRow(printable(name))
 
-    def cut(self, key: str, total: int, todo: int) -> None:
+    def count_regions(self, key: str, total: int, todo: int) -> None:
         """A slide is open: so many regions, of which so many are to be done."""
         with self.lock:
             row = self.slides[key]
@@ -135,11 +135,11 @@ class ClusterView:
         """The tables as they stand."""
         with self.lock:
             slides = Table("slide", "state", "regions", "nuclei", box=None, pad_edge=False)
-            for row in list(self.slides.values())[:MOST_ROWS]:
+            for row in list(self.slides.values())[:MAX_ROWS]:
                 slides.add_row(row.name, row.state, f"{row.done}/{row.total}", f"{row.nuclei:,}")
             workers = Table("worker", "slide", "regions", "nuclei", "last region", box=None, pad_edge=False)
             now = time.monotonic()
-            for one in list(self.rows.values())[:MOST_ROWS]:
+            for one in list(self.rows.values())[:MAX_ROWS]:
                 heard = f"{now - one.heard:.0f} s ago" if one.regions else ""
                 workers.add_row(one.name, one.slide, str(one.regions), f"{one.nuclei:,}", heard)
             return Group(self._state(), slides, workers)

@@ -26,14 +26,14 @@ from pipeline.config import RunConfig
 from pipeline.inference.models import Models
 from pipeline.run_slide import (
     Clock,
+    PreparedSlide,
     SlideResult,
-    Work,
-    begin,
-    conclude,
-    cut,
+    finalize,
     fingerprint,
     finished_before,
-    process,
+    open_journal,
+    prepare,
+    process_inline,
     store_info,
 )
 from pipeline.slide.base import open_slide
@@ -47,7 +47,7 @@ _one_at_a_time = threading.RLock()  # a worker with several threads has one devi
 
 
 @dataclass(frozen=True)
-class Order:
+class SlideTask:
     """A slide for the workers.
 
     Attributes:
@@ -96,67 +96,67 @@ class Failed:
     is_usage: bool
 
 
-def reported(work: Callable[Concatenate[Order, P], R]) -> Callable[Concatenate[Order, P], R | Failed]:
+def reported(prepared: Callable[Concatenate[SlideTask, P], R]) -> Callable[Concatenate[SlideTask, P], R | Failed]:
     """Give what goes wrong back as a value; one order at a time."""
 
-    def inner(order: Order, /, *args: P.args, **kwargs: P.kwargs) -> R | Failed:
+    def inner(task: SlideTask, /, *args: P.args, **kwargs: P.kwargs) -> R | Failed:
         with _one_at_a_time:
             try:
-                return work(order, *args, **kwargs)
+                return prepared(task, *args, **kwargs)
             except Exception as error:
                 stops = isinstance(error, UsageError) or (isinstance(error, OutputError) and is_disk_gone(error))
                 return Failed(explain(error), stops, isinstance(error, UsageError))
 
-    return update_wrapper(inner, work)  # so that it is found by its name when it is sent
+    return update_wrapper(inner, prepared)  # so that it is found by its name when it is sent
 
 
 @reported
-def open_order(order: Order) -> Opened:
+def open_task(task: SlideTask) -> Opened:
     """Open a slide and see what is to be done; its journal is begun."""
-    _close(order)
-    work, _ = _work(order)
-    config = order.config
-    if not config.overwrite and (before := finished_before(order.slide, order.folder, work.info, config)):
+    _close(task)
+    prepared, _ = _prepared(task)
+    config = task.config
+    if not config.overwrite and (before := finished_before(task.slide, task.folder, prepared.info, config)):
         return Opened(before)
-    if work.store_path.exists() and not config.overwrite:
-        return Opened(None, (), len(work.regions), work.tissue.area_mm2)
-    done = begin(work, config).done
-    todo = tuple((region.index, work.mm2(region)) for region in work.regions if region.index not in done)
-    return Opened(None, todo, len(work.regions), work.tissue.area_mm2)
+    if prepared.store_path.exists() and not config.overwrite:
+        return Opened(None, (), len(prepared.regions), prepared.tissue.area_mm2)
+    done = open_journal(prepared, config).done
+    todo = tuple((region.index, prepared.mm2(region)) for region in prepared.regions if region.index not in done)
+    return Opened(None, todo, len(prepared.regions), prepared.tissue.area_mm2)
 
 
 @reported
-def do_regions(order: Order, indices: tuple[int, ...]) -> int:
+def do_regions(task: SlideTask, indices: tuple[int, ...]) -> int:
     """Do some regions of a slide; those that another worker did before it died are left alone. Gives their number."""
-    work, models = _work(order)
-    journal = Journal.join(work.journal_path, fingerprint(work, order.config))
-    regions = [region for region in work.regions if region.index in indices and not journal.is_whole(region.index)]
-    config = replace(order.config, workers=_threads(order))
-    for done in process(work.slide, work.grid, work.tissue, regions, models, config):
+    prepared, models = _prepared(task)
+    journal = Journal.join(prepared.journal_path, fingerprint(prepared, task.config))
+    regions = [region for region in prepared.regions if region.index in indices and not journal.is_whole(region.index)]
+    config = replace(task.config, workers=_threads(task))
+    for done in process_inline(prepared.slide, prepared.grid, prepared.tissue, regions, models, config):
         journal.write(done.region.index, done.nuclei_l0, done.labels)
-        _tell(order, nuclei=len(done.nuclei_l0), mm2=work.mm2(done.region))
+        _tell(task, nuclei=len(done.nuclei_l0), mm2=prepared.mm2(done.region))
     return len(indices)
 
 
 @reported
-def finish_order(order: Order, seconds: float) -> SlideResult:
+def finish_task(task: SlideTask, seconds: float) -> SlideResult:
     """Finish a slide whose regions are done, ``seconds`` after it was begun."""
-    lock = Lock(order.folder, "finish")
+    lock = Lock(task.folder, "finish")
     while not lock.acquire():  # a worker that was given up on may still be at it
         time.sleep(1)
     with held(lock):
-        work, _ = _work(order)
+        prepared, _ = _prepared(task)
         clock = Clock()
         clock.began -= seconds
         clock.stages["nuclei"] = round(seconds, 3)
-        journal = Journal.open(work.journal_path, fingerprint(work, order.config))
-        whole = {region.index for region in work.regions} <= journal.done
+        journal = Journal.open(prepared.journal_path, fingerprint(prepared, task.config))
+        whole = {region.index for region in prepared.regions} <= journal.done
         # Without a whole journal a worker that died had finished the store, and maybe begun to remove the journal.
-        to_finish = whole and (order.config.overwrite or not work.store_path.exists())
-        if not (to_finish or work.store_path.exists()):
-            raise OutputError(f"{order.folder}: regions are missing or damaged; run the same command again.")
-        result = conclude(work, journal if to_finish else None, order.config, clock, order.slide)
-    _close(order)
+        to_finish = whole and (task.config.overwrite or not prepared.store_path.exists())
+        if not (to_finish or prepared.store_path.exists()):
+            raise OutputError(f"{task.folder}: regions are missing or damaged; run the same command again.")
+        result = finalize(prepared, journal if to_finish else None, task.config, clock, task.slide)
+    _close(task)
     return result
 
 
@@ -165,43 +165,43 @@ def nucpipe_version() -> str:
     return nucpipe.__version__
 
 
-_open: OrderedDict[Order, tuple[Work, Models]] = OrderedDict()
+_open: OrderedDict[SlideTask, tuple[PreparedSlide, Models]] = OrderedDict()
 
 
-def _work(order: Order) -> tuple[Work, Models]:
+def _prepared(task: SlideTask) -> tuple[PreparedSlide, Models]:
     """The slide, open and cut into regions, and the models; both are kept for the next order."""
-    models = _models(order)
-    if order in _open:
-        _open.move_to_end(order)
-        return _open[order]
-    config = order.config
-    slide = open_slide(order.slide, config.mpp)
+    models = _models(task)
+    if task in _open:
+        _open.move_to_end(task)
+        return _open[task]
+    config = task.config
+    slide = open_slide(task.slide, config.mpp)
     try:
-        work = cut(slide, order.folder, store_info(slide, models, config), models, config)
+        prepared = prepare(slide, task.folder, store_info(slide, models, config), models, config)
     except BaseException:
         slide.close()
         raise
-    _open[order] = (work, models)
+    _open[task] = (prepared, models)
     while len(_open) > OPEN_SLIDES:
         _, (oldest, _) = _open.popitem(last=False)
         oldest.slide.close()
-    return work, models
+    return prepared, models
 
 
-def _close(order: Order) -> None:
-    if order in _open:
-        _open.pop(order)[0].slide.close()
+def _close(task: SlideTask) -> None:
+    if task in _open:
+        _open.pop(task)[0].slide.close()
 
 
-def _models(order: Order) -> Models:
-    config = order.config
-    device = _device(config.device, order.share)
-    return _loaded(config.segmentor, config.classifier, device, config.precision, config.tta, _threads(order))
+def _models(task: SlideTask) -> Models:
+    config = task.config
+    device = _device(config.device, task.share)
+    return _loaded(config.segmentor, config.classifier, device, config.precision, config.tta, _threads(task))
 
 
-def _threads(order: Order) -> int:
+def _threads(task: SlideTask) -> int:
     """The processors of this worker, which shares a machine with others."""
-    return order.config.workers or max(1, available_processors() // max(1, order.share))
+    return task.config.workers or max(1, available_processors() // max(1, task.share))
 
 
 @cache
@@ -223,10 +223,10 @@ def _device(device: str, share: int) -> str:
     return f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
 
 
-def _tell(order: Order, **facts: Any) -> None:
+def _tell(task: SlideTask, **facts: Any) -> None:
     """For the live table; the work does not depend on whether it arrives."""
     from distributed import get_worker
 
     with suppress(Exception):
         worker = get_worker()
-        worker.log_event(order.topic, {"folder": str(order.folder), "worker": worker.address, **facts})
+        worker.log_event(task.topic, {"folder": str(task.folder), "worker": worker.address, **facts})

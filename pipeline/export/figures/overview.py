@@ -20,7 +20,7 @@ from pipeline.store.reader import Store
 Picture = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
-LEAST_SIDE_PX = 800  # a smaller slide is enlarged, so that its nuclei and the text beside it can be read
+MIN_SIDE_PX = 800  # a smaller slide is enlarged, so that its nuclei and the text beside it can be read
 DOT_PX = 3  # where nuclei are smaller in diameter, they are drawn as dots of this size
 ROW_PX = 40  # of the legend
 OUTLINE_PX = 6  # where they are larger, they are drawn with an outline
@@ -50,7 +50,7 @@ def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) ->
 
 def paint(thumbnail: Picture, store: Store, library: Library) -> Picture:
     """The slide, pale, with its nuclei in the colours of a library; at least 800 pixels on the longer side."""
-    return _nuclei_on(_pale(_at_least(thumbnail, LEAST_SIDE_PX)), store, library)
+    return _nuclei_on(_pale(_at_least(thumbnail, MIN_SIDE_PX)), store, library)
 
 
 def _at_least(image: Picture, side_px: int) -> Picture:
@@ -121,7 +121,7 @@ def _draw_outlines(
 def _page(picture: Picture, store: Store, library: Library) -> Image.Image:
     """The picture with a title above it, a legend beside it and a scale bar below it."""
     h, w = picture.shape[:2]
-    unit = max(h, w) / LEAST_SIDE_PX  # text and margins grow with the picture
+    unit = max(h, w) / MIN_SIDE_PX  # text and margins grow with the picture
     margin, head, foot = round(40 * unit), round(90 * unit), round(50 * unit)
     legend = _legend(store, library, unit)
     height = max(h + foot, legend.height)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipeline.slide.base import Slide
 
 BACKGROUND_PX = 1600  # of the slide's picture behind the nuclei
-MOST_OUTLINES = 20_000  # of more nuclei the outlines could not be seen: they are drawn as dots
+MAX_OUTLINES = 20_000  # of more nuclei the outlines could not be seen: they are drawn as dots
 
 
 def plot_nuclei(
@@ -44,7 +44,7 @@ def plot_nuclei(
     x0, y0, x1, y1 = window or (0, 0, width, height)
     _draw_slide(result, (x0, y0, x1, y1), ax, slide)
     part = result.within(window)
-    contours = result.contours(window) if len(part) < MOST_OUTLINES else None
+    contours = result.contours(window) if len(part) < MAX_OUTLINES else None
     numbers = part.label_numbers(known.name)
     wanted = np.isin(numbers, [known.labels.index(label) for label in labels]) if labels else np.ones(len(part), bool)
     for number in [*range(len(known.labels)), -1]:

@@ -14,8 +14,8 @@ from classifier.libraries import Library
 from nucpipe.files import written_whole
 from pipeline.export.report import sections
 from pipeline.export.report.charts import stacked_bar, tabs, words
-from pipeline.export.report.facts import Facts, gather, libraries_without_images, together
 from pipeline.export.report.pictures import Picture, legend_colour, stain
+from pipeline.export.report.stats import ReportStats, compute_stats, libraries_without_images, merge_stats
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store
@@ -40,7 +40,7 @@ def write_report(
         SlideError: the slide cannot be read.
     """
     first = store.info.outputs.library(primary).name
-    facts = gather(store)
+    facts = compute_stats(store)
     mm2 = run.get("tissue_mm2")
     info = store.info
     (width, height), mpp = info.size_l0, info.mpp
@@ -56,7 +56,7 @@ def write_report(
         sections.distributions(facts, stain(store, slide) if slide is not None and len(store) else {}, first),
         sections.crosswalk(facts, first),
         sections.gallery(facts, store, slide),
-        sections.how(info, run),
+        sections.methods_table(info, run),
     ]
     _write(path, f"{info.slide_name}: nuclei", body)
 
@@ -76,8 +76,8 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
     outputs = results[0].store.info.outputs
     first = outputs.library(primary).name
     sections.check_same_libraries(results)
-    each = [gather(result.store) for result in results]
-    facts = together(each)
+    each = [compute_stats(result.store) for result in results]
+    facts = merge_stats(each)
     areas = [result.run_facts.get("tissue_mm2") for result in results]
     mm2 = sum(area for area in areas if area is not None) if None not in areas else None
     untaught = libraries_without_images(results[0].store.info.models)
@@ -90,13 +90,13 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
         sections.counts(facts, mm2, first),
         sections.distributions(facts, {}, first),
         sections.crosswalk(facts, first),
-        sections.how(results[0].store.info, {}),
+        sections.methods_table(results[0].store.info, {}),
     ]
     _write(path, f"{len(results):,} slides: nuclei", body)
 
 
 def _slides(
-    results: Sequence[Result], each: Sequence[Facts], areas: Sequence[float | None], library: Library, path: Path
+    results: Sequence[Result], each: Sequence[ReportStats], areas: Sequence[float | None], library: Library, path: Path
 ) -> str:
     """A line a slide: its size, and the shares of one library's labels."""
     lines = []

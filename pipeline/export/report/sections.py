@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decision_rule import Rule
+from classifier.decision_rule import DecisionRule
 from classifier.libraries import Library
 from nucpipe.errors import UsageError
 from pipeline.export.figures.overview import round_length
 from pipeline.export.report.charts import css, dot, heat_table, histogram, tabs, words
-from pipeline.export.report.facts import AREA_EDGES_UM2, P_EDGES, Facts
 from pipeline.export.report.pictures import STAIN_EDGES, Picture, crop, density_map, legend_colour, overviews
+from pipeline.export.report.stats import AREA_EDGES_UM2, P_EDGES, ReportStats
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store, StoreInfo
@@ -26,7 +26,7 @@ CONTRADICTIONS = 12
 STAINS = {"haematoxylin": (90, 60, 160), "eosin": (220, 90, 150)}
 
 
-def numbers(facts: Facts, mm2: float | None) -> str:
+def numbers(facts: ReportStats, mm2: float | None) -> str:
     """The figures that one looks for first."""
     median = median_area(facts)
     items = [("nuclei", f"{facts.nuclei:,}")]
@@ -37,7 +37,7 @@ def numbers(facts: Facts, mm2: float | None) -> str:
     return '<div class="big">' + "".join(f"<div><b>{value}</b>{name}</div>" for name, value in items) + "</div>"
 
 
-def median_area(facts: Facts) -> float | None:
+def median_area(facts: ReportStats) -> float | None:
     """From the histogram, to the middle of its bin."""
     bins = next(iter(facts.areas.values())).sum(0)
     if not bins.sum():
@@ -45,7 +45,7 @@ def median_area(facts: Facts) -> float | None:
     return float(AREA_EDGES_UM2[int(np.searchsorted(np.cumsum(bins), bins.sum() / 2))] + 2.5)
 
 
-def caveats(facts: Facts, through_others: Sequence[str], rule: Rule) -> str:
+def caveats(facts: ReportStats, through_others: Sequence[str], rule: DecisionRule) -> str:
     """What one must know before one believes a figure."""
     lines = [
         "These labels are a model's, for research. Look at the pictures before you count: labels carry over badly to "
@@ -64,12 +64,12 @@ def caveats(facts: Facts, through_others: Sequence[str], rule: Rule) -> str:
     return '<div class="note">' + "".join(f"<p>{line}</p>" for line in lines) + "</div>"
 
 
-def pairs(facts: Facts) -> list[tuple[tuple[str, str], bool]]:
+def pairs(facts: ReportStats) -> list[tuple[tuple[str, str], bool]]:
     """((library, label), whether it was taught) of each column."""
     return list(zip(facts.outputs.columns, facts.outputs.trained, strict=True))
 
 
-def overview(store: Store, slide: Slide | None, thumbnail: Picture | None, facts: Facts, first: str) -> str:
+def overview(store: Store, slide: Slide | None, thumbnail: Picture | None, facts: ReportStats, first: str) -> str:
     """The slide in each library's colours."""
     width_um = store.info.size_l0[0] * store.info.mpp
     length = round_length(width_um / 4)
@@ -94,7 +94,7 @@ def dotted(library: Library, number: int) -> str:
     return dot(legend_colour(library, number)) + words(name)
 
 
-def counts(facts: Facts, mm2: float | None, first: str) -> str:
+def counts(facts: ReportStats, mm2: float | None, first: str) -> str:
     """Counts, shares and densities of each label of each library."""
     panels = []
     for library in facts.outputs.libraries:
@@ -126,7 +126,7 @@ def counts(facts: Facts, mm2: float | None, first: str) -> str:
     return "<h2>Counts</h2>" + tabs("counts", panels, first)
 
 
-def density(facts: Facts, info: StoreInfo, first: str) -> str:
+def density(facts: ReportStats, info: StoreInfo, first: str) -> str:
     """Where nuclei, and those of each label, lie densest."""
     side_mm = max(info.size_l0) * info.mpp / 1000 / max(next(iter(facts.density.values())).shape[1:])
     everything = next(iter(facts.density.values())).sum(0)
@@ -148,7 +148,7 @@ def density(facts: Facts, info: StoreInfo, first: str) -> str:
     return "<h2>Density</h2>" + text + tabs("density", panels, first)
 
 
-def distributions(facts: Facts, stains: dict[str, npt.NDArray[np.float64]], first: str) -> str:
+def distributions(facts: ReportStats, stains: dict[str, npt.NDArray[np.float64]], first: str) -> str:
     """Areas by label, certainty by library, and the stain in nuclei."""
     areas = []
     for library in facts.outputs.libraries:
@@ -185,7 +185,7 @@ def distributions(facts: Facts, stains: dict[str, npt.NDArray[np.float64]], firs
     return "".join(parts)
 
 
-def crosswalk(facts: Facts, first: str) -> str:
+def crosswalk(facts: ReportStats, first: str) -> str:
     """How the labels of one library meet those of another, and where they contradict each other."""
     if not facts.nuclei:
         return ""
@@ -204,7 +204,7 @@ def crosswalk(facts: Facts, first: str) -> str:
     )
 
 
-def _agreement(facts: Facts, a: Library, b: Library) -> str:
+def _agreement(facts: ReportStats, a: Library, b: Library) -> str:
     agree, total = facts.agreement(a, b)
     if not total:
         return f"<h3>{words(a.name)} → {words(b.name)}</h3>"
@@ -214,7 +214,7 @@ def _agreement(facts: Facts, a: Library, b: Library) -> str:
     )
 
 
-def _heat(facts: Facts, a: Library, b: Library) -> str:
+def _heat(facts: ReportStats, a: Library, b: Library) -> str:
     table = facts.crosswalk[a.name, b.name]
     rows = [k for k in range(len(a.labels) + 1) if table[k].sum()]
     columns = [k for k in range(len(b.labels) + 1) if facts.counts[b.name][k]]
@@ -230,7 +230,7 @@ def _heat(facts: Facts, a: Library, b: Library) -> str:
     return heat_table(names[0], names[1], table[chosen], meant[chosen], corner)
 
 
-def _contradictions(facts: Facts) -> str:
+def _contradictions(facts: ReportStats) -> str:
     found = [c for c in facts.contradictions() if c.nuclei > 0.002 * facts.nuclei][:CONTRADICTIONS]
     if not found:
         return "<p>No contradiction by the label table in more than 0.2 % of the nuclei.</p>"
@@ -243,7 +243,7 @@ def _contradictions(facts: Facts) -> str:
     return f"<h3>The largest contradictions</h3><ol>{''.join(lines)}</ol>"
 
 
-def gallery(facts: Facts, store: Store, slide: Slide | None) -> str:
+def gallery(facts: ReportStats, store: Store, slide: Slide | None) -> str:
     """The least certain nuclei, as crops."""
     if not facts.uncertain or slide is None:
         return ""
@@ -264,7 +264,7 @@ def gallery(facts: Facts, store: Store, slide: Slide | None) -> str:
     )
 
 
-def how(info: StoreInfo, run: dict[str, Any]) -> str:
+def methods_table(info: StoreInfo, run: dict[str, Any]) -> str:
     """What made this, for a methods section."""
     rows = [("nucpipe", info.nucpipe_version)]
     for kind, model in info.models.items():

@@ -20,8 +20,8 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
 import nucpipe
-from classifier.decision_rule import Rule
-from classifier.predictions import Labels
+from classifier.decision_rule import DecisionRule
+from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
 from pipeline.inference.models import Models
 from pipeline.slide.base import Slide, slide_name
@@ -29,12 +29,12 @@ from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP
 from pipeline.store.memory import MemoryStore
 from pipeline.store.reader import StoreInfo
 from pipeline.web.server import with_safe_headers
-from pipeline.web.service import answers
+from pipeline.web.service import schemas
 from pipeline.web.service.config import ServeConfig
-from pipeline.web.service.guard import Guard
+from pipeline.web.service.errors import ApiError, documented, handle_errors
 from pipeline.web.service.images import nucleus_window, read_image
 from pipeline.web.service.metrics import Metrics
-from pipeline.web.service.refusals import Refusal, documented, handle_refusals
+from pipeline.web.service.request_limits import RequestLimits
 from pipeline.web.service.worker import Busy, CropsJob, ImageJob, Worker
 from segmentation.nuclei import Nuclei
 
@@ -73,13 +73,13 @@ class Service:
         """The models."""
         return self.worker.models
 
-    async def nuclei_of(self, image: Slide) -> tuple[Nuclei, Labels]:
+    async def nuclei_of(self, image: Slide) -> tuple[Nuclei, Predictions]:
         """The nuclei of an image, when its turn has come."""
         job = ImageJob(image)
         self._submit(job)
         return await self._answer(job.answer)
 
-    async def labels_of(self, images: list[Slide]) -> Labels:
+    async def labels_of(self, images: list[Slide]) -> Predictions:
         """The labels of images of single nuclei, of one pixel size, at least one."""
         crops = await self.in_thread(lambda: np.stack([nucleus_window(image) for image in images]))
         job = CropsJob(crops)
@@ -95,16 +95,16 @@ class Service:
         try:
             self.worker.submit(job)
         except Busy:
-            raise Refusal(503, f"{self.config.max_waiting} requests wait already; try again later.") from None
+            raise ApiError(503, f"{self.config.max_waiting} requests wait already; try again later.") from None
 
     async def _answer(self, future: Future[T]) -> T:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout_s)
         except TimeoutError:
-            raise Refusal(504, f"not finished within {self.config.timeout_s:g} s; send a smaller image.") from None
+            raise ApiError(504, f"not finished within {self.config.timeout_s:g} s; send a smaller image.") from None
         except asyncio.CancelledError:
             if future.cancelled() and not asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                raise Refusal(503, "the service is being stopped.") from None
+                raise ApiError(503, "the service is being stopped.") from None
             raise
 
 
@@ -140,8 +140,8 @@ def service_app(models: Models, config: ServeConfig, primary: str, batch_size: i
     _add_pages(app, service)
     _add_facts(app, service, guarded)
     _add_work(app, service, guarded)
-    handle_refusals(app)
-    app.add_middleware(Guard, config=config, metrics=metrics)
+    handle_errors(app)
+    app.add_middleware(RequestLimits, config=config, metrics=metrics)
     return with_safe_headers(app, config.local_only)
 
 
@@ -153,16 +153,16 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         """A form to send an image, and the description of the service."""
         return FileResponse(STATIC / "index.html")
 
-    @app.get("/health", tags=["state"], response_model=answers.Health)
+    @app.get("/health", tags=["state"], response_model=schemas.Health)
     def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "alive"}
 
-    @app.get("/ready", tags=["state"], response_model=answers.Health, responses=documented(503))
+    @app.get("/ready", tags=["state"], response_model=schemas.Health, responses=documented(503))
     def ready() -> dict[str, str]:
         """Whether the models are loaded and at work."""
         if not service.worker.is_alive():
-            raise Refusal(503, "the models are not at work.")
+            raise ApiError(503, "the models are not at work.")
         return {"status": "ready"}
 
 
@@ -176,18 +176,18 @@ def _add_facts(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         "/v1/libraries",
         tags=["facts"],
         dependencies=guarded,
-        response_model=list[answers.LibraryInfo],
+        response_model=list[schemas.LibraryInfo],
         responses=documented(401),
     )
     def libraries() -> list[dict[str, Any]]:
         """The label systems, with their labels, colours, and which labels the classifier has been taught."""
-        return answers.describe_libraries(service.models.outputs)
+        return schemas.describe_libraries(service.models.outputs)
 
     @app.get(
         "/v1/models",
         tags=["facts"],
         dependencies=guarded,
-        response_model=list[answers.ModelInfo],
+        response_model=list[schemas.ModelInfo],
         responses=documented(401),
     )
     def models() -> list[dict[str, Any]]:
@@ -206,7 +206,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         responses={
             **REFUSALS,
             200: {
-                "model": answers.NucleiAnswer,
+                "model": schemas.NucleiAnswer,
                 "content": {"application/geo+json": {"schema": {"type": "object"}}},
                 "description": "The nuclei, in the form that was asked for.",
             },
@@ -228,7 +228,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         try:
             library = service.models.outputs.library(primary or service.primary).name
         except UsageError as error:
-            raise Refusal(422, f"primary: {error}") from error
+            raise ApiError(422, f"primary: {error}") from error
         rule = _rule(decide, threshold)
         content = await image.read()
         slide = await service.in_thread(lambda: read_image(content, mpp, service.config.max_pixels))
@@ -243,8 +243,8 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         def answer() -> Response:
             store = MemoryStore.of(found, labels, info)
             if form == "geojson":
-                return Response(answers.as_geojson(store, library, rule), media_type="application/geo+json")
-            return Response(answers.dumped(answers.as_json(store, rule, probabilities)), media_type="application/json")
+                return Response(schemas.as_geojson(store, library, rule), media_type="application/geo+json")
+            return Response(schemas.dumped(schemas.as_json(store, rule, probabilities)), media_type="application/json")
 
         return await service.in_thread(answer)
 
@@ -252,7 +252,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         "/v1/labels",
         tags=["work"],
         dependencies=guarded,
-        response_model=answers.LabelsAnswer,
+        response_model=schemas.LabelsAnswer,
         responses=REFUSALS,
     )
     async def labels(
@@ -264,7 +264,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         """Name the nucleus in the middle of each image; 16 x 16 µm round the middle are looked at."""
         rule = _rule(decide, threshold)
         if len(images) > service.config.max_crops:
-            raise Refusal(413, f"{len(images):,} images; at most {service.config.max_crops:,} are allowed.")
+            raise ApiError(413, f"{len(images):,} images; at most {service.config.max_crops:,} are allowed.")
         crops = []
         for image in images:
             content = await image.read()
@@ -275,16 +275,16 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
             {"image": image.filename or "", "labels": given, "probabilities": every}
             for image, given, every in zip(
                 images,
-                answers.given_labels(found, outputs, rule),
-                answers.every_probability(found, outputs),
+                schemas.given_labels(found, outputs, rule),
+                schemas.every_probability(found, outputs),
                 strict=True,
             )
         ]
-        return Response(answers.dumped({"images": named}), media_type="application/json")
+        return Response(schemas.dumped({"images": named}), media_type="application/json")
 
 
-def _rule(decide: str, threshold: float | None) -> Rule:
+def _rule(decide: str, threshold: float | None) -> DecisionRule:
     try:
-        return Rule(decide, threshold)
+        return DecisionRule(decide, threshold)
     except UsageError as error:
-        raise Refusal(422, str(error).replace("--", "")) from error
+        raise ApiError(422, str(error).replace("--", "")) from error

@@ -15,10 +15,10 @@ from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.image import ImageSlide
 from pipeline.slide.open import HEAD_BYTES, MAGIC
 from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP
-from pipeline.web.service.refusals import Refusal
+from pipeline.web.service.errors import ApiError
 
 KINDS = ("png", "jpeg", "tiff")
-LEAST_PX = 8
+MIN_PX = 8
 
 
 def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
@@ -33,11 +33,11 @@ def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
         Refusal: 415 for no such image, 413 for too many pixels, 422 for too few or for a pixel size that cannot be.
     """
     if not SMALLEST_MPP <= mpp <= LARGEST_MPP:
-        raise Refusal(422, f"mpp {mpp:g}: expected micrometres per pixel, {SMALLEST_MPP} to {LARGEST_MPP}.")
+        raise ApiError(422, f"mpp {mpp:g}: expected micrometres per pixel, {SMALLEST_MPP} to {LARGEST_MPP}.")
     head = content[:HEAD_BYTES]
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic) and kind in KINDS), None)
     if kind is None:
-        raise Refusal(415, "the image: expected a PNG, JPEG or TIFF file; it is none.")
+        raise ApiError(415, "the image: expected a PNG, JPEG or TIFF file; it is none.")
     # The readers take files, as they do for everybody else.
     with tempfile.TemporaryDirectory(prefix="nucpipe-") as folder:
         path = Path(folder) / f"image.{kind}"
@@ -45,12 +45,12 @@ def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
         try:
             image = ImageSlide(path, mpp, kind, max_pixels)
         except SlideError as error:
-            raise Refusal(413 if "too many" in str(error) else 415, str(error).split("; convert it")[0]) from error
+            raise ApiError(413 if "too many" in str(error) else 415, str(error).split("; convert it")[0]) from error
     width, height = WorkingGrid.for_slide(image.size_l0, mpp).size_read
     if width * height > max_pixels:
-        raise Refusal(413, f"{width} x {height} pixels when it is read; at most {max_pixels:,} are allowed.")
-    if min(image.size_l0) < LEAST_PX:
-        raise Refusal(422, f"the image: expected at least {LEAST_PX} x {LEAST_PX} pixels.")
+        raise ApiError(413, f"{width} x {height} pixels when it is read; at most {max_pixels:,} are allowed.")
+    if min(image.size_l0) < MIN_PX:
+        raise ApiError(422, f"the image: expected at least {MIN_PX} x {MIN_PX} pixels.")
     return image
 
 

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from classifier.predictions import Labels
+from classifier.predictions import Predictions
 from nucpipe.backends.processors import available_processors
 from pipeline.inference.engine import process_regions
 from pipeline.inference.models import Models
 from pipeline.regions.region import Region
 from pipeline.slide.base import Slide
+from pipeline.web.service.canvas import SLOTS, BatchCanvas
 from pipeline.web.service.metrics import Metrics
-from pipeline.web.service.sheet import SLOTS, Sheet
 from segmentation.nuclei import Nuclei
 
 LINGER_S = 0.005
 """How long the first of several requests waits for others to join it."""
-MOST_TOGETHER = min(64, SLOTS)
+MAX_TOGETHER = min(64, SLOTS)
 """Requests of one sheet: then those of another pixel size have their turn."""
 
 Crops = npt.NDArray[np.uint8]
@@ -40,9 +40,9 @@ class ImageJob:
     """An image whose nuclei are wanted; the answer's nuclei are in its pixels."""
 
     image: Slide
-    answer: Future[tuple[Nuclei, Labels]] = field(default_factory=Future)
+    answer: Future[tuple[Nuclei, Predictions]] = field(default_factory=Future)
     regions_left: int = 0
-    parts: list[tuple[Nuclei, Labels]] = field(default_factory=list)
+    parts: list[tuple[Nuclei, Predictions]] = field(default_factory=list)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class CropsJob:
     """Patches of single nuclei to label, at least one, from :func:`classifier.patches.cut_crops`."""
 
     crops: Crops
-    answer: Future[Labels] = field(default_factory=Future)
+    answer: Future[Predictions] = field(default_factory=Future)
 
 
 class Worker(threading.Thread):
@@ -131,7 +131,7 @@ class Worker(threading.Thread):
 
     def _work_on(self, first: ImageJob) -> None:
         """The first job's image, and those that join it while the engine still asks for regions."""
-        sheet, jobs = Sheet(first.image), list[ImageJob]()
+        sheet, jobs = BatchCanvas(first.image), list[ImageJob]()
 
         def regions() -> Iterator[Region]:
             job: ImageJob | None = first
@@ -140,7 +140,7 @@ class Worker(threading.Thread):
                 own = list(sheet.add(job.image, self.models))
                 job.regions_left = len(own)
                 yield from own
-                job = self._next_like(first.image) if len(sheet) < MOST_TOGETHER else None
+                job = self._next_like(first.image) if len(sheet) < MAX_TOGETHER else None
 
         try:
             named = process_regions(
@@ -169,10 +169,12 @@ class Worker(threading.Thread):
             job.answer.set_exception(error)
 
 
-def _together(parts: Sequence[tuple[Nuclei, Labels]]) -> tuple[Nuclei, Labels]:
-    return Nuclei.concatenate([nuclei for nuclei, _ in parts]), Labels.concatenate([labels for _, labels in parts])
+def _together(parts: Sequence[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Predictions]:
+    return Nuclei.concatenate([nuclei for nuclei, _ in parts]), Predictions.concatenate([labels for _, labels in parts])
 
 
-def label_crops(models: Models, crops: Crops, batch_size: int) -> Labels:
+def label_crops(models: Models, crops: Crops, batch_size: int) -> Predictions:
     """The labels of windows, at least one."""
-    return Labels.concatenate([models.classifier(crops[k : k + batch_size]) for k in range(0, len(crops), batch_size)])
+    return Predictions.concatenate(
+        [models.classifier(crops[k : k + batch_size]) for k in range(0, len(crops), batch_size)]
+    )

@@ -33,7 +33,7 @@ from pipeline.web.viewer.tiles import Pyramid
 STATIC = Path(str(resources.files("pipeline.web") / "viewer" / "static"))
 SHARED_STATIC = Path(str(resources.files("pipeline.web") / "static"))
 SLIDE_TILES_KEPT = 512  # about 40 MB; the tiles of a slide without a pyramid take long to make
-MOST_UNCERTAIN = 200  # nuclei a request
+MAX_UNCERTAIN = 200  # nuclei a request
 CROP_PX = 224  # side of a crop as it is sent, which is what the classifier sees
 
 
@@ -118,7 +118,7 @@ class _Pages:
     def uncertain(self, request: Request) -> Response:
         choice = self._choice(request)
         start, count = (int(_number(request, name)) for name in ("start", "count"))
-        rows = self.viewed.nuclei.least_certain(choice, max(start, 0), min(max(count, 0), MOST_UNCERTAIN))
+        rows = self.viewed.nuclei.least_certain(choice, max(start, 0), min(max(count, 0), MAX_UNCERTAIN))
         numbers, p = self.viewed.nuclei.labels(choice.library)
         labels = self.store.info.outputs.library(choice.library).labels
         return JSONResponse(
@@ -136,8 +136,8 @@ class _Pages:
         side = CROP_W // self.grid.stride
         centre_w = self.grid.to_w(self.viewed.nuclei.centroids_l0[number].astype(np.float64))
         x, y = (np.floor(centre_w / self.grid.stride + 0.5).astype(int) - side // 2).tolist()
-        window_w = tuple(edge * self.grid.stride for edge in (x, y, x + side, y + side))
-        pixels = slide.read(self.grid, (window_w[0], window_w[1], window_w[2], window_w[3]))
+        read_box_w = tuple(edge * self.grid.stride for edge in (x, y, x + side, y + side))
+        pixels = slide.read(self.grid, (read_box_w[0], read_box_w[1], read_box_w[2], read_box_w[3]))
         enlarged = cv2.resize(pixels, (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
         return self._kept(_encoded(".png", enlarged[..., ::-1]), "image/png")
 

@@ -14,23 +14,23 @@ from click.testing import CliRunner
 
 from classifier.evaluation.metrics import auroc, calibration_error, label_figures, library_figures
 from classifier.label_mapping import make_matching
-from classifier.libraries import Outputs, published_libraries
+from classifier.libraries import LabelSpace, published_libraries
 from classifier.network import MEAN, MPP, STD, JointClassifier
 from classifier.training.calibration import calibrate, fit_temperature
-from classifier.training.dataset import Samples
+from classifier.training.dataset import PatchDataset
 from nucpipe.backends.model_file import ModelHeader, save_model
 from pipeline.cli.main import main
 
 LIBRARIES = published_libraries()
-OUTPUTS = Outputs(LIBRARIES, (True,) * 35)
+OUTPUTS = LabelSpace(LIBRARIES, (True,) * 35)
 MATCHING = make_matching(LIBRARIES)
 
 
-def of_library(name: str, texts: list[str], images: list[int], groups: tuple[str, ...]) -> Samples:
+def of_library(name: str, texts: list[str], images: list[int], groups: tuple[str, ...]) -> PatchDataset:
     place = [library.name for library in LIBRARIES].index(name)
     numbers = [LIBRARIES[place].resolve(text) for text in texts]
     n = len(texts)
-    return Samples(
+    return PatchDataset(
         np.zeros((n, 96, 96, 3), np.uint8),
         np.full(n, place),
         np.array([m[0] if len(m) == 1 else -1 for m in numbers]),

@@ -16,12 +16,12 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from classifier.libraries import Library, Outputs
+from classifier.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining
-from classifier.training.dataset import Samples
-from classifier.training.train import _Draw, open_libraries, train_classifier
+from classifier.training.dataset import PatchDataset
+from classifier.training.train import _LibrarySampler, open_libraries, train_classifier
 from nucpipe.backends.model_file import read_header, save_model
 from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
@@ -185,7 +185,7 @@ def test_the_plain_mean_of_the_last_steps_is_what_is_kept(config: ClassifierTrai
 
 
 def test_the_rate_rises_stays_and_is_halved_while_weights_are_averaged() -> None:
-    rates = [trainer.rate(step, 100) for step in range(100)]
+    rates = [trainer.lr_factor(step, 100) for step in range(100)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1, 1]
     assert set(rates[4:50]) == {1.0}
     assert set(rates[50:]) == {0.5}
@@ -196,12 +196,14 @@ def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> N
     n = len(library)
     targets = np.eye(35, dtype=bool)[np.where(library == 1, 12, 20)]
     none = np.zeros(n, np.int64)
-    samples = Samples(np.zeros((n, 1, 1, 3), np.uint8), library, none, targets, none, (("g", "i"),), np.zeros((n, 2)))
-    draw = _Draw(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples)
+    samples = PatchDataset(
+        np.zeros((n, 1, 1, 3), np.uint8), library, none, targets, none, (("g", "i"),), np.zeros((n, 2))
+    )
+    draw = _LibrarySampler(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples)
     for step in range(4):
         chosen = draw(step, torch.Generator().manual_seed(step))
         assert (library[chosen] == 1 + (np.arange(7) + 7 * step) % 2).all()
-    random = _Draw(dataclasses.replace(config, balance="none", batch_size=2000), samples)
+    random = _LibrarySampler(dataclasses.replace(config, balance="none", batch_size=2000), samples)
     assert (library[random(0, torch.Generator().manual_seed(0))] == 1).mean() == pytest.approx(0.03, abs=0.015)
 
 
@@ -290,7 +292,7 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
     again: list[str] = []
     train_classifier(dataclasses.replace(pupil, distil_weight=10.0), again.append)
     assert not any("looks at" in line for line in again)
-    other = Outputs((Library("Other", ("x", "y"), ((0, 0, 0),) * 2, 0.25, "", ""),), (True, True))
+    other = LabelSpace((Library("Other", ("x", "y"), ((0, 0, 0),) * 2, 0.25, "", ""),), (True, True))
     fields = {"backbone": "test_efficientnet", "window_px": 64, "size_px": 32}
     stranger = tmp_path / "stranger.safetensors"
     save_model(

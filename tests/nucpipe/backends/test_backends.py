@@ -16,7 +16,7 @@ from classifier.predictor import ROWS, Predictor, load_predictor
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.device import _gpu_possible
 from nucpipe.backends.pytorch import TorchRuntime
-from nucpipe.backends.select import ready
+from nucpipe.backends.select import select_backend
 from pipeline.inference.models import find_model
 from segmentation.hovernet.padding import fix_padding
 from tests.support.synthetic import draw_slide
@@ -56,13 +56,13 @@ def by_pytorch(name: str, crops: np.ndarray) -> np.ndarray:
 
 def test_batches_and_threads_change_no_bit(both: tuple[Predictor, str, float], crops: np.ndarray) -> None:
     fast = both[0]
-    assert fast.calls == 2
+    assert fast.max_concurrency == 2
     whole = fast(crops).probabilities
     for size in (1, ROWS - 1, ROWS, ROWS + 5):
         parts = [crops[i : i + size] for i in range(0, len(crops), size)]
         with ThreadPoolExecutor(4) as pool:  # more callers than threads: some wait
-            rows = np.concatenate([labels.probabilities for labels in pool.map(fast, parts)])
-        np.testing.assert_array_equal(rows, whole)
+            batch_rows = np.concatenate([labels.probabilities for labels in pool.map(fast, parts)])
+        np.testing.assert_array_equal(batch_rows, whole)
 
 
 def test_windows_at_half_the_resolution_are_enlarged(crops: np.ndarray) -> None:
@@ -94,7 +94,7 @@ class Shuffled(torch.nn.Module):
 
 def test_a_pixel_shuffle_is_the_same_in_openvino() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
-    runtime = ready(Shuffled, "cpu", "fp32", threads=1, rows=2)
+    runtime = select_backend(Shuffled, "cpu", "fp32", threads=1, batch_rows=2)
     assert runtime.name == "openvino"
     np.testing.assert_array_equal(runtime(pixels), TorchRuntime(Shuffled(), "cpu", "fp32")(pixels))
 
@@ -141,7 +141,7 @@ class Odd(torch.nn.Module):
 
 
 def test_what_openvino_cannot_run_pytorch_does() -> None:
-    runtime = ready(Odd, "cpu", "fp32", threads=torch.get_num_threads(), rows=1, side_px=16)
+    runtime = select_backend(Odd, "cpu", "fp32", threads=torch.get_num_threads(), batch_rows=1, side_px=16)
     assert runtime.name == "torch"
     assert runtime(np.ones((1, 16, 16, 3), np.uint8)).shape == (1, 3, 16, 2)
 

@@ -15,7 +15,7 @@ import scipy.io
 
 from classifier.label_mapping import make_matching
 from classifier.libraries import published_libraries
-from classifier.training.dataset import gather
+from classifier.training.dataset import extract_patches
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
 from tests.support.paths import SHARED
@@ -211,7 +211,7 @@ def test_brecahad_refuses_unknown_labels_and_points_outside(tmp_path: Path) -> N
     points.write_text('{"stroma": [{"x": 0.5, "y": 0.1}]}')
     libraries = published_libraries()
     with pytest.raises(DataError, match="Case_3-02: label 'stroma' is not one of BreCaHAD's"):
-        gather(libraries[1], open_dataset(tmp_path), make_matching(libraries))
+        extract_patches(libraries[1], open_dataset(tmp_path), make_matching(libraries))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 from numba.core import caching
 
-from nucpipe.optional.jit import compiled
+from nucpipe.optional.jit import jit
 
 
 def square(x: int) -> int:
@@ -14,4 +14,4 @@ def test_without_a_place_for_machine_code(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(caching.CompileResultCacheImpl, "_locator_classes", [])
     with pytest.raises(RuntimeError, match="no locator"):
         caching.FunctionCache(square)
-    assert compiled(square)(12) == 144
+    assert jit(square)(12) == 144

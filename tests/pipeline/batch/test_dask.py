@@ -125,7 +125,7 @@ def test_addresses_and_unknown_models_are_refused(tmp_path: Path) -> None:
 def test_the_table_shows_slides_and_workers() -> None:
     with ClusterView(Silent(), 7) as view:
         view.begin_slide("/out/a", "a.svs")
-        view.cut("/out/a", 12, 9)
+        view.count_regions("/out/a", 12, 9)
         view.workers({"tcp://1": {"name": "w0", "host": "node1"}, "tcp://2": {"name": "w1", "host": "node2"}})
         view.progress({"folder": "/out/a", "worker": "tcp://1", "nuclei": 1500, "mm2": 0.26})
         bars = Bars()
@@ -145,19 +145,19 @@ def test_a_lock_on_the_finish_is_waited_for(tmp_path: Path) -> None:
 
     path = draw_slide(200, 200).save(tmp_path / "s.png")
     config = RunConfig(mpp=MPP, tissue="none")
-    order = worker.Order(path, tmp_path / "out", config, "topic", 0)
-    opened = worker.open_order(order)
+    task = worker.SlideTask(path, tmp_path / "out", config, "topic", 0)
+    opened = worker.open_task(task)
     assert isinstance(opened, worker.Opened)
-    worker.do_regions(order, tuple(index for index, _ in opened.regions))
-    lock = Lock(order.folder, "finish")
+    worker.do_regions(task, tuple(index for index, _ in opened.regions))
+    lock = Lock(task.folder, "finish")
     assert lock.acquire()
-    finisher = threading.Thread(target=worker.finish_order, args=(order, 1.0))
+    finisher = threading.Thread(target=worker.finish_task, args=(task, 1.0))
     with held(lock):
         finisher.start()
         time.sleep(0.5)
-        assert not (order.folder / "nuclei.zarr").exists()
+        assert not (task.folder / "nuclei.zarr").exists()
     finisher.join()
-    assert (order.folder / "run.json").is_file()
-    again = worker.finish_order(order, 1.0)  # a task that is given twice does no harm
+    assert (task.folder / "run.json").is_file()
+    again = worker.finish_task(task, 1.0)  # a task that is given twice does no harm
     assert not isinstance(again, worker.Failed)
-    assert again.nuclei == len(open_store(order.folder / "nuclei.zarr"))
+    assert again.nuclei == len(open_store(task.folder / "nuclei.zarr"))

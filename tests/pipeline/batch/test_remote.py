@@ -17,7 +17,7 @@ import tests.support.slides as make
 from nucpipe.errors import SlideError, UsageError
 from pipeline.batch import remote
 from pipeline.batch.plan import is_slide_name
-from pipeline.batch.remote import Address, fetched, is_address, list_slides
+from pipeline.batch.remote import RemotePath, fetched, is_remote, list_slides
 from pipeline.store.reader import open_store
 from tests.support.synthetic import MPP, draw_slide
 
@@ -133,7 +133,7 @@ def test_a_result_is_none_until_it_is_whole(store: fsspec.AbstractFileSystem, tm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "file_system", lambda address: (Watched(), "bucket/out/a"))
-        remote.send(Path(alone.folder), Address(f"{BUCKET}/out/a"))
+        remote.send(Path(alone.folder), RemotePath(f"{BUCKET}/out/a"))
     assert sent[-2:] == ["bucket/out/a/nuclei.zarr/zarr.json", "bucket/out/a/run.json"]
     assert len(sent) == len({p for p in Path(alone.folder).rglob("*") if p.is_file()})
 
@@ -143,25 +143,25 @@ def test_what_is_a_slide_at_an_address(cache: Path) -> None:
     for path in ("a.svs", "sub/b.tif", "c.zarr/.zattrs", "c.zarr/0/0.0", "r/nuclei.zarr/zarr.json", "t.txt", "m.mrxs"):
         files.pipe_file(f"/look/{path}", b"x")
     files.pipe_file("/look/m/Data0000.dat", b"pixels")
-    found = list(list_slides(Address("memory://look/"), is_slide_name))
+    found = list(list_slides(RemotePath("memory://look/"), is_slide_name))
     assert [(str(address), str(folder)) for address, folder in found] == [
         ("memory://look/a.svs", "a"),
         ("memory://look/c.zarr", "c"),
         ("memory://look/m.mrxs", "m"),
         ("memory://look/sub/b.tif", "sub/b"),
     ]
-    assert list(list_slides(Address("memory://look/a.svs"), is_slide_name)) == [
+    assert list(list_slides(RemotePath("memory://look/a.svs"), is_slide_name)) == [
         ("memory://look/a.svs", PurePosixPath("a"))
     ]
-    with fetched(Address("memory://look/m.mrxs")) as path:
+    with fetched(RemotePath("memory://look/m.mrxs")) as path:
         assert (path.parent / "m" / "Data0000.dat").read_bytes() == b"pixels"
     assert not path.parent.exists()
-    with fetched(Address("memory://look/c.zarr")) as path:
+    with fetched(RemotePath("memory://look/c.zarr")) as path:
         assert (path / "0" / "0.0").read_bytes() == b"x"
-    with pytest.raises(SlideError, match="cannot be fetched"), fetched(Address("memory://look/none.svs")):
+    with pytest.raises(SlideError, match="cannot be fetched"), fetched(RemotePath("memory://look/none.svs")):
         pass
     with pytest.raises(UsageError, match="no slide at this address"):
-        list(list_slides(Address("memory://look/sub/none/"), is_slide_name))
+        list(list_slides(RemotePath("memory://look/sub/none/"), is_slide_name))
 
 
 def test_an_ngff_at_an_address_is_run(cache: Path, tmp_path: Path) -> None:
@@ -181,9 +181,9 @@ def test_an_address_of_no_known_kind_is_one_line(tmp_path: Path, address: str) -
 
 
 def test_which_texts_are_addresses() -> None:
-    assert is_address("s3://b/c")
-    assert is_address("gs://b")
-    assert not is_address("/a/b://c")
-    assert not is_address("slides/a.svs")
-    assert not is_address("C:\\x")
-    assert (Address("s3://b/out/") / "x/y").name == "y"
+    assert is_remote("s3://b/c")
+    assert is_remote("gs://b")
+    assert not is_remote("/a/b://c")
+    assert not is_remote("slides/a.svs")
+    assert not is_remote("C:\\x")
+    assert (RemotePath("s3://b/out/") / "x/y").name == "y"

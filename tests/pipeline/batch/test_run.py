@@ -23,9 +23,9 @@ import tests.support.slides as make
 from nucpipe.errors import OutputError, SlideError
 from pipeline.batch import run
 from pipeline.batch.lock import Lock, held
-from pipeline.batch.output import Destination
+from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import plan
-from pipeline.batch.run import Tally, run_free
+from pipeline.batch.run import BatchTracker, run_free
 from pipeline.batch.summary import COLUMNS
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
@@ -50,11 +50,11 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 def run_all(folder: Path, out: Path, config: RunConfig = CONFIG, max_failures: int | None = None) -> list[SlideResult]:
     """As run_batch, with models that need no training."""
-    tally = Tally(Destination(out), Silent(), max_failures)
+    tracker = BatchTracker(OutputLocation(out), Silent(), max_failures)
     waiting = plan([folder], config)
-    while waiting := run_free(waiting, models(), tally):
+    while waiting := run_free(waiting, models(), tracker):
         time.sleep(0.1)
-    return tally.results
+    return tracker.results
 
 
 def white(path: Path) -> None:
@@ -221,11 +221,11 @@ def test_overwrite_does_not_redo_what_the_other_process_has_done(tmp_path: Path)
     drawn.save(tmp_path / "s.png")
     config = RunConfig(mpp=MPP, tissue="none", overwrite=True)
     jobs = plan([tmp_path / "s.png"], config)
-    first, second = (Tally(Destination(tmp_path / "out"), Silent(), None) for _ in range(2))
-    for tally in (first, second):
-        run_free(jobs, models(), tally)
-    assert [tally.results[0].status for tally in (first, second)] == ["done", "finished before"]
-    later = Tally(Destination(tmp_path / "out"), Silent(), None)
+    first, second = (BatchTracker(OutputLocation(tmp_path / "out"), Silent(), None) for _ in range(2))
+    for tracker in (first, second):
+        run_free(jobs, models(), tracker)
+    assert [tracker.results[0].status for tracker in (first, second)] == ["done", "finished before"]
+    later = BatchTracker(OutputLocation(tmp_path / "out"), Silent(), None)
     run_free(jobs, models(), later)
     assert later.results[0].status == "done"
 
@@ -300,16 +300,16 @@ def test_a_disk_filled_and_freed(tmp_path: Path) -> None:
         jobs = plan([path], CONFIG)
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(7_800_000))
-        tally = Tally(Destination(disk / "out"), Silent(), None)
+        tracker = BatchTracker(OutputLocation(disk / "out"), Silent(), None)
         with pytest.raises(OutputError, match=r"No space left on device.*make room.*the same command goes on"):
-            run_free(jobs, models(), tally)
+            run_free(jobs, models(), tracker)
         kept = len(list((disk / "out" / "slide" / "journal").glob("*.region")))
         assert 0 < kept < 30
         assert not list(disk.rglob("*.partial"))
         ballast.unlink()
-        tally = Tally(Destination(disk / "out"), Silent(), None)
-        run_free(jobs, models(), tally)
-        assert tally.results[0].status == "done"
+        tracker = BatchTracker(OutputLocation(disk / "out"), Silent(), None)
+        run_free(jobs, models(), tracker)
+        assert tracker.results[0].status == "done"
         run_slide(path, tmp_path / "whole", models(), CONFIG, Silent())
         whole, filled = (open_store(at / "nuclei.zarr") for at in (tmp_path / "whole", disk / "out" / "slide"))
         np.testing.assert_array_equal(whole.ids, filled.ids)
@@ -353,7 +353,7 @@ def test_memory_of_many_lines_is_small(tmp_path: Path) -> None:
     """A summary of ten thousand slides takes another line in less than 200 MB."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     counts = {"PanNuke": dict.fromkeys(("a", "b", "c", "d", "e"), 100)}
-    to = Destination(tmp_path)
+    to = OutputLocation(tmp_path)
     lines = ([f"s{k}", f"s{k}", "done", 1, 1, 1, "", *"11111"] for k in range(10_000))
     with to.summary.path.open("w", newline="") as file:
         csv.writer(file).writerows([[*COLUMNS, *(f"PanNuke:{c}" for c in "abcde")], *lines])

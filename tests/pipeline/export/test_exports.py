@@ -24,10 +24,10 @@ import pytest
 import shapely
 import zarr
 
-from classifier.decision_rule import Rule, decide
+from classifier.decision_rule import DecisionRule, decide
 from nucpipe.errors import OutputError, UsageError
-from pipeline.export.registry import FORMS, Wanted, export_result
-from pipeline.export.select import narrowed
+from pipeline.export.registry import FORMATS, ExportOptions, export_result
+from pipeline.export.select import select_nuclei
 from pipeline.result import Result, open_result
 from pipeline.store.reader import Store
 from tests.support.stores import TYPES, random_store
@@ -168,11 +168,13 @@ def parameter(form: str) -> Any:
 
 
 WANTED = {
-    "whole": Wanted(),
-    "window": Wanted(window_l0=WINDOW),
-    "labels": Wanted(primary="pannuke", labels=("Neoplastic", "dead")),
-    "best": Wanted(rule=Rule("best", 0.5)),
-    "threshold": Wanted(rule=Rule("threshold", 0.2), window_l0=WINDOW, primary="CoNSeP", labels=("epithelial",)),
+    "whole": ExportOptions(),
+    "window": ExportOptions(window_l0=WINDOW),
+    "labels": ExportOptions(primary="pannuke", labels=("Neoplastic", "dead")),
+    "best": ExportOptions(rule=DecisionRule("best", 0.5)),
+    "threshold": ExportOptions(
+        rule=DecisionRule("threshold", 0.2), window_l0=WINDOW, primary="CoNSeP", labels=("epithelial",)
+    ),
 }
 
 
@@ -201,14 +203,14 @@ def expected(store: Store) -> dict[str, tuple[dict[str, str | None], np.ndarray,
 @pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED)
 @pytest.mark.parametrize("form", [parameter(form) for form in READERS])
 def test_same_nuclei_labels_and_places_as_the_store(
-    form: str, wanted: Wanted, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, wanted: ExportOptions, result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if form == "annotationstore" and wanted.primary == "CoNSeP":
-        wanted = Wanted(**{**vars(wanted), "primary": "PanNuke", "labels": ("dead", "epithelial")})
-    store = narrowed(result.store, wanted.window_l0, wanted.primary or "PanNuke", wanted.labels, wanted.rule)
+        wanted = ExportOptions(**{**vars(wanted), "primary": "PanNuke", "labels": ("dead", "epithelial")})
+    store = select_nuclei(result.store, wanted.window_l0, wanted.primary or "PanNuke", wanted.labels, wanted.rule)
     assert 0 < len(store) <= 300
     monkeypatch.setattr(Store.batches, "__defaults__", (77,))
-    ((path, count),) = export_result(result, form, wanted, tmp_path / FORMS[form].name)
+    ((path, count),) = export_result(result, form, wanted, tmp_path / FORMATS[form].name)
     read, nuclei = READERS[form](path), expected(store)
     assert count == len(read.ids) == len(nuclei)
     assert set(read.ids) == set(nuclei)
@@ -230,7 +232,7 @@ def test_no_nuclei(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", [parameter("geojson"), parameter("parquet"), parameter("annotationstore")])
 def test_centroids_are_points_in_their_places(form: str, result: Result, tmp_path: Path) -> None:
-    ((path, _),) = export_result(result, form, Wanted(centroids=True), tmp_path / FORMS[form].name)
+    ((path, _),) = export_result(result, form, ExportOptions(centroids=True), tmp_path / FORMATS[form].name)
     read = READERS[form](path)
     assert read.areas_px is not None
     assert not read.areas_px.any()
@@ -240,8 +242,8 @@ def test_centroids_are_points_in_their_places(form: str, result: Result, tmp_pat
 
 @pytest.mark.parametrize("form", ["geojson", "annotationstore"])
 def test_a_file_for_each_library(form: str, result: Result, tmp_path: Path) -> None:
-    name = FORMS[form].name
-    written = export_result(result, form, Wanted(all_libraries=True), tmp_path / name)
+    name = FORMATS[form].name
+    written = export_result(result, form, ExportOptions(all_libraries=True), tmp_path / name)
     stem, ending = name.split(".", 1)
     assert [(path.name, count) for path, count in written] == [(f"{stem}-{lib}.{ending}", 300) for lib in LIBRARIES]
     if form == "geojson":
@@ -252,14 +254,14 @@ def test_a_file_for_each_library(form: str, result: Result, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("form", ["geojson", "csv"])
 def test_gz(form: str, result: Result, tmp_path: Path) -> None:
-    ((plain, _),) = export_result(result, form, Wanted(), tmp_path / FORMS[form].name)
-    ((packed, _),) = export_result(result, form, Wanted(gz=True), tmp_path / f"{FORMS[form].name}.gz")
+    ((plain, _),) = export_result(result, form, ExportOptions(), tmp_path / FORMATS[form].name)
+    ((packed, _),) = export_result(result, form, ExportOptions(gz=True), tmp_path / f"{FORMATS[form].name}.gz")
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
 
 
 @pytest.mark.parametrize("form", [parameter("csv"), parameter("anndata"), parameter("parquet")])
 def test_the_detectors_own_types(form: str, result: Result, tmp_path: Path) -> None:
-    ((path, _),) = export_result(result, form, None, tmp_path / FORMS[form].name)
+    ((path, _),) = export_result(result, form, None, tmp_path / FORMATS[form].name)
     if form == "csv":
         found = pd.read_csv(path)["segmentor_type"]
     elif form == "anndata":
@@ -285,7 +287,9 @@ def test_the_table_opens_as_the_run_wrote_it(result: Result, tmp_path: Path) -> 
 
 
 def test_a_new_rule_changes_the_table(result: Result, tmp_path: Path) -> None:
-    ((path, _),) = export_result(result, "anndata", Wanted(rule=Rule("threshold", 0.3)), tmp_path / "a.h5ad")
+    ((path, _),) = export_result(
+        result, "anndata", ExportOptions(rule=DecisionRule("threshold", 0.3)), tmp_path / "a.h5ad"
+    )
     table = anndata.read_h5ad(path)
     assert json.loads(table.uns["settings"])["decide"] == {"kind": "threshold", "threshold": 0.3}
     given = np.asarray(table.layers["given"]).astype(bool)
@@ -298,7 +302,7 @@ def test_a_new_rule_changes_the_table(result: Result, tmp_path: Path) -> None:
 def test_label_images(tmp_path: Path) -> None:
     store = random_store(tmp_path, 60, (2300, 1500))
     result = open_result(tmp_path)
-    ((path, count),) = export_result(result, "labels", Wanted(all_libraries=True))
+    ((path, count),) = export_result(result, "labels", ExportOptions(all_libraries=True))
     assert count == 60
     root = zarr.open_group(path, mode="r")
     assert root["labels"].attrs["ome"]["labels"] == ["nuclei", *LIBRARIES]
@@ -337,7 +341,7 @@ def test_label_images_open_with_ome_zarr(tmp_path: Path, demo_slide: Path) -> No
     with open_slide(demo_slide) as slide:
         random_store(tmp_path, 40, slide.size_l0)
         pixels = slide.read_level(0, (0, 0, 64, 64))
-    wanted = Wanted(slide=demo_slide, image_mpp=0.25)
+    wanted = ExportOptions(slide=demo_slide, image_mpp=0.25)
     object.__setattr__(open_result(tmp_path).store.info, "mpp", 0.499)
     ((path, _),) = export_result(open_result(tmp_path), "labels", wanted)
     with warnings.catch_warnings():
@@ -359,7 +363,7 @@ def test_spatialdata_holds_the_slide_in_its_place(tmp_path: Path, demo_slide: Pa
     from spatialdata.transformations import get_transformation
 
     random_store(tmp_path, 40, (2220, 2967))
-    ((path, _),) = export_result(open_result(tmp_path), "spatialdata", Wanted(slide=demo_slide, image_mpp=1.0))
+    ((path, _),) = export_result(open_result(tmp_path), "spatialdata", ExportOptions(slide=demo_slide, image_mpp=1.0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data = spatialdata.read_zarr(path)
@@ -381,21 +385,31 @@ def test_spatialdata_holds_the_slide_in_its_place(tmp_path: Path, demo_slide: Pa
 @pytest.mark.parametrize(
     ("form", "wanted", "words"),
     [
-        ("csv", Wanted(centroids=True), "--centroids cannot be used with --to csv: it always holds the centroids"),
-        ("parquet", Wanted(gz=True), "--gz cannot be used with --to parquet"),
-        ("anndata", Wanted(all_libraries=True), "--all-libraries cannot be used with --to anndata"),
-        ("geojson", Wanted(image_mpp=1.0), "--image-mpp cannot be used with --to geojson"),
-        ("labels", Wanted(image_mpp=-1.0), "--image-mpp -1: expected"),
-        ("csv", Wanted(window_l0=(5, 5, 5, 9)), "--window 5 5 5 9: expected X0 Y0 X1 Y1"),
-        ("csv", Wanted(labels=("tumour",)), "label 'tumour' is not one of PanNuke's"),
-        ("csv", Wanted(primary="Kumar"), "unknown library 'Kumar'"),
-        ("labels", Wanted(image_mpp=1.0), "the slide slide is needed, but its place is not known"),
-        ("spatialdata", Wanted(slide=Path("nowhere.svs")), "the slide slide is needed, but it is not at nowhere.svs"),
+        (
+            "csv",
+            ExportOptions(centroids=True),
+            "--centroids cannot be used with --to csv: it always holds the centroids",
+        ),
+        ("parquet", ExportOptions(gz=True), "--gz cannot be used with --to parquet"),
+        ("anndata", ExportOptions(all_libraries=True), "--all-libraries cannot be used with --to anndata"),
+        ("geojson", ExportOptions(image_mpp=1.0), "--image-mpp cannot be used with --to geojson"),
+        ("labels", ExportOptions(image_mpp=-1.0), "--image-mpp -1: expected"),
+        ("csv", ExportOptions(window_l0=(5, 5, 5, 9)), "--window 5 5 5 9: expected X0 Y0 X1 Y1"),
+        ("csv", ExportOptions(labels=("tumour",)), "label 'tumour' is not one of PanNuke's"),
+        ("csv", ExportOptions(primary="Kumar"), "unknown library 'Kumar'"),
+        ("labels", ExportOptions(image_mpp=1.0), "the slide slide is needed, but its place is not known"),
+        (
+            "spatialdata",
+            ExportOptions(slide=Path("nowhere.svs")),
+            "the slide slide is needed, but it is not at nowhere.svs",
+        ),
     ],
 )
-def test_what_a_form_has_not_is_refused(form: str, wanted: Wanted, words: str, result: Result, tmp_path: Path) -> None:
+def test_what_a_form_has_not_is_refused(
+    form: str, wanted: ExportOptions, words: str, result: Result, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError) as error:
-        export_result(result, form, wanted, tmp_path / FORMS[form].name)
+        export_result(result, form, wanted, tmp_path / FORMATS[form].name)
     assert words in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -404,7 +418,7 @@ def test_names_are_checked(result: Result, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"expected a name that ends in \.h5ad"):
         export_result(result, "anndata", None, tmp_path / "a.zarr")
     with pytest.raises(UsageError, match=r"expected a name that ends in \.gz with --gz"):
-        export_result(result, "csv", Wanted(gz=True), tmp_path / "a.csv")
+        export_result(result, "csv", ExportOptions(gz=True), tmp_path / "a.csv")
 
 
 def test_a_folder_that_is_no_export_is_never_replaced(result: Result, tmp_path: Path) -> None:

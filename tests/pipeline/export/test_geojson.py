@@ -15,18 +15,18 @@ import pytest
 import shapely
 from shapely.geometry import shape
 
-from classifier.libraries import Library, Outputs, published_libraries
-from classifier.predictions import Labels
+from classifier.libraries import LabelSpace, Library, published_libraries
+from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from pipeline.export import geojson
 from pipeline.export.geojson import write_geojson
-from pipeline.export.jsontext import Texts, features_text
+from pipeline.export.jsontext import CategoricalText, features_text
 from pipeline.export.polygons import valid_rings
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, StoreInfo, finish, open_store
 from segmentation.nuclei import Nuclei
 
-OUTPUTS = Outputs(published_libraries(), (True,) * 35)
+OUTPUTS = LabelSpace(published_libraries(), (True,) * 35)
 Ring = Sequence[tuple[float, float]]
 SQUARE: Ring = [(40, 30), (50, 30), (50, 40), (40, 40)]  # 10x10 pixels
 
@@ -34,7 +34,7 @@ SQUARE: Ring = [(40, 30), (50, 30), (50, 40), (40, 40)]  # 10x10 pixels
 def make_store(
     folder: Path,
     rings: Sequence[Ring],
-    outputs: Outputs = OUTPUTS,
+    outputs: LabelSpace = OUTPUTS,
     origin_l0: tuple[int, int] = (0, 0),
     detection_p: float = 0.9,
 ) -> Store:
@@ -54,7 +54,7 @@ def make_store(
         for i in range(count):
             probabilities[i, columns[i % len(columns)]] = 0.75
     journal = Journal.open(folder / "journal", {})
-    journal.write(0, nuclei, Labels(np.where(outputs.trained, probabilities, 0).astype(np.float32)))
+    journal.write(0, nuclei, Predictions(np.where(outputs.trained, probabilities, 0).astype(np.float32)))
     info = StoreInfo("slide", (4000, 3000), 0.25, origin_l0, outputs, {}, {}, "0.1.0")
     finish(journal, [0], folder / "nuclei.zarr", info)
     return open_store(folder / "nuclei.zarr")
@@ -233,7 +233,7 @@ def test_numbers_are_written_as_numpy_rounds_and_python_writes_them() -> None:
     )
     count = len(values)
     hundredths = np.stack([np.rint(np.nan_to_num(values, posinf=0, neginf=0) * 100).astype(np.int64)] * 2, 1)
-    nothing = Texts([""], np.zeros(count, np.int8))
+    nothing = CategoricalText([""], np.zeros(count, np.int8))
     ids = np.array(["0"] * count, object)
     text = features_text(ids, np.arange(count + 1), hundredths, True, nothing, {"v": values}, [nothing])
     lines = bytes(text).decode("ascii").split(",\n")
@@ -250,7 +250,7 @@ def test_an_outline_that_is_closed_already_stays_so(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
-    outputs = Outputs(OUTPUTS.libraries, tuple(library != "MoNuSAC" for library, _ in OUTPUTS.columns))
+    outputs = LabelSpace(OUTPUTS.libraries, tuple(library != "MoNuSAC" for library, _ in OUTPUTS.columns))
     store = make_store(tmp_path, [SQUARE], outputs, detection_p=float("nan"))
     properties = features_of(store, tmp_path / "a.geojson", "MoNuSAC")[0]["properties"]
     assert "classification" not in properties
@@ -262,7 +262,7 @@ def test_what_is_missing_is_left_out(tmp_path: Path) -> None:
 
 def test_names_are_escaped(tmp_path: Path) -> None:
     own = Library('Nos "noyaux"', ("tumeur\\é", "切\n片"), ((1, 2, 3), (4, 5, 6)), 0.25, "", "")
-    store = make_store(tmp_path, [SQUARE, SQUARE], Outputs((own,), (True, True)))
+    store = make_store(tmp_path, [SQUARE, SQUARE], LabelSpace((own,), (True, True)))
     features = features_of(store, tmp_path / "a.geojson", 'nos "NOYAUX"')
     assert {feature["properties"]["classification"]["name"] for feature in features} == {"tumeur\\é", "切\n片"}
     assert {feature["properties"]["metadata"]['Nos "noyaux"'] for feature in features} == {"tumeur\\é", "切\n片"}

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from nucpipe.errors import OutputError, UsageError
 from pipeline.cli.main import main
-from pipeline.export.registry import Wanted, export_for_qupath, export_result
+from pipeline.export.registry import ExportOptions, export_for_qupath, export_result
 from pipeline.result import open_result, open_results
 from tests.support.paths import ROOT
 from tests.support.stores import random_store
@@ -55,7 +55,9 @@ def test_the_folder_of_many_slides(results: Path) -> None:
 def test_one_slide(results: Path, tmp_path: Path) -> None:
     ((path, count),) = export_result(open_result(results / "a"), "qupath")
     assert (path, count) == (results / "a" / "qupath", 30)
-    export_result(open_result(results / "a"), "qupath", Wanted(window_l0=(0, 0, 10, 10)))  # takes the other's place
+    export_result(
+        open_result(results / "a"), "qupath", ExportOptions(window_l0=(0, 0, 10, 10))
+    )  # takes the other's place
     assert json.loads((path / "classes.json").read_text("utf-8"))["slides"]["a"]["nuclei"] == 0
     (tmp_path / "mine").mkdir()
     with pytest.raises(OutputError, match="stands there already and is no export"):
@@ -65,7 +67,7 @@ def test_one_slide(results: Path, tmp_path: Path) -> None:
 def test_two_slides_of_one_name(results: Path, tmp_path: Path) -> None:
     random_store(results / "sub" / "a", 5, name="a")
     with pytest.raises(UsageError, match="two slides are named a"):
-        export_for_qupath(open_results(results), Wanted(), tmp_path / "qupath")
+        export_for_qupath(open_results(results), ExportOptions(), tmp_path / "qupath")
     assert not (tmp_path / "qupath").exists()
 
 
@@ -84,7 +86,7 @@ def test_the_scripts_run(tmp_path: Path) -> None:
     results = tmp_path / "it's \\ here"
     for name, size, seed in (("a", (4000, 3000), 1), ("a.b", (2000, 1000), 2)):
         random_store(results / name, 30, size, name=name, seed=seed)
-    export_for_qupath(open_results(results), Wanted(primary="MoNuSAC"), results / "qupath")
+    export_for_qupath(open_results(results), ExportOptions(primary="MoNuSAC"), results / "qupath")
     numbers = {name: open_result(results / name).labels("PanNuke").value_counts() for name in ("a", "a.b")}
     folder = str(results / "qupath").replace("\\", "\\\\").replace("'", "\\'")
     output = run_groovy(

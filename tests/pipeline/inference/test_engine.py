@@ -8,7 +8,7 @@ import pytest
 
 from classifier.patches import cut_crops
 from nucpipe.errors import SlideError
-from pipeline.inference.engine import Named, Window, own, process_regions, resize
+from pipeline.inference.engine import LabelledRegion, RegionPixels, keep_owned, process_regions, resize
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import TissueMask, tissue_from
 from pipeline.run_slide import halo_w
@@ -31,7 +31,7 @@ def slide_path(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return drawn.save(tmp_path_factory.mktemp("slide") / "ellipses.png")
 
 
-def process(path: Path, region_size: int, batch_size: int, workers: int) -> list[Named]:
+def process(path: Path, region_size: int, batch_size: int, workers: int) -> list[LabelledRegion]:
     run_models = models()
     with open_slide(path, MPP) as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
@@ -42,7 +42,7 @@ def process(path: Path, region_size: int, batch_size: int, workers: int) -> list
     return done
 
 
-def collect(done: list[Named]) -> tuple[Nuclei, np.ndarray]:
+def collect(done: list[LabelledRegion]) -> tuple[Nuclei, np.ndarray]:
     """Everything, ordered by place."""
     nuclei = Nuclei.concatenate([item.nuclei_l0 for item in done])
     rows = np.concatenate([item.labels.probabilities for item in done])
@@ -58,11 +58,11 @@ def one_after_the_other(path: Path, region_size: int) -> tuple[Nuclei, np.ndarra
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         tissue = tissue_from("none", slide)
         for region in cut_regions(grid, tissue, region_size, halo_w(run_models)):
-            pixels = slide.read(grid, region.window_w)
-            window = Window(region, pixels, resize(pixels, grid.stride, 2))
+            pixels = slide.read(grid, region.read_box_w)
+            window = RegionPixels(region, pixels, resize(pixels, grid.stride, 2))
             nuclei = run_models.detector.nuclei(run_models.detector.predict(window.resized), grid.mpp_w * 2)
-            found = own(window, nuclei, grid, tissue)
-            done.append(Named(region, found.nuclei_l0, run_models.classifier(found.crops)))
+            found = keep_owned(window, nuclei, grid, tissue)
+            done.append(LabelledRegion(region, found.nuclei_l0, run_models.classifier(found.crops)))
     return collect(done)
 
 
@@ -141,11 +141,11 @@ def test_cores_tile_the_slide_and_own_every_point_once() -> None:
     owners = np.sum([region.owns(points) for region in regions], axis=0)
     assert (owners == 1).all()
     for region in regions:
-        assert all(edge % 32 == 0 for edge in region.window_w)
+        assert all(edge % 32 == 0 for edge in region.read_box_w)
         for side, edge in ((0, WIDTH), (1, HEIGHT)):
             # A halo inside the slide; half a crop beyond its edge.
-            assert region.window_w[side] == max(region.core_w[side] - 128, -32)
-            assert region.window_w[side + 2] >= min(region.core_w[side + 2] + 128, edge + 32)
+            assert region.read_box_w[side] == max(region.core_w[side] - 128, -32)
+            assert region.read_box_w[side + 2] >= min(region.core_w[side + 2] + 128, edge + 32)
 
 
 def test_regions_follow_each_other_in_bands() -> None:
@@ -161,7 +161,7 @@ def test_regions_without_tissue_are_left_out_and_numbers_stay() -> None:
     mask[1, 2] = True
     tissue = TissueMask(mask, (256.0, 256.0), MPP)
     (region,) = cut_regions(grid, tissue, 256, 128)
-    assert (region.index, region.window_w) == (6, (384, 128, 896, 544))
+    assert (region.index, region.read_box_w) == (6, (384, 128, 896, 544))
 
 
 def test_a_window_holds_the_tissue_of_its_core_and_no_more_than_a_halo_round_it() -> None:
@@ -170,7 +170,7 @@ def test_a_window_holds_the_tissue_of_its_core_and_no_more_than_a_halo_round_it(
     mask[70:81, 140:150] = True  # x 2240 to 2400, y 1120 to 1296
     (region,) = cut_regions(grid, TissueMask(mask, (16.0, 16.0), MPP), 2048, 256)
     assert region.core_w == (2048, 0, 4096, 2048)
-    assert region.window_w == (2240 - 256, 1120 - 256, 2400 + 256, 1312 + 256)
+    assert region.read_box_w == (2240 - 256, 1120 - 256, 2400 + 256, 1312 + 256)
 
 
 def test_nuclei_off_the_tissue_are_dropped(slide_path: Path, drawn: Drawn) -> None:

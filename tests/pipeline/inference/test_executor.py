@@ -6,23 +6,23 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.inference.executor import Crew, Stage
-from pipeline.inference.profiling import Watch
+from pipeline.inference.executor import Stage, StageExecutor
+from pipeline.inference.profiling import StageTimer
 
 
 def test_results_come_in_order_whatever_takes_long() -> None:
-    with Crew(watch := Watch(keep=True)) as crew:
-        first, second = crew.pool(4, "first"), crew.pool(2, "second")
+    with StageExecutor(timer := StageTimer(keep=True)) as executor:
+        first, second = executor.pool(4, "first"), executor.pool(2, "second")
 
         def slow(k: int) -> int:
             time.sleep(0.02 if k % 3 == 0 else 0)
             return k
 
         stages = (Stage("a", first, slow), Stage("b", first, lambda k: k + 1), Stage("c", second, lambda k: 10 * k))
-        assert list(crew.through(stages, range(20), depth=5)) == [10 * (k + 1) for k in range(20)]
-    assert {name: total.times for name, total in watch.sums.items()} == {"a": 20, "b": 20, "c": 20}
-    assert {span.thread.rstrip("_0123") for span in watch.spans if span.stage == "c"} == {"nucpipe-second"}
-    assert all(span.began <= span.ended for span in watch.spans)
+        assert list(executor.map_ordered(stages, range(20), depth=5)) == [10 * (k + 1) for k in range(20)]
+    assert {name: total.times for name, total in timer.sums.items()} == {"a": 20, "b": 20, "c": 20}
+    assert {span.thread.rstrip("_0123") for span in timer.spans if span.stage == "c"} == {"nucpipe-second"}
+    assert all(span.began <= span.ended for span in timer.spans)
 
 
 def test_no_more_than_depth_are_under_way() -> None:
@@ -33,9 +33,9 @@ def test_no_more_than_depth_are_under_way() -> None:
             begun.append(k)
             yield k
 
-    with Crew(Watch()) as crew:
-        stage = Stage("same", crew.pool(2, "pool"), lambda k: k)
-        for taken, _ in enumerate(crew.through((stage,), items(), depth=3), 1):
+    with StageExecutor(StageTimer()) as executor:
+        stage = Stage("same", executor.pool(2, "pool"), lambda k: k)
+        for taken, _ in enumerate(executor.map_ordered((stage,), items(), depth=3), 1):
             assert len(begun) <= taken + 2
     assert begun == list(range(10))
 
@@ -51,10 +51,10 @@ def test_an_error_surfaces_at_once_and_the_rest_is_not_begun() -> None:
         return k
 
     def first_of_nine() -> None:
-        with Crew(Watch()) as crew:
-            stage = Stage("work", crew.pool(2, "pool"), work)
+        with StageExecutor(StageTimer()) as executor:
+            stage = Stage("work", executor.pool(2, "pool"), work)
             try:
-                next(crew.through((stage,), range(9), depth=5))
+                next(executor.map_ordered((stage,), range(9), depth=5))
             finally:
                 gate.set()
 
@@ -67,7 +67,7 @@ def test_an_error_surfaces_at_once_and_the_rest_is_not_begun() -> None:
 
 def test_leaving_the_block_stops_the_threads() -> None:
     before = threading.active_count()
-    with Crew(Watch()) as crew:
-        stage = Stage("work", crew.pool(3, "pool"), lambda k: k)
-        assert next(crew.through((stage,), range(100), depth=4)) == 0
+    with StageExecutor(StageTimer()) as executor:
+        stage = Stage("work", executor.pool(3, "pool"), lambda k: k)
+        assert next(executor.map_ordered((stage,), range(100), depth=4)) == 0
     assert threading.active_count() == before

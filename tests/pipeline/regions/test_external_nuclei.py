@@ -15,7 +15,7 @@ import tifffile
 from nucpipe.errors import NucpipeError, SlideError, UsageError
 from pipeline.batch.plan import plan
 from pipeline.config import RunConfig
-from pipeline.regions.external_nuclei import given_nuclei
+from pipeline.regions.external_nuclei import read_external_nuclei
 from pipeline.run_slide import Silent, run_slide
 from pipeline.slide.base import open_slide
 from pipeline.store.reader import Store, open_store
@@ -77,7 +77,7 @@ def test_a_label_image_gives_its_nuclei(detected: tuple[Path, Path, Store], tmp_
     else:
         tifffile.imwrite(path, labels)
     with open_slide(slide, MPP) as opened:
-        given = given_nuclei(path, opened).nuclei_l0
+        given = read_external_nuclei(path, opened).nuclei_l0
     again = draw_instances(given, labels.shape)
     np.testing.assert_array_equal(again > 0, labels > 0)
     assert len(given) == len(before)
@@ -89,7 +89,7 @@ def test_a_label_image_may_be_coarser_than_the_slide(detected: tuple[Path, Path,
     labels[10:20, 30:50] = 7
     np.save(tmp_path / "labels.npy", labels)
     with open_slide(detected[0], MPP) as opened:
-        given = given_nuclei(tmp_path / "labels.npy", opened).nuclei_l0
+        given = read_external_nuclei(tmp_path / "labels.npy", opened).nuclei_l0
     assert given.centroids.tolist() == [[80, 30]]
     assert given.area_um2.tolist() == [40 * 20 * MPP * MPP]
 
@@ -106,7 +106,7 @@ def read(slide: Path, path: Path, content: Any) -> Nuclei:
     text = json.dumps(content).encode()
     path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     with open_slide(slide, MPP) as opened:
-        return given_nuclei(path, opened).nuclei_l0
+        return read_external_nuclei(path, opened).nuclei_l0
 
 
 def test_cells_annotations_parts_and_a_bare_list(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_qupath_counts_from_the_slides_bounds(
     with open_slide(detected[0], MPP) as opened:
         opened.origin_l0 = (100, 50)
         (tmp_path / "n.geojson").write_text(json.dumps([feature([square(10, 10)])]))
-        assert given_nuclei(tmp_path / "n.geojson", opened).nuclei_l0.centroids.tolist() == [[115, 65]]
+        assert read_external_nuclei(tmp_path / "n.geojson", opened).nuclei_l0.centroids.tolist() == [[115, 65]]
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_bad_files_say_so(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with open_slide(detected[0], MPP) as opened, pytest.raises(SlideError, match=said) as raised:
-        given_nuclei(tmp_path / name, opened)
+        read_external_nuclei(tmp_path / name, opened)
     assert "\n" not in str(raised.value)
     assert name in str(raised.value)
 
@@ -182,7 +182,7 @@ def test_bad_label_images_say_so(
 ) -> None:
     np.save(tmp_path / "labels.npy", image)
     with open_slide(detected[0], MPP) as opened, pytest.raises(SlideError, match=said):
-        given_nuclei(tmp_path / "labels.npy", opened)
+        read_external_nuclei(tmp_path / "labels.npy", opened)
 
 
 def test_a_folder_has_a_file_for_each_slide(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:

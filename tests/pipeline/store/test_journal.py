@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classifier.predictions import Labels
+from classifier.predictions import Predictions
 from nucpipe.errors import OutputError
 from pipeline.store.journal import Journal
 from segmentation.nuclei import Nuclei
@@ -33,8 +33,8 @@ def some_nuclei(count: int, seed: int = 0) -> Nuclei:
     )
 
 
-def some_labels(count: int, seed: int = 0) -> Labels:
-    return Labels(np.random.default_rng(seed).uniform(0, 1, (count, 35)).astype(np.float32))
+def some_labels(count: int, seed: int = 0) -> Predictions:
+    return Predictions(np.random.default_rng(seed).uniform(0, 1, (count, 35)).astype(np.float32))
 
 
 def assert_same(a: Nuclei, b: Nuclei) -> None:

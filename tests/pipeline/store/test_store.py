@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 import zarr
 
-from classifier.libraries import Outputs, published_libraries
-from classifier.predictions import Labels
+from classifier.libraries import LabelSpace, published_libraries
+from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from pipeline.store.journal import Journal
 from pipeline.store.ordering import NUCLEUS_NAMESPACE, ROUNDING, nucleus_ids
@@ -25,12 +25,12 @@ from segmentation.nuclei import MEASURES, Nuclei
 LIBRARIES = published_libraries()
 NAMES = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
 # BreCaHAD's non_mitosis was never taught, as in real data.
-TRAINED = tuple(name != ("BreCaHAD", "non_mitosis") for name in Outputs(LIBRARIES, (True,) * 35).columns)
-OUTPUTS = Outputs(LIBRARIES, TRAINED)
+TRAINED = tuple(name != ("BreCaHAD", "non_mitosis") for name in LabelSpace(LIBRARIES, (True,) * 35).columns)
+OUTPUTS = LabelSpace(LIBRARIES, TRAINED)
 SIZE_L0 = (9000, 7000)
 
 
-def info(outputs: Outputs = OUTPUTS, slide_name: str = "Präparat 切片") -> StoreInfo:
+def info(outputs: LabelSpace = OUTPUTS, slide_name: str = "Präparat 切片") -> StoreInfo:
     return StoreInfo(
         slide_name=slide_name,
         size_l0=SIZE_L0,
@@ -58,17 +58,17 @@ def some_nuclei(count: int, seed: int = 0) -> Nuclei:
     )
 
 
-def some_labels(count: int, outputs: Outputs = OUTPUTS, seed: int = 0) -> Labels:
+def some_labels(count: int, outputs: LabelSpace = OUTPUTS, seed: int = 0) -> Predictions:
     rng = np.random.default_rng(seed)
     probabilities = np.where(outputs.trained, rng.uniform(0.01, 1, (count, len(outputs))), 0).astype(np.float32)
     for columns in outputs.slices.values():
         if any(outputs.trained[columns]):
             probabilities[:, columns] /= probabilities[:, columns].sum(1, keepdims=True)
-    return Labels(probabilities)
+    return Predictions(probabilities)
 
 
 def make_store(
-    folder: Path, nuclei: Nuclei, labels: Labels, region_size: int = 2048, about: StoreInfo | None = None
+    folder: Path, nuclei: Nuclei, labels: Predictions, region_size: int = 2048, about: StoreInfo | None = None
 ) -> Store:
     """As a run does: each nucleus in the region that holds its centroid; regions are finished in some order."""
     about = about or info()
@@ -78,7 +78,7 @@ def make_store(
     regions = list(range(across * -(-SIZE_L0[1] // region_size)))
     for region in reversed(regions):
         inside = row * across + column == region
-        journal.write(region, nuclei.select(inside), Labels(labels.probabilities[inside]))
+        journal.write(region, nuclei.select(inside), Predictions(labels.probabilities[inside]))
     finish(journal, regions, folder / "nuclei.zarr", about)
     return open_store(folder / "nuclei.zarr")
 
@@ -90,12 +90,12 @@ def order_in(store: Store, nuclei: Nuclei) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Nuclei, Labels]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Nuclei, Predictions]:
     nuclei, labels = some_nuclei(700), some_labels(700)
     return make_store(tmp_path_factory.mktemp("store"), nuclei, labels), nuclei, labels
 
 
-def test_every_nucleus_is_there_with_what_is_its_own(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_every_nucleus_is_there_with_what_is_its_own(made: tuple[Store, Nuclei, Predictions]) -> None:
     store, nuclei, labels = made
     assert len(store) == 700
     order = order_in(store, nuclei)
@@ -114,13 +114,13 @@ def test_every_nucleus_is_there_with_what_is_its_own(made: tuple[Store, Nuclei, 
         np.testing.assert_array_equal(points[offsets[i] : offsets[i + 1]], nuclei.contour(j))  # half pixels are exact
 
 
-def test_nuclei_are_in_blocks_row_by_row(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_nuclei_are_in_blocks_row_by_row(made: tuple[Store, Nuclei, Predictions]) -> None:
     x, y = made[0].centroids_l0.T
     places = list(zip(y // 1024, x // 1024, y, x, strict=True))
     assert places == sorted(places)
 
 
-def test_anndata_reads_the_table(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_anndata_reads_the_table(made: tuple[Store, Nuclei, Predictions]) -> None:
     store, nuclei, labels = made
     table = anndata.read_zarr(store.path / "table")
     order = order_in(store, nuclei)
@@ -149,7 +149,7 @@ def test_anndata_reads_the_table(made: tuple[Store, Nuclei, Labels]) -> None:
     assert tuple(table.var["trained"]) == TRAINED
 
 
-def test_uns_says_what_the_table_is(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_uns_says_what_the_table_is(made: tuple[Store, Nuclei, Predictions]) -> None:
     uns = made[0].table.uns
     assert uns["slide"]["name"] == "Präparat 切片"
     assert uns["slide"]["size_l0"].tolist() == [9000, 7000]
@@ -160,11 +160,11 @@ def test_uns_says_what_the_table_is(made: tuple[Store, Nuclei, Labels]) -> None:
     assert (uns["schema_version"], uns["nucpipe_version"]) == (1, "0.1.0")
 
 
-def test_info_comes_back(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_info_comes_back(made: tuple[Store, Nuclei, Predictions]) -> None:
     assert made[0].info == info()
 
 
-def test_it_is_zarr_format_3(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_it_is_zarr_format_3(made: tuple[Store, Nuclei, Predictions]) -> None:
     root = zarr.open_group(made[0].path, mode="r")
     assert root.metadata.zarr_format == 3
     assert root["contours/offsets"].shape == (701,)
@@ -182,13 +182,13 @@ def test_ids_are_uuid5_of_slide_and_place() -> None:
     assert nucleus_ids(nuclei, "Präparat", SIZE_L0).tolist() == expected
 
 
-def test_ids_are_unique_uuids_of_slide_and_place(made: tuple[Store, Nuclei, Labels], tmp_path: Path) -> None:
+def test_ids_are_unique_uuids_of_slide_and_place(made: tuple[Store, Nuclei, Predictions], tmp_path: Path) -> None:
     store, nuclei, labels = made
     ids = store.ids
     assert len(set(ids)) == 700
     assert all(str(UUID(i)) == i and UUID(i).version == 5 for i in ids)
     few = np.arange(0, 700, 9)
-    fewer = make_store(tmp_path / "few", nuclei.select(few), Labels(labels.probabilities[few]))
+    fewer = make_store(tmp_path / "few", nuclei.select(few), Predictions(labels.probabilities[few]))
     assert set(fewer.ids) < set(ids)
     other = make_store(tmp_path / "other", nuclei, labels, about=info(slide_name="another"))
     assert not set(other.ids) & set(ids)
@@ -225,7 +225,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("region_size", [512, 700, 8192])
 def test_the_cut_into_regions_changes_no_byte(
-    made: tuple[Store, Nuclei, Labels], tmp_path: Path, region_size: int
+    made: tuple[Store, Nuclei, Predictions], tmp_path: Path, region_size: int
 ) -> None:
     store, nuclei, labels = made
     again = make_store(tmp_path, nuclei, labels, region_size)
@@ -233,7 +233,7 @@ def test_the_cut_into_regions_changes_no_byte(
 
 
 def test_the_batches_of_writing_change_no_number(
-    made: tuple[Store, Nuclei, Labels], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Store, Nuclei, Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.store.ordering.BATCH_ROWS", 1)
     monkeypatch.setattr("pipeline.store.reader.CHUNK_ROWS", 64)
@@ -246,7 +246,7 @@ def test_the_batches_of_writing_change_no_number(
         np.testing.assert_array_equal(a, b)
 
 
-def test_parts_add_up_to_the_whole(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_parts_add_up_to_the_whole(made: tuple[Store, Nuclei, Predictions]) -> None:
     store, _, _ = made
     parts = list(store.batches(128))
     assert [len(part) for part in parts] == [128] * 5 + [60]
@@ -267,7 +267,7 @@ def test_parts_add_up_to_the_whole(made: tuple[Store, Nuclei, Labels]) -> None:
 )
 @pytest.mark.parametrize("gap", [0, 8192])
 def test_a_window_holds_what_lies_in_it(
-    made: tuple[Store, Nuclei, Labels], monkeypatch: pytest.MonkeyPatch, box: tuple[float, ...], gap: int
+    made: tuple[Store, Nuclei, Predictions], monkeypatch: pytest.MonkeyPatch, box: tuple[float, ...], gap: int
 ) -> None:
     monkeypatch.setattr("pipeline.store.reader.GAP_ROWS", gap)
     store = made[0]
@@ -296,7 +296,7 @@ def test_a_window_on_the_edge_of_blocks_takes_its_own_side(tmp_path: Path) -> No
     assert store.window(9000, 7000, 9001, 7001).centroids_l0.tolist() == [[9000.4, 7000.4]]
 
 
-def test_windows_of_windows_and_of_parts(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_windows_of_windows_and_of_parts(made: tuple[Store, Nuclei, Predictions]) -> None:
     store = made[0]
     outer = store.window(1000, 1000, 6000, 6000)
     inner = store.window(3000, 3000, 7000, 5000)
@@ -307,7 +307,7 @@ def test_windows_of_windows_and_of_parts(made: tuple[Store, Nuclei, Labels]) -> 
     assert [row for part in outer.batches(50) for row in part.rows] == list(outer.rows)
 
 
-def test_a_store_without_an_index_says_so(made: tuple[Store, Nuclei, Labels], tmp_path: Path) -> None:
+def test_a_store_without_an_index_says_so(made: tuple[Store, Nuclei, Predictions], tmp_path: Path) -> None:
     shutil.copytree(made[0].path, tmp_path / "nuclei.zarr")
     shutil.rmtree(tmp_path / "nuclei.zarr" / "index")
     with pytest.raises(OutputError, match="without an index; run the slide again"):
@@ -315,7 +315,7 @@ def test_a_store_without_an_index_says_so(made: tuple[Store, Nuclei, Labels], tm
 
 
 def test_no_nuclei(tmp_path: Path) -> None:
-    store = make_store(tmp_path, Nuclei.empty(), Labels(np.zeros((0, 35), np.float32)))
+    store = make_store(tmp_path, Nuclei.empty(), Predictions(np.zeros((0, 35), np.float32)))
     assert len(store) == 0
     table = anndata.read_zarr(store.path / "table")
     assert table.shape == (0, 35)
@@ -336,7 +336,7 @@ def test_no_regions(tmp_path: Path) -> None:
 
 
 def test_a_library_that_was_not_taught_gives_missing_labels(tmp_path: Path) -> None:
-    outputs = Outputs(LIBRARIES, tuple(library != "MoNuSAC" for library, _ in OUTPUTS.columns))
+    outputs = LabelSpace(LIBRARIES, tuple(library != "MoNuSAC" for library, _ in OUTPUTS.columns))
     store = make_store(tmp_path, some_nuclei(40), some_labels(40, outputs), about=info(outputs))
     assert (store.label_numbers("MoNuSAC") == -1).all()
     assert np.isnan(store.label_probabilities("MoNuSAC")).all()
@@ -346,7 +346,7 @@ def test_a_library_that_was_not_taught_gives_missing_labels(tmp_path: Path) -> N
     assert not obs["PanNuke"].isna().any()
 
 
-def test_nothing_is_overwritten(made: tuple[Store, Nuclei, Labels], tmp_path: Path) -> None:
+def test_nothing_is_overwritten(made: tuple[Store, Nuclei, Predictions], tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "journal", {})
     with pytest.raises(OutputError, match="stands there already; use --overwrite"):
         finish(journal, [], made[0].path, info())
@@ -401,7 +401,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "other.zarr")
 
 
-def test_a_later_store_is_refused(made: tuple[Store, Nuclei, Labels], tmp_path: Path) -> None:
+def test_a_later_store_is_refused(made: tuple[Store, Nuclei, Predictions], tmp_path: Path) -> None:
     header = json.loads((made[0].path / "zarr.json").read_text("utf-8"))
     header["attributes"]["nucpipe"]["schema_version"] = 2
     (tmp_path / "zarr.json").write_text(json.dumps(header))
@@ -409,6 +409,6 @@ def test_a_later_store_is_refused(made: tuple[Store, Nuclei, Labels], tmp_path: 
         open_store(tmp_path)
 
 
-def test_an_unknown_library_is_named(made: tuple[Store, Nuclei, Labels]) -> None:
+def test_an_unknown_library_is_named(made: tuple[Store, Nuclei, Predictions]) -> None:
     with pytest.raises(UsageError, match="unknown library 'kumar'"):
         made[0].label_numbers("kumar")

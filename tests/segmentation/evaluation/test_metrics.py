@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nucpipe.datasets import Annotation
-from nucpipe.optional.tiatoolbox import toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox
 from segmentation.evaluation.metrics import (
     DetectionCounts,
     SegmentationCounts,
@@ -103,7 +103,7 @@ def test_types_by_hand() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_same_as_tiatoolbox(seed: int) -> None:
-    metrics = toolbox("utils.metrics")
+    metrics = import_tiatoolbox("utils.metrics")
     rng = np.random.default_rng(seed)
     true, found = (rng.random((n, 2)) * 60 for n in rng.integers(1, 60, 2))
     a, b = match_by_distance(true, found, 4)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from nucpipe.errors import ModelError
-from nucpipe.optional.tiatoolbox import toolbox
+from nucpipe.optional.tiatoolbox import import_tiatoolbox
 from pipeline.config import RunConfig
-from pipeline.inference.engine import Window, own, resize, working_px
+from pipeline.inference.engine import RegionPixels, keep_owned, resize, working_px
 from pipeline.inference.models import find_model
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
@@ -38,7 +38,7 @@ def network() -> Callable[[str], torch.nn.Module]:
     @functools.cache
     def make(mode: str) -> torch.nn.Module:
         torch.manual_seed(3)
-        made = toolbox("models.architecture.hovernet").HoVerNet(num_types=len(TYPES[mode]) + 1, mode=mode)
+        made = import_tiatoolbox("models.architecture.hovernet").HoVerNet(num_types=len(TYPES[mode]) + 1, mode=mode)
         assert isinstance(made, torch.nn.Module)
         return made.eval()
 
@@ -56,7 +56,7 @@ def test_maps_are_those_of_tiatoolbox(
     maps = detector.predict(pixels)
     first = margin - (side - step) // 2
     window = pixels[first : first + side, first : first + side]
-    nuclear, hv, types = toolbox("models.architecture.hovernet").HoVerNet.infer_batch(
+    nuclear, hv, types = import_tiatoolbox("models.architecture.hovernet").HoVerNet.infer_batch(
         network(mode), torch.from_numpy(window[None].copy()), device="cpu"
     )
     assert maps.shape == (4, step, step)
@@ -93,10 +93,10 @@ def detect(path: Path, mpp: float, detector: PublishedHoVerNet, size_w: int) -> 
         wrapped = dataclasses.replace(models(), detector=detector)
         found = []
         for region in cut_regions(grid, tissue, size_w, halo_w(wrapped), *window_grid_w(wrapped)):
-            pixels = slide.read(grid, region.window_w)
-            window = Window(region, pixels, resize(pixels, grid.stride, scale))
+            pixels = slide.read(grid, region.read_box_w)
+            window = RegionPixels(region, pixels, resize(pixels, grid.stride, scale))
             nuclei = detector.nuclei(detector.predict(window.resized), grid.mpp_w * scale)
-            found.append(own(window, nuclei, grid, tissue, scale).nuclei_l0)
+            found.append(keep_owned(window, nuclei, grid, tissue, scale).nuclei_l0)
     return Nuclei.concatenate(found)
 
 
@@ -165,14 +165,14 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 def test_a_named_model_comes_from_the_cache_or_the_error_says_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(toolbox("").rcParam, "TIATOOLBOX_HOME", tmp_path)
+    monkeypatch.setitem(import_tiatoolbox("").rcParam, "TIATOOLBOX_HOME", tmp_path)
     name = "hovernet_original-kumar"
     assert name in PUBLISHED
 
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("no route to host\nmore")
 
-    monkeypatch.setattr(toolbox("models.architecture"), "hf_hub_download", offline)
+    monkeypatch.setattr(import_tiatoolbox("models.architecture"), "hf_hub_download", offline)
     with pytest.raises(ModelError) as raised:
         find_model("segmentor", name)
     assert str(raised.value).count("\n") == 0

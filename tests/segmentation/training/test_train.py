@@ -15,8 +15,8 @@ from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
 from pipeline.inference.models import find_model
 from segmentation.detector import load_hovernet
-from segmentation.hovernet.network import HoVerNet, grow, read_hovernet
-from segmentation.training.dataset import TileSource
+from segmentation.hovernet.network import HoVerNet, read_hovernet, widen
+from segmentation.training.dataset import TileDataset
 from segmentation.training.train import SegmentorTraining, train_segmentor
 from tests.support.synthetic import draw_slide
 
@@ -86,7 +86,7 @@ def test_another_setting_does_not_resume(data: Path, tmp_path: Path) -> None:
 
 def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
     images = open_dataset(data)
-    a, b = TileSource(images, 7, 1), TileSource(images, 7, 1)
+    a, b = TileDataset(images, 7, 1), TileDataset(images, 7, 1)
     a.batch(0)
     np.testing.assert_array_equal(a.batch(3).pixels, b.batch(3).pixels)
     np.testing.assert_array_equal(a.batch(3).hv, b.batch(3).hv)
@@ -106,7 +106,7 @@ def test_a_grown_network_computes_the_same_maps_and_learns_with_its_new_channels
     for module in small.modules():  # a trained network's statistics are not those of a new one
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
-    grow(small, large)
+    widen(small, large)
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.allclose(small.eval()(pixels), large.eval()(pixels), atol=1e-5)
@@ -114,7 +114,7 @@ def test_a_grown_network_computes_the_same_maps_and_learns_with_its_new_channels
     new = large.up4.convs[0][0].weight.grad[:8, 8:12]  # what the old channels hear of the new ones
     assert (new.abs().amax((0, 2, 3)) > 0).all()
     with pytest.raises(ValueError, match="does not fit"):
-        grow(large, small)
+        widen(large, small)
 
 
 def test_a_training_that_starts_from_a_model_keeps_its_widths(data: Path, tmp_path: Path) -> None:

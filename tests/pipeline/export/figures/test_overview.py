@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifier.libraries import Outputs, published_libraries
-from classifier.predictions import Labels
+from classifier.libraries import LabelSpace, published_libraries
+from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
 from pipeline.export.figures.overview import draw_overview
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, StoreInfo, finish, open_store
 from segmentation.nuclei import Nuclei
 
-OUTPUTS = Outputs(published_libraries(), (True,) * 35)
+OUTPUTS = LabelSpace(published_libraries(), (True,) * 35)
 PANNUKE = OUTPUTS.libraries[4]
 FRAME = np.array([200, 200, 200])  # round the picture on the page
 
@@ -37,7 +37,7 @@ def make_store(
     probabilities = np.zeros((count, 35), np.float32)
     probabilities[np.arange(count), 30 + numbers] = 1
     journal = Journal.open(folder / "journal", {})
-    journal.write(0, nuclei, Labels(probabilities))
+    journal.write(0, nuclei, Predictions(probabilities))
     finish(journal, [0], folder / "nuclei.zarr", StoreInfo(name, size_l0, 0.25, (0, 0), OUTPUTS, {}, {}, "0.1.0"))
     return open_store(folder / "nuclei.zarr")
 
@@ -116,7 +116,7 @@ def test_any_name_and_shape(tmp_path: Path, name: str, size: tuple[int, int]) ->
 
 def test_a_library_without_labels_is_drawn_grey(tmp_path: Path) -> None:
     make_store(tmp_path, (2000, 2000), np.array([(500.0, 500.0)]), np.array([0]), 100)
-    blind = Outputs(OUTPUTS.libraries, tuple(library != "PanNuke" for library, _ in OUTPUTS.columns))
+    blind = LabelSpace(OUTPUTS.libraries, tuple(library != "PanNuke" for library, _ in OUTPUTS.columns))
     again = tmp_path / "again"
     journal = Journal.open(tmp_path / "journal", {})
     finish(journal, [0], again, StoreInfo("s", (2000, 2000), 0.25, (0, 0), blind, {}, {}, "0"))

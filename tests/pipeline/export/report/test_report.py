@@ -17,7 +17,7 @@ from PIL import Image
 
 from nucpipe.errors import UsageError
 from pipeline.cli.main import main
-from pipeline.export.report.facts import GALLERY, gather, together
+from pipeline.export.report.stats import GALLERY, compute_stats, merge_stats
 from pipeline.export.report.write import report_batch, report_slide
 from pipeline.result import open_result, open_results
 from pipeline.store.reader import Store
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 def test_the_facts_are_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = random_store(tmp_path, 300)
     monkeypatch.setattr(Store.batches, "__defaults__", (77,))
-    facts = gather(store)
+    facts = compute_stats(store)
     table = store.table
     assert facts.nuclei == 300
     for library in store.info.outputs.libraries:
@@ -83,7 +83,7 @@ def test_the_facts_are_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_contradictions_and_agreement_follow_the_label_table(tmp_path: Path) -> None:
     store = random_store(tmp_path, 400)
-    facts, obs = gather(store), store.table.obs
+    facts, obs = compute_stats(store), store.table.obs
     found = {(c.library, c.label, c.other): c for c in facts.contradictions()}
     tumor = found["NuCLS", "tumor", "PanNuke"]
     of = obs["NuCLS"] == "tumor"
@@ -101,7 +101,7 @@ def test_contradictions_and_agreement_follow_the_label_table(tmp_path: Path) -> 
 
 def test_the_facts_of_slides_add_up(tmp_path: Path) -> None:
     stores = [random_store(tmp_path / name, n, seed=n) for name, n in (("a", 50), ("b", 120))]
-    both, each = together([gather(store) for store in stores]), [gather(store) for store in stores]
+    both, each = merge_stats([compute_stats(store) for store in stores]), [compute_stats(store) for store in stores]
     assert both.nuclei == 170
     for name in LIBRARIES:
         assert both.counts[name].tolist() == (each[0].counts[name] + each[1].counts[name]).tolist()

@@ -39,7 +39,7 @@ class Refused(BaseModel):
     error: ErrorBody
 
 
-class Refusal(Exception):
+class ApiError(Exception):
     """An answer that is an error."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -57,11 +57,11 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Refused, "description": CODES[status].replace("_", " ")} for status in statuses}
 
 
-def handle_refusals(app: FastAPI) -> None:
+def handle_errors(app: FastAPI) -> None:
     """Give every error of the application the one shape."""
 
-    @app.exception_handler(Refusal)
-    async def refused(_: Request, error: Refusal) -> JSONResponse:
+    @app.exception_handler(ApiError)
+    async def refused(_: Request, error: ApiError) -> JSONResponse:
         return refusal(error.status, error.message)
 
     @app.exception_handler(HTTPException)

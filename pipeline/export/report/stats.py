@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from classifier.decision_rule import best_labels
 from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import Library, Outputs
+from classifier.libraries import LabelSpace, Library
 from nucpipe.errors import NucpipeError
 from pipeline.store.reader import Store
 
@@ -66,7 +66,7 @@ class Contradiction:
 
 
 @dataclass(frozen=True)
-class Facts:
+class ReportStats:
     """What a report tells. By library, arrays have a place for each label and a last one for "no label".
 
     Attributes:
@@ -81,7 +81,7 @@ class Facts:
         uncertain: the least certain nuclei, the worst first.
     """
 
-    outputs: Outputs
+    outputs: LabelSpace
     nuclei: int
     counts: dict[str, Counts]
     mean_p: dict[str, npt.NDArray[np.float64]]
@@ -128,7 +128,7 @@ class Facts:
         return agree, total
 
 
-def gather(store: Store) -> Facts:
+def compute_stats(store: Store) -> ReportStats:
     """The facts of a store; memory does not grow with the number of nuclei."""
     outputs = store.info.outputs
     libraries = outputs.libraries
@@ -168,10 +168,10 @@ def gather(store: Store) -> Facts:
         first += len(part)
     means = {n: np.divide(sums[n], counts[n], out=np.full(sizes[n], np.nan), where=counts[n] > 0) for n in sizes}
     uncertain = tuple(item for _, _, item in sorted(worst, reverse=True))
-    return Facts(outputs, len(store), counts, means, areas, confidence, crosswalk, density, uncertain)
+    return ReportStats(outputs, len(store), counts, means, areas, confidence, crosswalk, density, uncertain)
 
 
-def together(parts: Sequence[Facts]) -> Facts:
+def merge_stats(parts: Sequence[ReportStats]) -> ReportStats:
     """The facts of several slides as of one, without what has a place on a slide."""
     first = parts[0]
     counts = {name: np.sum([p.counts[name] for p in parts], 0) for name in first.counts}
@@ -179,7 +179,7 @@ def together(parts: Sequence[Facts]) -> Facts:
     for name, total in counts.items():
         sums = np.sum([np.nan_to_num(p.mean_p[name]) * p.counts[name] for p in parts], 0)
         means[name] = np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0)
-    return Facts(
+    return ReportStats(
         first.outputs,
         sum(p.nuclei for p in parts),
         counts,
@@ -192,7 +192,7 @@ def together(parts: Sequence[Facts]) -> Facts:
     )
 
 
-def _entropy(probabilities: npt.NDArray[np.float32], outputs: Outputs) -> npt.NDArray[np.float64]:
+def _entropy(probabilities: npt.NDArray[np.float32], outputs: LabelSpace) -> npt.NDArray[np.float64]:
     """(N,) mean over libraries of the entropy of the trained labels' probabilities, each scaled to 0-1."""
     total, libraries = np.zeros(len(probabilities)), 0
     for columns in outputs.slices.values():
@@ -211,7 +211,7 @@ def _uncertain(
     entropy: npt.NDArray[np.float64],
     probabilities: npt.NDArray[np.float32],
     numbers: dict[str, npt.NDArray[np.int64]],
-    outputs: Outputs,
+    outputs: LabelSpace,
 ) -> Uncertain:
     labels = {}
     for library in outputs.libraries:

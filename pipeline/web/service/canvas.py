@@ -24,7 +24,7 @@ SLOTS = 1024
 REGION_W = 2048
 
 
-class Sheet(Slide):
+class BatchCanvas(Slide):
     """Images of one pixel size, each in a slot of its own; each is looked at as if it were alone.
 
     Attributes:
@@ -51,7 +51,7 @@ class Sheet(Slide):
         self._slots.append((image, grid))
         tissue = TissueMask.of(np.ones((1, 1), bool), image)
         for region in cut_regions(grid, tissue, REGION_W, halo_w(models), *window_grid_w(models)):
-            (a, b, c, d), (e, f, g, h) = region.core_w, region.window_w
+            (a, b, c, d), (e, f, g, h) = region.core_w, region.read_box_w
             yield Region(region.index, (a + x, b + y, c + x, d + y), (e + x, f + y, g + x, h + y))
 
     def slot(self, region: Region) -> int:
@@ -61,18 +61,18 @@ class Sheet(Slide):
     def in_image(self, region: Region, nuclei_l0: Nuclei) -> Nuclei:
         """A region's nuclei in level-0 pixels of its image."""
         x, y = (self.grid.to_l0(float(edge)) for edge in self._corner_w(self.slot(region)))
-        return nuclei_l0.moved(1.0, (-x, -y))
+        return nuclei_l0.transformed(1.0, (-x, -y))
 
     @staticmethod
     def _corner_w(slot: int) -> tuple[int, int]:
         return slot * SLOT_W + SLOT_W // 2, SLOT_W // 2
 
-    def read(self, grid: WorkingGrid, window_w: Box) -> Image:
+    def read(self, grid: WorkingGrid, read_box_w: Box) -> Image:
         """As :meth:`Slide.read`, of the image in whose slot the window lies."""
-        slot = window_w[0] // SLOT_W
+        slot = read_box_w[0] // SLOT_W
         x, y = self._corner_w(slot)
         image, own = self._slots[slot]
-        x0, y0, x1, y1 = window_w
+        x0, y0, x1, y1 = read_box_w
         return image.read(own, (x0 - x, y0 - y, x1 - x, y1 - y))
 
     def read_level(self, level: int, box: Box) -> Image:

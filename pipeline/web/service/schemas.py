@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from classifier.decision_rule import Rule, best_labels
-from classifier.libraries import Outputs
+from classifier.decision_rule import DecisionRule, best_labels
+from classifier.libraries import LabelSpace
 from pipeline.export.geojson import write_geojson
 from pipeline.store.reader import Store
 
@@ -92,7 +92,7 @@ class Health(BaseModel):
     status: str
 
 
-def as_json(store: Store, rule: Rule, with_probabilities: bool) -> dict[str, Any]:
+def as_json(store: Store, rule: DecisionRule, with_probabilities: bool) -> dict[str, Any]:
     """The nuclei in the form of :class:`NucleiAnswer`."""
     info = store.info
     offsets, points = store.contours()
@@ -126,7 +126,7 @@ def as_json(store: Store, rule: Rule, with_probabilities: bool) -> dict[str, Any
     return {"width": width, "height": height, "mpp": info.mpp, "count": len(nuclei), "nuclei": nuclei}
 
 
-def as_geojson(store: Store, primary: str, rule: Rule) -> bytes:
+def as_geojson(store: Store, primary: str, rule: DecisionRule) -> bytes:
     """The nuclei as QuPath takes them, like ``nuclei.geojson`` of a run."""
     with tempfile.TemporaryDirectory(prefix="nucpipe-") as folder:
         path = Path(folder) / "nuclei.geojson"
@@ -135,7 +135,7 @@ def as_geojson(store: Store, primary: str, rule: Rule) -> bytes:
 
 
 def given_labels(
-    probabilities: npt.NDArray[np.float32], outputs: Outputs, rule: Rule
+    probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: DecisionRule
 ) -> list[dict[str, dict[str, Any] | None]]:
     """For each row, by library, the label that the rule gives, or None."""
     numbers = best_labels(probabilities, outputs, rule)
@@ -147,7 +147,7 @@ def given_labels(
     return rows
 
 
-def every_probability(probabilities: npt.NDArray[np.float32], outputs: Outputs) -> list[dict[str, dict[str, float]]]:
+def every_probability(probabilities: npt.NDArray[np.float32], outputs: LabelSpace) -> list[dict[str, dict[str, float]]]:
     """For each row, by library and label, its probability; labels that nothing has taught are left out."""
     rounded = probabilities.astype(float).round(5).tolist()
     columns = [
@@ -164,7 +164,7 @@ def every_probability(probabilities: npt.NDArray[np.float32], outputs: Outputs) 
     return rows
 
 
-def describe_libraries(outputs: Outputs) -> list[dict[str, Any]]:
+def describe_libraries(outputs: LabelSpace) -> list[dict[str, Any]]:
     """In the form of :class:`LibraryInfo`."""
     return [
         {

@@ -13,14 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.web.service.config import ServeConfig
+from pipeline.web.service.errors import refusal
 from pipeline.web.service.metrics import Metrics
-from pipeline.web.service.refusals import refusal
 
 GUARDED = ("/v1/", "/metrics")
 """What needs the token; pages and health are for everybody."""
 
 
-class Guard:
+class RequestLimits:
     """Turns requests away before they are read, or as soon as they are too much; counts all of them."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
