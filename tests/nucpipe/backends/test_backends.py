@@ -148,7 +148,7 @@ def test_what_openvino_cannot_run_pytorch_does() -> None:
 
 LOADS = """
 import sys, numpy as np
-from pipeline.models import load_models
+from pipeline.inference.models import load_models
 models = load_models("hovernet-compact", "fast", "auto", "auto", workers=1)
 pixels = np.random.default_rng(0).integers(0, 256, (432, 432, 3), np.uint8)
 crops = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), np.uint8)
@@ -200,7 +200,7 @@ AT_ONCE = """
 import os, sys, threading
 import numpy as np
 from classifier.predictor import load_predictor
-from pipeline.models import find_model
+from pipeline.inference.models import find_model
 predictor = load_predictor(find_model("classifier", "fast"), threads=8)
 go, crops = threading.Barrier(8), np.zeros((1, 64, 64, 3), np.uint8)
 sys.setswitchinterval(1e-6)

@@ -46,7 +46,7 @@ def test_control_groups_of_both_versions(tmp_path: Path) -> None:
 def test_threads_share_heaps_unless_the_user_says_otherwise(chosen: str | None, fewer: bool) -> None:
     program = """
 import re, threading
-from nucpipe.common.processors import limit_heaps
+from nucpipe.backends.processors import limit_heaps
 limit_heaps(2)
 kept, go = [], threading.Barrier(12)
 def take():

@@ -74,7 +74,7 @@ def test_a_killed_process_s_lock_is_taken_over_at_once(tmp_path: Path) -> None:
     program = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from pipeline.locks import Lock
+        from pipeline.batch.lock import Lock
         assert Lock(Path(sys.argv[1])).acquire()
         print("held", flush=True)
         time.sleep(60)

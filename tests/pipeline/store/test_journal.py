@@ -107,8 +107,8 @@ def test_killed_while_writing_leaves_only_whole_regions(tmp_path: Path) -> None:
         import sys
         from pathlib import Path
         import numpy as np
-        from classifier.labels import Labels
-        from pipeline.journal import Journal
+        from classifier.predictions import Predictions
+        from pipeline.store.journal import Journal
         from segmentation.nuclei import Nuclei
         journal = Journal.open(Path(sys.argv[1]), {})
         for index in range(10**6):
@@ -117,7 +117,7 @@ def test_killed_while_writing_leaves_only_whole_regions(tmp_path: Path) -> None:
             offsets = np.array([0, len(points)])
             nuclei = Nuclei(points[:1], offsets, points, one, one)
             print(index, flush=True)
-            journal.write(index, nuclei, Labels(np.full((1, 35), index, np.float32)))
+            journal.write(index, nuclei, Predictions(np.full((1, 35), index, np.float32)))
     """)
     command = [sys.executable, "-c", program, str(tmp_path / "journal")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
