@@ -34,8 +34,8 @@ from pipeline.cli.demo_slide import fetch_demo_slide
 from pipeline.inference.models import find_model, load_models
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
-from pipeline.slide.base import open_slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 
 SECONDS, BYTES = 60, 4 * 2**30
 MPP = 0.25

@@ -33,7 +33,8 @@ from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, Library, libraries_of
 from classifier.network import MEAN, MPP, STD, Enlarged, JointClassifier
 from classifier.predictions import probabilities
-from classifier.predictor import ROWS, WINDOW_PX
+from classifier.predictor import ROWS
+from classifier.spec import WINDOW_PX
 from classifier.training.config import ClassifierTraining
 from classifier.training.dataset import PatchDataset, extract_patches
 from classifier.training.pseudo_labels import pseudo_label

@@ -116,7 +116,7 @@ def main(
     if one:
         run(slide, out, cheap, one)
         return
-    from pipeline.slide.base import open_slide
+    from pipeline.slide.open import open_slide
 
     out.mkdir(parents=True, exist_ok=True)
     with open_slide(slide, mpp) as opened:

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 
 from pipeline.regions.tissue import tissue_mask
-from pipeline.slide.base import open_slide
+from pipeline.slide.open import open_slide
 
 
 @click.command()

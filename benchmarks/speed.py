@@ -28,8 +28,8 @@ from pipeline.inference.models import find_model, load_models
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
 from pipeline.run_slide import halo_w, window_grid_w
-from pipeline.slide.base import open_slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 
 PLAIN = 256
 """Nuclei for the plain ways, which are slow."""

@@ -24,8 +24,8 @@ import cv2
 import numpy as np
 import torch
 
+from nucpipe.backends.base import Backend
 from nucpipe.backends.processors import available_processors
-from nucpipe.backends.select import Backend
 from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from pipeline.config import RunConfig
 from pipeline.inference.models import load_models

@@ -14,17 +14,16 @@ import numpy.typing as npt
 
 from classifier.decision_rule import DecisionRule, decide, short_form
 from classifier.libraries import LabelSpace
-from classifier.predictor import WINDOW_PX, load_predictor
+from classifier.predictor import load_predictor
 from classifier.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
+from classifier.spec import WINDOW_PX, unmeasured
 from classifier.training.dataset import at_working_mpp, cut_windows
-from classifier.training.model_card import unmeasured
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import read_header
 from nucpipe.backends.processors import available_processors
 from nucpipe.datasets.base import read_rgb
 from nucpipe.errors import NucpipeError, UsageError
-from pipeline.inference.models import find_model
-from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP, plausible
+from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
 
 BATCH = 64
 
@@ -105,7 +104,7 @@ def _cut(image: Pixels, points: npt.NDArray[np.float64]) -> Pixels:
 
 def classify_images(
     paths: Sequence[Path],
-    classifier: str,
+    model: Path,
     mpp: float | None = None,
     at: tuple[float, float] | None = None,
     prepare: Sequence[Step] = (),
@@ -116,18 +115,18 @@ def classify_images(
 
     Args:
         paths: image files.
-        classifier: a bundled model's name, or a path.
+        model: the model file.
         mpp, at: see :func:`window_of`.
         prepare: done to each whole image before its window is cut.
         device, precision: where and how the network runs.
 
     Raises:
-        UsageError: an unknown model or device, a pixel size out of range, a point without one or outside an image.
+        UsageError: an unknown device, a pixel size out of range, a point without one or outside an image.
         ModelError: the model file is broken.
     """
-    if mpp is not None and not plausible(mpp):
-        raise UsageError(f"--mpp {mpp:g}: expected micrometres per pixel, {SMALLEST_MPP} to {LARGEST_MPP}.")
-    where, model = pick_device(device), find_model("classifier", classifier)
+    if mpp is not None and not is_plausible_mpp(mpp):
+        raise UsageError(f"--mpp {mpp:g}: expected micrometres per pixel, {MIN_MPP} to {MAX_MPP}.")
+    where = pick_device(device)
     predictor = load_predictor(model, where, pick_precision(precision, where), available_processors())
     outputs = predictor.outputs
     read: list[Path] = []

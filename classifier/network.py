@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier.libraries import LabelSpace
-from classifier.predictor import WINDOW_PX, check_kind
+from classifier.spec import WINDOW_PX, check_kind
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
 from nucpipe.errors import ModelError, UsageError

@@ -13,16 +13,15 @@ import numpy.typing as npt
 
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions, probabilities
+from classifier.spec import WINDOW_PX, check_kind
+from nucpipe.backends.base import Backend
 from nucpipe.backends.conversion_cache import network_key
-from nucpipe.backends.model_file import ModelHeader, read_header
-from nucpipe.backends.select import Backend, select_backend
+from nucpipe.backends.model_file import read_header
+from nucpipe.backends.select import select_backend
 from nucpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
-
-WINDOW_PX = 64
-"""Side of the window round a nucleus: 16 micrometres."""
 
 ROWS = 8
 """Windows that OpenVINO computes at a time: their maps fit a core's cache."""
@@ -39,7 +38,7 @@ class Predictor:
         key: names the network, so that it can be kept for the next time.
 
     Attributes:
-        calls: how many calls at once use the device fully.
+        max_concurrency: how many calls at once use the device fully.
     """
 
     def __init__(
@@ -73,16 +72,6 @@ class Predictor:
         if not len(crops):
             return Predictions(np.zeros((0, len(self.outputs)), np.float32))
         return Predictions(probabilities(self.runtime(crops.shape[1])(crops), self.outputs))
-
-
-def check_kind(header: ModelHeader) -> None:
-    """See that a model is a classifier.
-
-    Raises:
-        ModelError: it is none.
-    """
-    if header.kind != "classifier":
-        raise ModelError(f"model '{header.name}' is a {header.kind}, expected a classifier.")
 
 
 def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:

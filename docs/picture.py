@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline.cli.demo_slide import fetch_demo_slide
-from pipeline.slide.base import open_slide
+from pipeline.slide.open import open_slide
 from pipeline.store.reader import open_store
 
 X, Y, SIDE, ZOOM, HEIGHT = 940, 1330, 240, 5, 1100

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from classifier.decision_rule import DecisionRule
 from nucpipe.errors import UsageError
-from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP, plausible
+from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
 
 REGION_ALIGN_W = 32
 """Cores and windows of regions start and end on multiples of this many working pixels: the network's largest stride
@@ -60,8 +60,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         DecisionRule(self.decide, self.threshold)
-        if self.mpp is not None and not plausible(self.mpp):
-            low, high = SMALLEST_MPP, LARGEST_MPP
+        if self.mpp is not None and not is_plausible_mpp(self.mpp):
+            low, high = MIN_MPP, MAX_MPP
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")
         if self.region_size < REGION_ALIGN_W or self.region_size % REGION_ALIGN_W:
             raise UsageError(

@@ -146,7 +146,7 @@ class Result:
             UsageError: it is not there (any more).
             SlideError: it cannot be read, or is not the one of this result.
         """
-        from pipeline.slide.base import open_slide
+        from pipeline.slide.open import open_slide
 
         path = self.slide_path(given)
         slide = open_slide(path, self.mpp)

@@ -148,7 +148,7 @@ def run_slide(
     Raises:
         NucpipeError: the slide cannot be processed; what was done stays in the journal.
     """
-    from pipeline.slide.base import open_slide
+    from pipeline.slide.open import open_slide
 
     clock = Clock(config.profile)
     with open_slide(path, config.mpp) as slide:
@@ -349,7 +349,7 @@ def region_mm2(region: Region, grid: WorkingGrid, tissue: TissueMask) -> float:
 
 def store_info(slide: Slide, models: Models, config: RunConfig) -> StoreInfo:
     """What the store says of itself, and what a result depends on."""
-    from pipeline.slide.base import slide_fingerprint
+    from pipeline.slide.identity import slide_fingerprint
     from pipeline.store.reader import StoreInfo
 
     described = models.described

@@ -33,6 +33,6 @@ def load_detector(path: Path, device: str = "cpu", precision: str = "fp32", thre
 
         if header.architecture.get("type") in ARCHITECTURES:
             return load_rcnn(path, device)
-    from segmentation.detector import load_hovernet
+    from segmentation.hovernet.detector import load_hovernet
 
     return load_hovernet(path, device, precision, threads)

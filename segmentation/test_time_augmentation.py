@@ -13,7 +13,7 @@ FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """Left to right, and top to bottom."""
 
 
-class TestTimeAugmentation(Detector):
+class FlipTTA(Detector):
     """A detector asked four times: HoVer-Net's maps are averaged, the horizontal and vertical one with their sign.
 
     Args:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from matplotlib import pyplot as plt
 
 import nucpipe
-from pipeline.slide.base import open_slide
+from pipeline.slide.open import open_slide
 from tests.support.paths import EXAMPLES
 
 MPP = 0.499

@@ -26,7 +26,7 @@ from nucpipe.errors import DataError, ModelError, NucpipeError, SlideError
 from nucpipe.optional.xml import parse_xml
 from pipeline.inference.models import find_model
 from pipeline.regions.tissue import tissue_from
-from pipeline.slide.base import open_slide
+from pipeline.slide.open import open_slide
 from segmentation.registry import load_detector
 
 PICTURE = make.tissue_texture(200, 160)

@@ -12,7 +12,8 @@ from scipy.stats import rankdata
 from classifier.libraries import LabelSpace
 from classifier.network import Enlarged, JointClassifier
 from classifier.predictions import probabilities
-from classifier.predictor import ROWS, WINDOW_PX
+from classifier.predictor import ROWS
+from classifier.spec import WINDOW_PX
 from classifier.training.dataset import PatchDataset
 from nucpipe.backends.processors import available_processors
 from nucpipe.backends.select import select_backend

@@ -21,11 +21,10 @@ from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
 from nucpipe.errors import DataError
-from pipeline.inference.models import find_model
 
 
 def evaluate_classifier(
-    model_name: str,
+    path: Path,
     data: Sequence[tuple[str, Path]],
     out: Path | None,
     say: Callable[[str], None],
@@ -37,7 +36,7 @@ def evaluate_classifier(
     """Return by library what ``classifier.evaluation.metrics.library_figures`` measures of a classifier.
 
     Args:
-        model_name: a bundled model's name, or a path.
+        path: the model file.
         data: (library, folder) of each data set.
         out: folder for ``figures.json``, ``predictions.csv`` and a picture for each library, if wanted.
         say: told the results, a line each.
@@ -46,20 +45,20 @@ def evaluate_classifier(
         device, precision: where and how the network runs.
 
     Raises:
-        UsageError: an unknown model, library or device, or nothing to measure on.
+        UsageError: an unknown library or device, or nothing to measure on.
         DataError: a data set is broken.
     """
     where = pick_device(device)
     how = pick_precision(precision, where)
-    model, header, outputs = load_classifier(find_model("classifier", model_name))
+    model, header, outputs = load_classifier(path)
     figures: dict[str, Any] = {}
     rows: list[list[object]] = []
-    for name, path in data:
+    for name, folder in data:
         library = outputs.library(name)
-        images = _chosen(open_dataset(path), library.name, header, hold_out, everything, say)
+        images = _chosen(open_dataset(folder), library.name, header, hold_out, everything, say)
         samples = extract_patches(library, images, Matching(outputs.libraries))
         if not len(samples):
-            raise DataError(f"{path}: none of the chosen images has a nucleus.")
+            raise DataError(f"{folder}: none of the chosen images has a nucleus.")
         p = probabilities(predict_logits(model, samples, where, how), outputs)
         found = library_figures(p, samples, outputs, library.name)
         figures[library.name] = found

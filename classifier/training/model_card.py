@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from classifier.libraries import LabelSpace
+from classifier.spec import unmeasured
 from nucpipe.backends.model_file import ModelHeader
 
 
@@ -69,11 +70,6 @@ def _from_other_models(made: dict[str, Any]) -> list[str]:
             f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
         ]
     return lines
-
-
-def unmeasured(header: ModelHeader) -> list[str]:
-    """The libraries whose labels only other libraries' data taught, so that nothing measures them on their own."""
-    return [str(entry["name"]) for entry in header.data if not entry["images"]]
 
 
 def model_card(header: ModelHeader) -> str:

@@ -17,7 +17,7 @@ from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, libraries_of
 from classifier.network import MEAN, MPP, STD, JointClassifier, load_classifier
-from classifier.predictor import WINDOW_PX
+from classifier.spec import WINDOW_PX
 from classifier.training.augmentation import augment
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from nucpipe.backends.base import Floats, Pixels
 from nucpipe.backends.device import autocast_type
-from nucpipe.backends.select import Floats, Pixels
 
 CUDA_CALLS = 2
 """Calls at once on a GPU: while one computes, the other's pixels are copied."""
 
 
-class TorchRuntime:
+class PyTorchBackend:
     """A network run by PyTorch. Where the device's memory does not hold a batch, it goes on with half of it.
 
     Args:
@@ -42,7 +42,7 @@ class TorchRuntime:
         self._of_thread = threading.local()
 
     def __call__(self, pixels: Pixels) -> Floats:
-        """See :class:`nucpipe.backends.select.Backend`."""
+        """See :class:`nucpipe.backends.base.Backend`."""
         parts: list[Floats] = []
         start, step = 0, self.largest or len(pixels)
         while start < len(pixels):

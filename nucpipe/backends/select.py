@@ -1,45 +1,16 @@
-"""A network made ready to run: by OpenVINO on an x86 processor, by PyTorch elsewhere.
-
-On AVX-512 cores OpenVINO runs both networks two to five times as fast as PyTorch does, in the same precision. Its
-convolutions give a pixel the same bits wherever it lies and however large the image is, so that what is cut in other
-ways gives the same result. A converted network is kept (see ``nucpipe.backends.conversion_cache``), and PyTorch, which
-takes seconds and half a gigabyte to import, is then not needed at all.
-"""
+"""Choose what runs a network: OpenVINO on an x86 processor, PyTorch elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 from collections.abc import Callable
-from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from nucpipe.backends.conversion_cache import converted_network
+from nucpipe.backends.base import Backend
+from nucpipe.backends.openvino import OpenVINOBackend
 
 if TYPE_CHECKING:
     from torch import nn
-
-Pixels = npt.NDArray[np.uint8]
-Floats = npt.NDArray[np.float32]
-
-
-class Backend(Protocol):
-    """A network that takes pixels and gives numbers; may be called from several threads.
-
-    Attributes:
-        name: ``openvino`` or ``torch``.
-        calls: how many calls at once use the device fully; further ones wait.
-    """
-
-    name: str
-    max_concurrency: int
-
-    def __call__(self, pixels: Pixels) -> Floats:
-        """The network's output for (N, H, W, 3) uint8 RGB, N at least 1: (N, ...) float32."""
 
 
 def select_backend(
@@ -59,7 +30,7 @@ def select_backend(
         device: to run on.
         precision: to compute in: ``fp32``, ``bf16`` or ``fp16``.
         threads: processors that it may use.
-        rows: images that OpenVINO computes at a time. Always so many, so that a batch's size changes no bit.
+        batch_rows: images that OpenVINO computes at a time. Always so many, so that a batch's size changes no bit.
         side_px: height and width of every image; None where they vary.
         key: names the network and its weights, so that it can be kept for the next time; None: it is not kept.
 
@@ -68,93 +39,11 @@ def select_backend(
     """
     if device == "cpu":
         try:
-            return OpenVINORuntime(build, precision, threads, batch_rows, side_px, key)
+            return OpenVINOBackend(build, precision, threads, batch_rows, side_px, key)
         except ImportError:
             pass  # there is none for this platform
         except Exception:  # OpenVINO's exceptions have no base of their own; it lacks something that this network uses
             logging.getLogger(__name__).debug("OpenVINO cannot run this network", exc_info=True)
-    from nucpipe.backends.pytorch import TorchRuntime
+    from nucpipe.backends.pytorch import PyTorchBackend  # late: torch takes seconds to import
 
-    return TorchRuntime(build(), device, precision, threads)
-
-
-_preparing = threading.Lock()
-
-
-def _prepare_openvino() -> None:
-    """Let OpenVINO do once, in one thread, all that it does with numpy's arrays.
-
-    What its Python part sets up at the first array and the first result waits for the interpreter's lock while it
-    holds one of C++'s: two threads that come to it at once wait for each other for ever.
-    """
-    with _preparing:
-        _first_inference()
-
-
-@cache
-def _first_inference() -> None:
-    import openvino
-    from openvino import opset8
-
-    source = opset8.parameter([1], np.uint8)
-    model = openvino.Model([opset8.convert(source, "f32")], [source])
-    request = openvino.Core().compile_model(model, "CPU").create_infer_request()
-    request.infer([np.ones(1, np.uint8)], share_inputs=True)[0].copy()
-
-
-class OpenVINORuntime:
-    """A network run by OpenVINO on the CPU, one thread a call, as many calls at once as ``threads``."""
-
-    name = "openvino"
-
-    def __init__(
-        self,
-        build: Callable[[], nn.Module],
-        precision: str,
-        threads: int,
-        batch_rows: int,
-        side_px: int | None = None,
-        key: str | None = None,
-    ) -> None:
-        """Convert, unless that has been done, and compile; each takes about a second.
-
-        Raises:
-            ImportError: OpenVINO is not installed.
-            Exception: it cannot run this network; or what ``build`` raises.
-        """
-        import openvino
-
-        _prepare_openvino()
-        model = converted_network(build, side_px, key)
-        model.reshape([batch_rows, side_px or -1, side_px or -1, 3])
-        settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads,
-            # Several processes may share the machine: each would pin its threads to the same processors.
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        self.max_concurrency = threads
-        self.batch_rows = batch_rows
-        # A request holds the memory of one call under way.
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(threads):
-            self._idle.put(self._compiled.create_infer_request())
-
-    def __call__(self, pixels: Pixels) -> Floats:
-        """See :class:`Backend`."""
-        request = self._idle.get()
-        try:
-            parts = [
-                self._run(request, pixels[i : i + self.batch_rows]) for i in range(0, len(pixels), self.batch_rows)
-            ]
-        finally:
-            self._idle.put(request)
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    def _run(self, request: Any, pixels: Pixels) -> Floats:
-        missing = self.batch_rows - len(pixels)
-        full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing else pixels
-        result: Floats = request.infer([np.ascontiguousarray(full)], share_inputs=True)[0]
-        return result[: len(pixels)].copy()  # the request's own memory is used again
+    return PyTorchBackend(build(), device, precision, threads)

@@ -1,8 +1,36 @@
-"""Published sets of annotated nuclei, each read from its owner's own layout, all with one face.
+"""Published sets of annotated nuclei, each read from its owner's own layout, all with one interface.
 
 Segmentation takes the instance maps, the classifier the points with labels; a format is read in one place.
 """
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, choose_images, open_dataset, split_groups
+from __future__ import annotations
+
+from pathlib import Path
+
+from nucpipe.datasets import brecahad, consep, monusac, nucls, pannuke, points
+from nucpipe.datasets.base import AnnotatedImage, Annotation, choose_images, split_groups
+from nucpipe.errors import DataError
 
 __all__ = ["AnnotatedImage", "Annotation", "choose_images", "open_dataset", "split_groups"]
+
+READERS = (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pannuke.read)
+"""Each returns the images of a folder in its layout, or none where the folder has another."""
+
+
+def open_dataset(path: Path) -> list[AnnotatedImage]:
+    """The annotated images of the data set at ``path``; the layout is recognised by its files.
+
+    Raises:
+        DataError: no known layout stands there, or the set is incomplete.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: expected the folder of a data set; it does not exist.")
+    for read in READERS:
+        images = read(path)
+        if images:
+            return images
+    raise DataError(
+        f"{path}: no data set recognised. Expected Images/ with Labels/*.mat (CoNSeP, Kumar), "
+        "images/ with groundTruth/*.json (BreCaHAD), <patient>/*.xml beside tiles (MoNuSAC), images.npy with masks.npy "
+        "(PanNuke), rgb/ with csv/ (NuCLS), or images/ with labels/*.csv and library.toml (points) in it."
+    )

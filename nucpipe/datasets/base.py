@@ -90,27 +90,6 @@ def labels_of(path: Path, published: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(str, fields.get("labels", ()))) if fields is not None else published
 
 
-def open_dataset(path: Path) -> list[AnnotatedImage]:
-    """The annotated images of the data set at ``path``; the layout is recognised by its files.
-
-    Raises:
-        DataError: no known layout stands there, or the set is incomplete.
-    """
-    from nucpipe.datasets import brecahad, consep, monusac, nucls, pannuke, points
-
-    if not path.is_dir():
-        raise DataError(f"{path}: expected the folder of a data set; it does not exist.")
-    for read in (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pannuke.read):
-        images = read(path)
-        if images:
-            return images
-    raise DataError(
-        f"{path}: no data set recognised. Expected Images/ with Labels/*.mat (CoNSeP, Kumar), "
-        "images/ with groundTruth/*.json (BreCaHAD), <patient>/*.xml beside tiles (MoNuSAC), images.npy with masks.npy "
-        "(PanNuke), rgb/ with csv/ (NuCLS), or images/ with labels/*.csv and library.toml (points) in it."
-    )
-
-
 def split_groups(
     images: Sequence[AnnotatedImage], hold_out: Iterable[str] = (), fraction: float = 0.15
 ) -> tuple[list[AnnotatedImage], list[AnnotatedImage]]:

@@ -10,7 +10,8 @@ from pipeline.batch.lock import Lock
 from pipeline.batch.plan import Job, plan
 from pipeline.batch.remote import RemotePath, is_remote, version
 from pipeline.config import RunConfig
-from pipeline.slide.base import open_slide, printable
+from pipeline.slide.identity import printable
+from pipeline.slide.open import open_slide
 
 
 def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, say: Callable[[str], object]) -> int:

@@ -18,7 +18,7 @@ from pipeline.batch.remote import RemotePath, fetched, is_remote, local_folder, 
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.run_slide import SlideResult, file_settings
-from pipeline.slide.base import slide_fingerprint
+from pipeline.slide.identity import slide_fingerprint
 from pipeline.store.journal import check_unchanged
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from pipeline.batch.summary import SUMMARY
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import check_nuclei_option
 from pipeline.regions.tissue import check_tissue_option
-from pipeline.slide.base import is_dicom, is_slide_folder, slide_name
+from pipeline.slide.identity import is_dicom, is_slide_folder, slide_name
 
 SUFFIXES = frozenset(
     f".{suffix}"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipeline.run_slide import Reporter, Silent, SlideResult
-from pipeline.slide.base import printable
+from pipeline.slide.identity import printable
 
 LINE_SECONDS = 30
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from nucpipe.cache import cache_folder
 from nucpipe.errors import NucpipeError, OutputError, SlideError, UsageError
 from nucpipe.files import cannot_write
-from pipeline.slide.base import slide_name
 from pipeline.slide.causes import cause
+from pipeline.slide.identity import slide_name
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

@@ -19,7 +19,7 @@ from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job, plan
 from pipeline.config import RunConfig
 from pipeline.run_slide import Reporter, SlideResult, run_slide
-from pipeline.slide.base import printable
+from pipeline.slide.identity import printable
 
 if TYPE_CHECKING:
     from pipeline.inference.models import Models

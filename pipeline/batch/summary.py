@@ -9,7 +9,7 @@ from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.batch.lock import Lock, waiting_for
 from pipeline.run_slide import SlideResult
-from pipeline.slide.base import printable
+from pipeline.slide.identity import printable
 
 SUMMARY = "summary.csv"
 COLUMNS = ["slide", "folder", "status", "nuclei", "tissue_mm2", "seconds", "cause"]

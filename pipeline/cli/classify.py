@@ -79,10 +79,11 @@ def classify(
     """
     from classifier.decision_rule import DecisionRule
     from classifier.images import as_json, as_table, classify_images, preparation
+    from pipeline.inference.models import find_model
 
     rule = DecisionRule(decide, threshold)
     prepare = preparation(preprocess, stain_target, stain_method)
-    named = classify_images(images, classifier, mpp, at, prepare, device, precision)
+    named = classify_images(images, find_model("classifier", classifier), mpp, at, prepare, device, precision)
     text = as_json(named, rule) if form == "json" else as_table(named, rule)
     if out is None:
         click.echo(text)

@@ -143,7 +143,7 @@ def _readers() -> Iterator[Finding]:
     import openslide
     import tifffile
 
-    from pipeline.slide.base import open_slide
+    from pipeline.slide.open import open_slide
 
     yield Finding("ok", "OpenSlide", f"library {openslide.__library_version__}")
     picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)

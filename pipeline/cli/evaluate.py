@@ -53,8 +53,9 @@ def evaluate() -> None:
 def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None, **options: Any) -> None:
     """Measure a classifier: accuracy, F1, AUROC and calibration for each library, with bootstrap intervals."""
     from classifier.evaluation.report import evaluate_classifier
+    from pipeline.inference.models import find_model
 
-    evaluate_classifier(model, data, out, click.echo, **options)
+    evaluate_classifier(find_model("classifier", model), data, out, click.echo, **options)
 
 
 @evaluate.command()
@@ -69,6 +70,7 @@ def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None,
 @measure_options("images.csv")
 def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: Any) -> None:
     """Measure a segmentor: Dice, AJI, DQ, SQ, PQ, detection, F_c of its own types, and a picture of the worst cases."""
+    from pipeline.inference.models import find_model
     from segmentation.evaluation.report import evaluate_segmentor
 
-    evaluate_segmentor(model, data, out, click.echo, **options)
+    evaluate_segmentor(find_model("segmentor", model), data, out, click.echo, **options)

@@ -12,7 +12,8 @@ import click
 @click.option("--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres.")
 def info(slide: Path, mpp: float | None) -> None:
     """Say what a slide is: size, pixel size, levels, reader."""
-    from pipeline.slide.base import describe, open_slide
+    from pipeline.slide.base import describe
+    from pipeline.slide.open import open_slide
 
     with open_slide(slide, mpp) as opened:
         for key, value in describe(opened).items():

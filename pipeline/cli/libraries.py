@@ -17,7 +17,7 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
     """Print the libraries' labels with their short forms, and which label teaches which library, and why."""
     from classifier.label_mapping import make_matching
     from classifier.libraries import LabelSpace, libraries_of
-    from classifier.training.model_card import unmeasured
+    from classifier.spec import unmeasured
     from nucpipe.backends.model_file import read_header
     from pipeline.inference.models import find_model
 

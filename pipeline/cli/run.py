@@ -165,7 +165,7 @@ def run_with(
 
 def finish(results: list[SlideResult], out: str) -> None:
     """Name what failed; the exit status says whether anything did."""
-    from pipeline.slide.base import printable
+    from pipeline.slide.identity import printable
 
     failed = [result for result in results if result.status == "failed"]
     if len(results) > 1:

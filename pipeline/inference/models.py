@@ -121,9 +121,9 @@ def load_models(
     limit_heaps(threads)
     detector = load_detector(paths["segmentor"], device, precision, threads)
     if tta:
-        from segmentation.test_time_augmentation import TestTimeAugmentation
+        from segmentation.test_time_augmentation import FlipTTA
 
-        detector = TestTimeAugmentation(detector)
+        detector = FlipTTA(detector)
     predictor = load_predictor(paths["classifier"], device, precision, threads)
     described: dict[str, dict[str, Any]] = {
         kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from nucpipe.backends.model_file import fingerprint
 from nucpipe.errors import SlideError, UsageError
-from pipeline.slide.base import Slide, slide_name
+from pipeline.slide.base import Slide
+from pipeline.slide.identity import slide_name
 from segmentation.nuclei import Nuclei
 
 SUFFIXES = (".geojson", ".geojson.gz", ".json", ".png", ".tif", ".tiff", ".npy")

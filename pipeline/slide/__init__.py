@@ -1,1 +1,1 @@
-"""The readers behind :func:`pipeline.slide.base.open_slide`, one file each."""
+"""The readers behind :func:`pipeline.slide.open.open_slide`, one file each."""

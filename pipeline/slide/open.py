@@ -9,7 +9,8 @@ import openslide
 import tifffile
 
 from nucpipe.errors import SlideError
-from pipeline.slide.base import Slide, is_dicom
+from pipeline.slide.base import Slide
+from pipeline.slide.identity import is_dicom
 from pipeline.slide.image import ImageSlide
 from pipeline.slide.openslide import OpenSlideSlide
 from pipeline.slide.tiatoolbox import ToolboxSlide
@@ -33,8 +34,16 @@ EXPECTED = (
 )
 
 
-def open_by_content(path: Path, mpp: float | None) -> Slide:
-    """As :func:`pipeline.slide.base.open_slide`."""
+def open_slide(path: Path, mpp: float | None = None) -> Slide:
+    """Open a slide or a plain image, judged by its content, not by its extension.
+
+    Args:
+        path: a file that OpenSlide or tiatoolbox reads, a DICOM or NGFF (OME-Zarr) folder, or a PNG, JPEG or TIFF.
+        mpp: micrometres per level-0 pixel; None takes what the file states.
+
+    Raises:
+        SlideError: no such file, no slide, broken, or without a pixel size that can be true.
+    """
     if path.is_dir():
         return _open_folder(path, mpp)
     head = _head(path)

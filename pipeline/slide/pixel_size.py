@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nucpipe.errors import SlideError
+from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
 
-SMALLEST_MPP, LARGEST_MPP = 0.05, 1.2
-"""Beyond these no microscope shows nuclei: about 200x and 8x."""
 SQUARE_TOLERANCE = 0.02
 
 MICROMETRES_PER_UNIT = {
@@ -28,11 +27,6 @@ Mpp = tuple[float, float]
 """Micrometres per pixel in x and in y."""
 
 
-def plausible(mpp: float) -> bool:
-    """Whether a slide of nuclei can have pixels of this size."""
-    return SMALLEST_MPP <= mpp <= LARGEST_MPP
-
-
 def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]) -> float:
     """The pixel size to work with, micrometres.
 
@@ -45,16 +39,16 @@ def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]
         SlideError: no pixel size, one that cannot be true, or pixels that are not square.
     """
     if given is not None:
-        if not plausible(given):
-            raise SlideError(f"{path.name}: --mpp {given:g} is outside {SMALLEST_MPP} to {LARGEST_MPP} um; {GIVE_ONE}.")
+        if not is_plausible_mpp(given):
+            raise SlideError(f"{path.name}: --mpp {given:g} is outside {MIN_MPP} to {MAX_MPP} um; {GIVE_ONE}.")
         return given
     mpp = stated()
     if mpp is None:
         raise SlideError(f"{path.name} states no pixel size; {GIVE_ONE}.")
     x, y = mpp
-    if not (plausible(x) and plausible(y)):
+    if not (is_plausible_mpp(x) and is_plausible_mpp(y)):
         raise SlideError(
-            f"{path.name} states a pixel size of {x:g} x {y:g} um, outside {SMALLEST_MPP} to {LARGEST_MPP}; {GIVE_ONE}."
+            f"{path.name} states a pixel size of {x:g} x {y:g} um, outside {MIN_MPP} to {MAX_MPP}; {GIVE_ONE}."
         )
     if abs(x - y) > SQUARE_TOLERANCE * min(x, y):
         raise SlideError(
@@ -75,7 +69,7 @@ def from_resolution(x: float, y: float, unit: str) -> Mpp | None:
     if length is None or not (x > 0 and y > 0):
         return None
     mpp = length / x, length / y
-    return mpp if plausible(mpp[0]) and plausible(mpp[1]) else None
+    return mpp if is_plausible_mpp(mpp[0]) and is_plausible_mpp(mpp[1]) else None
 
 
 def in_micrometres(length: str | float | None, unit: str | None) -> float | None:

@@ -55,7 +55,7 @@ class StoreInfo:
         models: the models' names, fingerprints and what else tells them apart, as JSON can hold it.
         settings: of the run, as JSON can hold it.
         nucpipe_version: that wrote the store.
-        slide_fingerprint: of the slide's content, see :func:`pipeline.slide.base.slide_fingerprint`.
+        slide_fingerprint: of the slide's content, see :func:`pipeline.slide.identity.slide_fingerprint`.
     """
 
     slide_name: str

@@ -16,7 +16,6 @@ from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import read_header
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
 from nucpipe.errors import DataError
-from pipeline.inference.models import find_model
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import score_images
 from segmentation.evaluation.metrics import match_by_iou
@@ -40,7 +39,7 @@ class Case:
 
 
 def evaluate_segmentor(
-    model_name: str,
+    path: Path,
     data: Sequence[Path],
     out: Path | None,
     say: Callable[[str], None],
@@ -52,7 +51,7 @@ def evaluate_segmentor(
     """Figures of a segmentor on annotated data, by the name of the data's folder.
 
     Args:
-        model_name: a bundled or published model's name, or a path.
+        path: the model file.
         data: folders in CoNSeP's, Kumar's, PanNuke's or MoNuSAC's layout.
         out: folder for ``figures.json``, ``images.csv`` and a picture of the worst cases of each set, if wanted.
         say: told the results, a line each.
@@ -61,11 +60,10 @@ def evaluate_segmentor(
         device, precision: where and how the network runs.
 
     Raises:
-        UsageError: an unknown model or device, or nothing to measure on.
+        UsageError: an unknown device, or nothing to measure on.
         DataError: a data set is broken or has no outlines.
     """
     where = pick_device(device)
-    path = find_model("segmentor", model_name)
     detector = load_detector(path, where, pick_precision(precision, where))
     held_out = {e["name"]: e["held_out"] for e in read_header(path).data} if path.suffix == ".safetensors" else {}
     chosen = {}

@@ -17,8 +17,8 @@ from torch import nn
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
 from nucpipe.errors import ModelError
-from segmentation.detector import MARGIN_PX, check_header
 from segmentation.hovernet.padding import fix_padding
+from segmentation.hovernet.spec import MARGIN_PX, check_header
 
 WIDTHS = (80, 48, 32)
 """Channels of the decoder at strides 8, 4 and 2, where a training is told of no others."""

@@ -24,8 +24,8 @@ from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import imagenet_state_dict
-from segmentation.detector import INPUT_MPP
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
+from segmentation.hovernet.spec import INPUT_MPP
 from segmentation.training.dataset import TileBatch, TileDataset
 from segmentation.training.losses import hovernet_loss
 

@@ -10,10 +10,10 @@ from pipeline.inference.engine import RegionPixels, keep_owned, resize
 from pipeline.inference.models import find_model
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import TissueMask
-from pipeline.slide.base import open_slide
 from pipeline.slide.grid import WorkingGrid
-from segmentation.detector import HoVerNetDetector, load_hovernet
+from pipeline.slide.open import open_slide
 from segmentation.evaluation.metrics import match_by_distance
+from segmentation.hovernet.detector import HoVerNetDetector, load_hovernet
 from segmentation.nuclei import Nuclei
 
 BOX_PX = 8  # of the tissue mask; the square is 320 x 320 level-0 pixels, 640 x 640 working pixels

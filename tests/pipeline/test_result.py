@@ -143,7 +143,7 @@ def test_a_view_of_the_slide(
     shape: tuple[int, int],
     shown: tuple[float, ...] | None,
 ) -> None:
-    from pipeline.slide.base import open_slide
+    from pipeline.slide.open import open_slide
 
     drawn = draw_slide(400, 300)
     with open_slide(drawn.save(tmp_path / "tile.png"), MPP) as slide:

@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(tmp_path: Path, monk
 
 def test_demo_region_with_the_bundled_models(demo_slide: Path, tmp_path: Path) -> None:
     """A square of the public slide: about as many nuclei as one counts, and five labels for each."""
-    from pipeline.slide.base import open_slide
+    from pipeline.slide.open import open_slide
 
     with open_slide(demo_slide) as slide:
         square = slide.read_level(0, (850, 1250, 1150, 1550))

@@ -10,7 +10,7 @@ from nucpipe.errors import UsageError
 from pipeline.config import RunConfig
 from pipeline.run_slide import Silent, run_slide
 from pipeline.store.reader import open_store
-from segmentation.test_time_augmentation import TestTimeAugmentation
+from segmentation.test_time_augmentation import FlipTTA
 from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
 
 
@@ -28,13 +28,13 @@ class Lopsided(Averaged):
 
 def test_a_detector_that_knows_no_left_or_right_says_the_same() -> None:
     pixels = draw_slide(256, 192).image[::2, ::2]
-    plain, flipped = (detector.predict(pixels) for detector in (DarkSpots(), TestTimeAugmentation(Averaged())))
+    plain, flipped = (detector.predict(pixels) for detector in (DarkSpots(), FlipTTA(Averaged())))
     assert flipped.shape == (3, 192, 256)
     np.testing.assert_allclose(flipped, plain, atol=1e-6)
 
 
 def test_the_mean_is_taken_in_place_and_with_its_sign() -> None:
-    maps = TestTimeAugmentation(Lopsided()).predict(np.zeros((16, 32, 3), np.uint8))
+    maps = FlipTTA(Lopsided()).predict(np.zeros((16, 32, 3), np.uint8))
     # Rows go from 0 to 31 and columns from 0 to 63; mirrored they average to the middle.
     np.testing.assert_allclose(maps[0], 15.5 + 10 * 31.5)
     columns, rows = np.arange(64), np.arange(32)
@@ -44,11 +44,11 @@ def test_the_mean_is_taken_in_place_and_with_its_sign() -> None:
 
 def test_not_every_detector_can() -> None:
     with pytest.raises(UsageError, match="--tta"):
-        TestTimeAugmentation(DarkSpots())
+        FlipTTA(DarkSpots())
 
 
 def test_a_run_remembers_it(tmp_path: Path) -> None:
     slide = draw_slide(200, 200).save(tmp_path / "slide.png")
-    chosen = dataclasses.replace(models(), detector=TestTimeAugmentation(Averaged()))
+    chosen = dataclasses.replace(models(), detector=FlipTTA(Averaged()))
     run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=MPP, tissue="none", tta=True), Silent())
     assert open_store(tmp_path / "out" / "nuclei.zarr").info.settings["tta"] is True

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline.batch.progress import LINE_SECONDS, Bars, Lines, final_line
 from pipeline.run_slide import Reporter, SlideResult
-from pipeline.slide.base import printable
+from pipeline.slide.identity import printable
 
 MAX_ROWS = 24
 

@@ -36,7 +36,7 @@ from pipeline.run_slide import (
     process_inline,
     store_info,
 )
-from pipeline.slide.base import open_slide
+from pipeline.slide.open import open_slide
 from pipeline.store.journal import Journal
 
 P = ParamSpec("P")

@@ -23,9 +23,10 @@ import nucpipe
 from classifier.decision_rule import DecisionRule
 from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
+from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.inference.models import Models
-from pipeline.slide.base import Slide, slide_name
-from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP
+from pipeline.slide.base import Slide
+from pipeline.slide.identity import slide_name
 from pipeline.store.memory import MemoryStore
 from pipeline.store.reader import StoreInfo
 from pipeline.web.server import with_safe_headers
@@ -45,7 +46,7 @@ AT_ONCE = 4
 T = TypeVar("T")
 Mpp = Annotated[
     float,
-    Form(ge=SMALLEST_MPP, le=LARGEST_MPP, description="Micrometres per pixel; about 0.25 at 40x, 0.5 at 20x."),
+    Form(ge=MIN_MPP, le=MAX_MPP, description="Micrometres per pixel; about 0.25 at 40x, 0.5 at 20x."),
 ]
 Decide = Annotated[
     Literal["argmax", "best"],

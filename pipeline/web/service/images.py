@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from classifier.patches import CROP_W
 from nucpipe.errors import SlideError
+from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.image import ImageSlide
 from pipeline.slide.open import HEAD_BYTES, MAGIC
-from pipeline.slide.pixel_size import LARGEST_MPP, SMALLEST_MPP
 from pipeline.web.service.errors import ApiError
 
 KINDS = ("png", "jpeg", "tiff")
@@ -32,8 +32,8 @@ def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
     Raises:
         Refusal: 415 for no such image, 413 for too many pixels, 422 for too few or for a pixel size that cannot be.
     """
-    if not SMALLEST_MPP <= mpp <= LARGEST_MPP:
-        raise ApiError(422, f"mpp {mpp:g}: expected micrometres per pixel, {SMALLEST_MPP} to {LARGEST_MPP}.")
+    if not MIN_MPP <= mpp <= MAX_MPP:
+        raise ApiError(422, f"mpp {mpp:g}: expected micrometres per pixel, {MIN_MPP} to {MAX_MPP}.")
     head = content[:HEAD_BYTES]
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic) and kind in KINDS), None)
     if kind is None:

@@ -15,7 +15,7 @@ from classifier.predictions import probabilities
 from classifier.predictor import ROWS, Predictor, load_predictor
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.device import _gpu_possible
-from nucpipe.backends.pytorch import TorchRuntime
+from nucpipe.backends.pytorch import PyTorchBackend
 from nucpipe.backends.select import select_backend
 from pipeline.inference.models import find_model
 from segmentation.hovernet.padding import fix_padding
@@ -51,7 +51,7 @@ def test_openvino_says_what_pytorch_says(both: tuple[Predictor, str, float], cro
 
 def by_pytorch(name: str, crops: np.ndarray) -> np.ndarray:
     model, _, outputs = load_classifier(find_model("classifier", name))
-    return probabilities(TorchRuntime(Enlarged(model), "cpu", "fp32")(crops), outputs)
+    return probabilities(PyTorchBackend(Enlarged(model), "cpu", "fp32")(crops), outputs)
 
 
 def test_batches_and_threads_change_no_bit(both: tuple[Predictor, str, float], crops: np.ndarray) -> None:
@@ -96,7 +96,7 @@ def test_a_pixel_shuffle_is_the_same_in_openvino() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
     runtime = select_backend(Shuffled, "cpu", "fp32", threads=1, batch_rows=2)
     assert runtime.name == "openvino"
-    np.testing.assert_array_equal(runtime(pixels), TorchRuntime(Shuffled(), "cpu", "fp32")(pixels))
+    np.testing.assert_array_equal(runtime(pixels), PyTorchBackend(Shuffled(), "cpu", "fp32")(pixels))
 
 
 def test_no_crops_no_labels() -> None:
@@ -124,13 +124,13 @@ class Means(torch.nn.Module):
 def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (21, 8, 8, 3), np.uint8)
     network = Means()
-    runtime = TorchRuntime(network, "cpu", "fp32")
+    runtime = PyTorchBackend(network, "cpu", "fp32")
     for _ in range(2):
         np.testing.assert_allclose(runtime(pixels), pixels.mean((1, 2)), rtol=1e-5)
     # 21, 10, 5 do not fit; 2 does, then and from the start of the next batch on.
     assert network.sizes == [21, 10, 5, *[2] * 10, 1, *[2] * 10, 1]
     with pytest.raises(MemoryError, match="too little memory for one image"):
-        TorchRuntime(Means(0), "cpu", "fp32")(pixels)
+        PyTorchBackend(Means(0), "cpu", "fp32")(pixels)
 
 
 class Odd(torch.nn.Module):

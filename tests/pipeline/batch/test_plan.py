@@ -16,7 +16,7 @@ from nucpipe.errors import UsageError
 from pipeline.batch.manifest import read_manifest
 from pipeline.batch.plan import plan
 from pipeline.config import RunConfig
-from pipeline.slide.base import slide_fingerprint, slide_name
+from pipeline.slide.identity import slide_fingerprint, slide_name
 
 PICTURE = np.full((64, 64, 3), 200, np.uint8)
 

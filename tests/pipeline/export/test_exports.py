@@ -336,7 +336,7 @@ def test_label_images_open_with_ome_zarr(tmp_path: Path, demo_slide: Path) -> No
     ome_zarr_io = pytest.importorskip("ome_zarr.io")
     from ome_zarr.reader import Reader
 
-    from pipeline.slide.base import open_slide
+    from pipeline.slide.open import open_slide
 
     with open_slide(demo_slide) as slide:
         random_store(tmp_path, 40, slide.size_l0)

@@ -12,8 +12,8 @@ from pipeline.inference.engine import LabelledRegion, RegionPixels, keep_owned, 
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import TissueMask, tissue_from
 from pipeline.run_slide import halo_w
-from pipeline.slide.base import open_slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 from segmentation.evaluation.metrics import match_by_distance
 from segmentation.nuclei import Nuclei
 from tests.support.synthetic import MPP, DarkSpots, Drawn, draw_slide, models

@@ -17,7 +17,7 @@ from pipeline.batch.plan import plan
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import read_external_nuclei
 from pipeline.run_slide import Silent, run_slide
-from pipeline.slide.base import open_slide
+from pipeline.slide.open import open_slide
 from pipeline.store.reader import Store, open_store
 from segmentation.evaluation.metrics import panoptic_quality
 from segmentation.evaluation.scores import draw_instances

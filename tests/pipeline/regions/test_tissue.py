@@ -12,7 +12,8 @@ import pytest
 import tests.support.slides as make
 from nucpipe.errors import SlideError, UsageError
 from pipeline.regions.tissue import TissueMask, find_tissue, tissue_from, tissue_mask
-from pipeline.slide.base import Slide, open_slide
+from pipeline.slide.base import Slide
+from pipeline.slide.open import open_slide
 from tests.support.paths import SHARED
 
 GLASS = 243

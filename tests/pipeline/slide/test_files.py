@@ -18,8 +18,10 @@ from PIL import Image
 import tests.support.slides as make
 from nucpipe.errors import NucpipeError, SlideError
 from pipeline.cli import demo_slide as demo
-from pipeline.slide.base import Slide, is_slide_folder, open_slide, slide_name
+from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.identity import is_slide_folder, slide_name
+from pipeline.slide.open import open_slide
 from pipeline.slide.tiatoolbox import ToolboxSlide
 from tests.support.paths import SHARED
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import tests.support.slides as make
-from pipeline.slide.base import Slide, open_slide
+from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 from pipeline.slide.resample import fold
 
 

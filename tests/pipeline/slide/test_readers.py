@@ -13,8 +13,9 @@ import pytest
 
 import tests.support.slides as make
 from nucpipe.errors import SlideError
-from pipeline.slide.base import Slide, describe, open_slide
+from pipeline.slide.base import Slide, describe
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 
 WIDTH, HEIGHT = 421, 307
 PICTURE = make.tissue_texture(WIDTH, HEIGHT)

@@ -15,8 +15,8 @@ from click.testing import CliRunner
 from classifier.patches import cut_crops
 from nucpipe.errors import OutputError, SlideError, UsageError
 from pipeline.cli.main import main
-from pipeline.slide.base import open_slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 from pipeline.store.reader import Store
 from pipeline.web.viewer import app as view_app
 from pipeline.web.viewer.draw import Tile, draw_nuclei

@@ -12,8 +12,11 @@ from click.testing import CliRunner
 
 from nucpipe.errors import UsageError
 from pipeline.cli.main import main
+from pipeline.inference.models import find_model
 from segmentation.evaluation.report import FOUND, WRONG, evaluate_segmentor, outlined
 from tests.support.synthetic import DarkSpots, draw_slide
+
+MODEL = find_model("segmentor", "hovernet-compact")
 
 
 @pytest.fixture
@@ -53,11 +56,11 @@ def test_figures_table_and_picture(data: Path, tmp_path: Path) -> None:
 
 
 def test_only_what_is_named(data: Path) -> None:
-    figures = evaluate_segmentor("hovernet-compact", [data], None, lambda _: None, hold_out=["go*"])
+    figures = evaluate_segmentor(MODEL, [data], None, lambda _: None, hold_out=["go*"])
     assert figures["drawn"]["images"] == 1
     assert figures["drawn"]["detection_f1"] == 1
     with pytest.raises(UsageError, match="no image or group is called nobody"):
-        evaluate_segmentor("hovernet-compact", [data], None, lambda _: None, hold_out=["nobody"])
+        evaluate_segmentor(MODEL, [data], None, lambda _: None, hold_out=["nobody"])
 
 
 def test_edges_tell_what_is_matched() -> None:

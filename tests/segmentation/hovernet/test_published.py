@@ -19,8 +19,8 @@ from pipeline.inference.models import find_model
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
 from pipeline.run_slide import Silent, halo_w, run_slide, window_grid_w
-from pipeline.slide.base import open_slide
 from pipeline.slide.grid import WorkingGrid
+from pipeline.slide.open import open_slide
 from pipeline.store.reader import open_store
 from segmentation.hovernet.published import PublishedHoVerNet
 from segmentation.hovernet.zoo import PUBLISHED, zoo_path

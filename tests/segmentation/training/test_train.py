@@ -14,7 +14,7 @@ from nucpipe.datasets import open_dataset
 from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
 from pipeline.inference.models import find_model
-from segmentation.detector import load_hovernet
+from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.network import HoVerNet, read_hovernet, widen
 from segmentation.training.dataset import TileDataset
 from segmentation.training.train import SegmentorTraining, train_segmentor

@@ -1,0 +1,24 @@
+"""What a classifier's model file promises: its kind, and the patch that it takes."""
+
+from __future__ import annotations
+
+from nucpipe.backends.model_file import ModelHeader
+from nucpipe.errors import ModelError
+
+WINDOW_PX = 64
+"""Side of the window round a nucleus: 16 micrometres."""
+
+
+def check_kind(header: ModelHeader) -> None:
+    """See that a model is a classifier.
+
+    Raises:
+        ModelError: it is none.
+    """
+    if header.kind != "classifier":
+        raise ModelError(f"model '{header.name}' is a {header.kind}, expected a classifier.")
+
+
+def unmeasured(header: ModelHeader) -> list[str]:
+    """Return the libraries that only other libraries' data taught, so that their own images measure nothing."""
+    return [str(entry["name"]) for entry in header.data if not entry["images"]]
