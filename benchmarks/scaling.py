@@ -84,14 +84,15 @@ def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
     """In a process of its own."""
     from pipeline.config import RunConfig
     from pipeline.inference.models import load_models
-    from pipeline.run_slide import Silent, run_slide
+    from pipeline.run_slide import run_slide
+    from pipeline.store.run_record import SilentReporter
 
     config = RunConfig(overwrite=True, workers=workers)
     if cheap:
         models = cheap_models(workers)
     else:
         models = load_models(config.segmentor, config.classifier, config.device, config.precision, workers=workers)
-    result = run_slide(slide, out, models, config, Silent())
+    result = run_slide(slide, out, models, config, SilentReporter())
     print(f"{result.nuclei} {result.tissue_mm2} {result.seconds}")
 
 

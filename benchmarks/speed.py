@@ -23,11 +23,10 @@ import torch
 import nucpipe
 from classifier.network import enlarge, load_classifier
 from pipeline.config import RunConfig
-from pipeline.inference.engine import resize, working_px
+from pipeline.inference.engine import halo_w, resize, window_grid_w, working_px
 from pipeline.inference.models import find_model, load_models
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
-from pipeline.run_slide import halo_w, window_grid_w
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.open import open_slide
 
@@ -79,7 +78,9 @@ def main(slide: Path, out: Path, mpp: float | None, **chosen: str) -> None:
     with open_slide(slide, mpp) as opened:
         grid = WorkingGrid.for_slide(opened.size_l0, opened.mpp)
         tissue = tissue_from("auto", opened)
-        regions = cut_regions(grid, tissue, config.region_size, halo_w(models), *window_grid_w(models))
+        regions = cut_regions(
+            grid, tissue, config.region_size, halo_w(models.detector), *window_grid_w(models.detector)
+        )
         scale = working_px(models.detector)
         began = time.perf_counter()
         windows = [resize(opened.read(grid, region.read_box_w), grid.stride, scale) for region in regions]

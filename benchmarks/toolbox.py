@@ -29,7 +29,8 @@ from nucpipe.backends.processors import available_processors
 from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from pipeline.config import RunConfig
 from pipeline.inference.models import load_models
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
+from pipeline.store.run_record import SilentReporter
 from segmentation.detector import Detector
 from segmentation.hovernet.published import PublishedHoVerNet
 
@@ -134,13 +135,13 @@ def main(image: Path, mpp: float, out: Path, slide: Path | None) -> None:
         detector.runtime = counted = Counted(detector.runtime)
 
         def same(detector: Detector = detector, counted: Counted = counted, word: str = word) -> tuple[float, str]:
-            run_slide(image, out / f"same-{word}", replace(models, detector=detector), config, Silent())
+            run_slide(image, out / f"same-{word}", replace(models, detector=detector), config, SilentReporter())
             return mm2, f"{counted.windows} windows, {counted.name}"
 
         table.row(f"nucpipe, the same in {word}", same)
 
     def bundled(path: Path, config: RunConfig) -> tuple[float, str]:
-        result = run_slide(path, out / f"bundled-{path.stem}", models, config, Silent())
+        result = run_slide(path, out / f"bundled-{path.stem}", models, config, SilentReporter())
         return result.tissue_mm2, f"{result.nuclei} nuclei on {result.tissue_mm2:.2f} mm2"
 
     table.row("nucpipe, bundled, image", lambda: bundled(image, config))

@@ -13,12 +13,11 @@ import numpy.typing as npt
 
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions, probabilities
-from classifier.spec import WINDOW_PX, check_kind
+from classifier.spec import WINDOW_PX, read_outputs
 from nucpipe.backends.base import Backend
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import read_header
 from nucpipe.backends.select import select_backend
-from nucpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,10 +91,6 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
         return Enlarged(load_classifier(path)[0]).eval()
 
     header = read_header(path)
-    check_kind(header)
-    try:
-        outputs = LabelSpace.from_dict(header.outputs)
-    except Exception as error:  # whatever a header that anybody wrote leads to
-        raise ModelError(f"{path}: its labels cannot be read ({error}).") from error
+    outputs = read_outputs(path, header)
     key = network_key(path, [Path(__file__).with_name("network.py")])
     return Predictor(build, outputs, device, precision, threads, key)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from classifier.libraries import LabelSpace
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.errors import ModelError
 
@@ -22,3 +25,20 @@ def check_kind(header: ModelHeader) -> None:
 def unmeasured(header: ModelHeader) -> list[str]:
     """Return the libraries that only other libraries' data taught, so that their own images measure nothing."""
     return [str(entry["name"]) for entry in header.data if not entry["images"]]
+
+
+def read_outputs(path: Path, header: ModelHeader) -> LabelSpace:
+    """Return the columns of a classifier.
+
+    Args:
+        path: of its file, for messages.
+        header: of that file.
+
+    Raises:
+        ModelError: not a classifier, or its labels cannot be read.
+    """
+    check_kind(header)
+    try:
+        return LabelSpace.from_dict(header.outputs)
+    except Exception as error:  # whatever a header that anybody wrote leads to
+        raise ModelError(f"{path}: its labels cannot be read ({error}).") from error

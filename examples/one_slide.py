@@ -28,7 +28,7 @@ def main(slide: str, out: str, **settings: object) -> None:
     # A square of 200 µm where nuclei are, in level-0 pixels.
     side = 200 / result.mpp
     x, y = result.centroids()[len(result) // 2] - side / 2 if len(result) else (0, 0)
-    axes = result.plot((x, y, x + side, y + side), library="PanNuke")
+    axes = nucpipe.plot(result, (x, y, x + side, y + side), library="PanNuke")
     axes.figure.savefig(done.folder / "detail.png", dpi=120)
     print(f"\n{done.folder / 'detail.png'}")
 

@@ -18,7 +18,8 @@ from skimage.measure import label
 
 from pipeline.config import RunConfig
 from pipeline.inference.models import load_models
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
+from pipeline.store.run_record import SilentReporter
 from segmentation.detector import Detector
 from segmentation.hovernet.postprocess import outline_instances
 from segmentation.nuclei import Nuclei
@@ -50,7 +51,7 @@ def main(slide: str, out: str) -> None:
             "segmentor": {"name": "haematoxylin", "fingerprint": "1"},
         },
     )
-    result = run_slide(Path(slide), Path(out), models, config, Silent())
+    result = run_slide(Path(slide), Path(out), models, config, SilentReporter())
     print(f"{result.nuclei} nuclei in {result.folder}")
 
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-try:
-    __version__ = version("nucpipe")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+source"
+from nucpipe._version import __version__
 
 if TYPE_CHECKING:
+    from pipeline.batch.run import run as run
+    from pipeline.export.figures.plot import plot as plot
     from pipeline.result import Result as Result
     from pipeline.result import open_result as open
-    from pipeline.run_slide import run as run
 
-__all__ = ["Result", "__version__", "open", "run"]
+__all__ = ["Result", "__version__", "open", "plot", "run"]
+
+_FACE = {
+    "run": ("pipeline.batch.run", "run"),
+    "open": ("pipeline.result", "open_result"),
+    "Result": ("pipeline.result", "Result"),
+    "plot": ("pipeline.export.figures.plot", "plot"),
+}
 
 
 def __getattr__(name: str) -> Any:
     # Importing nucpipe stays quick; the pipeline is imported when it is first asked for.
-    if name == "run":
-        from pipeline.run_slide import run
-
-        return run
-    if name in ("open", "Result"):
-        from pipeline import result
-
-        return result.Result if name == "Result" else result.open_result
-    raise AttributeError(f"module 'nucpipe' has no attribute '{name}'")
+    if name not in _FACE:
+        raise AttributeError(f"module 'nucpipe' has no attribute '{name}'")
+    module, attribute = _FACE[name]
+    return getattr(import_module(module), attribute)

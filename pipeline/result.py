@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from pipeline.store.reader import Store, open_store
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-    from matplotlib.axes import Axes
 
     from pipeline.slide.base import Slide
 
@@ -157,33 +155,6 @@ class Result:
                 f"{self.size_l0[0]} x {self.size_l0[1]}; give the slide {self.name}."
             )
         return slide
-
-    def plot(
-        self,
-        window: Window | None = None,
-        library: str | None = None,
-        ax: Axes | None = None,
-        slide: str | Path | None = None,
-        labels: Sequence[str] | None = None,
-    ) -> Axes:
-        """Draw nuclei in the colours of one library, over the slide's pixels where the slide is at hand.
-
-        Args:
-            window: only that part; the whole slide for None.
-            library: whose labels give the colours; :attr:`primary` for None.
-            ax: where to draw; a new figure for None.
-            slide: where the slide lies, if it has moved since the run.
-            labels: only nuclei with one of these labels.
-
-        Returns:
-            The axes, in level-0 pixels, y down.
-
-        Raises:
-            UsageError: no such library or label; ``slide`` is given and not there.
-        """
-        from pipeline.export.figures.plot import plot_nuclei
-
-        return plot_nuclei(self, window, library or self.primary, ax, slide, labels)
 
 
 def is_result(path: Path) -> bool:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-import nucpipe
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, libraries_of
@@ -26,6 +25,7 @@ from classifier.training.distillation import Teacher, add_teacher_labels, distil
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
 from classifier.training.pseudo_labels import pseudo_label
+from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
@@ -375,5 +375,5 @@ def _header(
         data=entries,
         licence="; ".join(sorted(licences)),
         date=datetime.date.today().isoformat(),
-        nucpipe_version=nucpipe.__version__,
+        nucpipe_version=__version__,
     )

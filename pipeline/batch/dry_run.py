@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
-from nucpipe.errors import NucpipeError
+from nucpipe.addresses import RemotePath, is_remote
+from nucpipe.errors import NucpipeError, OutputError
 from pipeline.batch.lock import Lock
+from pipeline.batch.output import finished_there, source_of
 from pipeline.batch.plan import Job, plan
-from pipeline.batch.remote import RemotePath, is_remote, version
+from pipeline.batch.remote import version
 from pipeline.config import RunConfig
+from pipeline.inference.models import ModelIdentity, identify_models
+from pipeline.run_slide import find_finished, store_info
+from pipeline.slide.base import Slide
 from pipeline.slide.identity import printable
 from pipeline.slide.open import open_slide
+from pipeline.store.run_record import RUN_JSON, STORE
 
 
 def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, say: Callable[[str], object]) -> int:
@@ -19,12 +26,18 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
 
     Returns:
         The number of slides that cannot be opened.
+
+    Raises:
+        UsageError: a setting, a model's or a device's name is wrong, or no slide is found.
     """
-    jobs = plan(inputs, config)
+    identify = cache(identify_models)
     broken = 0
-    for job in jobs:
+    for job in (jobs := plan(inputs, config)):
+        one = job.config
+        models = identify(one.segmentor, one.classifier, one.device, one.precision)
         try:
-            say(f"{_state(job, out):<12} {printable(job.slide)}  {_size(job)}  -> {printable(job.folder)}")
+            state, size = _look_ahead(job, out, models)
+            say(f"{state:<12} {printable(job.slide)}  {size}  -> {printable(job.folder)}")
         except (NucpipeError, OSError) as error:
             broken += 1
             say(f"{'cannot':<12} {printable(job.slide)}  {printable(error)}")
@@ -32,21 +45,31 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
     return broken
 
 
-def _state(job: Job, out: str | Path) -> str:
-    if is_remote(str(out)):
-        return "run"
-    folder = Path(out) / job.folder
-    if folder.is_dir() and (holder := Lock(folder).holder()) is not None and not holder.is_dead():
-        return "under way"
-    if (folder / "run.json").is_file() and (folder / "nuclei.zarr").is_dir():
-        return "redo" if job.config.overwrite else "finished"
-    return "go on" if (folder / "journal").is_dir() else "run"
-
-
-def _size(job: Job) -> str:
+def _look_ahead(job: Job, out: str | Path, models: ModelIdentity) -> tuple[str, str]:
+    """Return what a run would do with a slide, and its size."""
     if isinstance(job.slide, RemotePath):
         version(job.slide)
-        return "to be fetched"
+        return _state(job, out, models, None), "to be fetched"
     with open_slide(job.slide, job.config.mpp) as slide:
         width, height = slide.size_l0
-        return f"{width} x {height} pixels of {slide.mpp:.4g} um"
+        return _state(job, out, models, slide), f"{width} x {height} pixels of {slide.mpp:.4g} um"
+
+
+def _state(job: Job, out: str | Path, models: ModelIdentity, slide: Slide | None) -> str:
+    try:
+        if is_remote(str(out)):
+            target = RemotePath(str(out)) / job.folder
+            return "finished" if finished_there(target, source_of(job, models), job) else "run"
+        folder = Path(out) / job.folder
+        if folder.is_dir() and (holder := Lock(folder).holder()) is not None and not holder.is_dead():
+            return "under way"
+        if (folder / RUN_JSON).is_file() and (folder / STORE).is_dir():
+            if job.config.overwrite:
+                return "redo"
+            if slide is None:  # only its content tells whether the result is of this slide
+                return "finished"
+            info = store_info(slide, models, job.config)
+            return "finished" if find_finished(slide.path, folder, info, job.config) else "go on"
+        return "go on" if (folder / "journal").is_dir() else "run"
+    except OutputError:  # a result of other models, settings or another slide
+        return "changed"

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from nucpipe.addresses import is_remote
 from nucpipe.errors import UsageError
-from pipeline.batch.remote import is_remote
 from pipeline.config import RunConfig
 from pipeline.regions.tissue import check_tissue_option
 

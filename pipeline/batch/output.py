@@ -1,33 +1,37 @@
-"""Where results go: a folder on a disk, or an address, for which they are made on this disk and then sent."""
+"""Where results go: a folder on a disk, or an address, to which they are sent from this disk when they are finished."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError
 from nucpipe.files import written_whole
 from pipeline.batch.lock import file_system_now
 from pipeline.batch.plan import Job
-from pipeline.batch.remote import RemotePath, fetched, is_remote, local_folder, read, send, version, write
+from pipeline.batch.remote import exists, fetched, local_folder, read, send, version, write
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
-from pipeline.run_slide import SlideResult, file_settings
+from pipeline.inference.models import ModelIdentity
 from pipeline.slide.identity import slide_fingerprint
 from pipeline.store.journal import check_unchanged
-
-if TYPE_CHECKING:
-    from pipeline.inference.models import Models
+from pipeline.store.run_record import (
+    RESULT_FILES,
+    RUN_JSON,
+    SlideResult,
+    described_models,
+    expected_files,
+    result_settings,
+)
 
 SOURCE = "source.json"
 """Beside results at an address: what they were made from, so that a finished slide need not be fetched again."""
-
-Runner = Callable[[Path, Path, RunConfig], SlideResult]
 
 
 class OutputLocation:
@@ -75,25 +79,47 @@ class OutputLocation:
         if self.address is not None:
             write(self.address / SUMMARY, self.summary.path.read_bytes())
 
-    def run(self, job: Job, models: Models, run: Runner) -> SlideResult:
-        """Run a slide with what is here or fetched, and send its results where they belong.
+    def config_of(self, job: Job) -> RunConfig:
+        """Return a slide's settings, without ``--overwrite`` where another process has just made the result."""
+        return replace(job.config, overwrite=job.config.overwrite and not self.made_meanwhile(job))
+
+    def find_finished(self, job: Job, models: ModelIdentity) -> SlideResult | None:
+        """Return the whole result at an address; None where there is none, and of a folder, which the run looks into.
 
         Raises:
-            NucpipeError: whatever stops the slide.
+            SlideError: the slide is not there.
+            OutputError: a result of another slide, or of other models or settings, lies there.
         """
-        config = replace(job.config, overwrite=job.config.overwrite and not self.made_meanwhile(job))
+        if self.address is None or job.config.overwrite:
+            return None
+        return finished_there(self.address / job.folder, source_of(job, models), job)
+
+    @contextmanager
+    def local_slide(self, job: Job) -> Iterator[Path]:
+        """Provide the slide as a file on this disk for as long as the block runs.
+
+        Raises:
+            SlideError: it is not there or cannot be fetched.
+            OutputError: there is no room for it.
+        """
+        if isinstance(job.slide, RemotePath):
+            with fetched(job.slide) as path:
+                yield path
+        else:
+            yield job.slide
+
+    def publish(self, job: Job, models: ModelIdentity, result: SlideResult) -> SlideResult:
+        """Send the results to the address, if there is one, and remove the local copy.
+
+        Raises:
+            OutputError: they cannot be sent; the local files stay.
+        """
         if self.address is None:
-            with local(job.slide) as path:
-                return run(path, self.folder(job), config)
-        target, folder = self.address / job.folder, self.folder(job)
-        source = self._source(job, models)
-        if not config.overwrite and (before := finished_there(target, source, job)):
-            return before
-        with local(job.slide) as path:
-            result = run(path, folder, config)
+            return result
+        folder = self.folder(job)
         with written_whole(folder / SOURCE) as partial:
-            partial.write_text(json.dumps(source, indent=1), "utf-8")
-        send(folder, target)
+            partial.write_text(json.dumps(source_of(job, models), indent=1), "utf-8")
+        send(folder, [*RESULT_FILES, SOURCE], self.address / job.folder)
         shutil.rmtree(folder, ignore_errors=True)
         return replace(result, status="done")
 
@@ -104,27 +130,24 @@ class OutputLocation:
         except OSError:
             return False
 
-    def _source(self, job: Job, models: Models) -> dict[str, Any]:
-        """What the results of a slide depend on."""
-        config = job.config
-        return {
-            "slide": str(job.slide),
-            "slide_version": version(job.slide) if isinstance(job.slide, RemotePath) else slide_fingerprint(job.slide),
-            "models": models.described,
-            "mpp": config.mpp,
-            "tissue": file_settings(config.tissue),
-            "precision": str(models.precision),
-            "decide": config.rule.to_dict(),
-            "primary": config.primary,
-            "nuclei": config.nuclei,
-            "tta": config.tta,
-            "geojson": config.geojson,
-        }
 
+def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
+    """Return what the results of a slide depend on, before the slide is fetched.
 
-def local(slide: Path | RemotePath) -> AbstractContextManager[Path]:
-    """The slide as a file on this disk."""
-    return fetched(slide) if isinstance(slide, RemotePath) else nullcontext(slide)
+    Raises:
+        SlideError: the slide is not there, or its file of ``--nuclei``.
+    """
+    config = job.config
+    slide_version = version(job.slide) if isinstance(job.slide, RemotePath) else slide_fingerprint(job.slide)
+    return {
+        "slide": str(job.slide),
+        "slide_fingerprint": slide_version,
+        "mpp": config.mpp,
+        "models": described_models(models.described, config, Path(job.slide.name)),
+        "settings": result_settings(config, models.precision),
+        "primary": config.primary,
+        "geojson": config.geojson,
+    }
 
 
 def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> SlideResult | None:
@@ -133,8 +156,10 @@ def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> Slid
     Raises:
         OutputError: one of another slide, or of other models or settings, stands there.
     """
-    facts, before = read(target / "run.json"), read(target / SOURCE)
+    facts, before = read(target / RUN_JSON), read(target / SOURCE)
     if facts is None or before is None:
+        return None
+    if not all(exists(target / name) for name in expected_files(job.config)):
         return None
     try:
         check_unchanged(target, "a finished result", json.loads(before), json.loads(json.dumps(source)))

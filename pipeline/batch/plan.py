@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import UsageError
 from pipeline.batch.manifest import MANIFESTS, read_manifest
-from pipeline.batch.remote import RemotePath, is_remote, list_slides
+from pipeline.batch.remote import list_slides
 from pipeline.batch.summary import SUMMARY
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import check_nuclei_option

@@ -8,8 +8,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from pipeline.run_slide import Reporter, Silent, SlideResult
 from pipeline.slide.identity import printable
+from pipeline.store.run_record import Reporter, SilentReporter, SlideResult
 
 LINE_SECONDS = 30
 
@@ -30,13 +30,13 @@ class Lines:
     """Plain lines on standard error, one now and then."""
 
     def begin(self, name: str, mm2: float, regions: int) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         self.name, self.mm2, self.done_mm2, self.nuclei = name, mm2, 0.0, 0
         self.began = self.last = time.monotonic()
         print(f"{name}: {mm2:.3g} mm² of tissue in {regions} regions", file=sys.stderr, flush=True)
 
     def advance(self, nuclei: int, mm2: float) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         self.nuclei, self.done_mm2 = self.nuclei + nuclei, self.done_mm2 + mm2
         now = time.monotonic()
         if now - self.last >= LINE_SECONDS and self.done_mm2 > 0:
@@ -51,7 +51,7 @@ class Lines:
             )
 
     def end(self, result: SlideResult) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         print(final_line(result), file=sys.stderr, flush=True)
 
 
@@ -64,7 +64,7 @@ class Bars:
         self.task = TaskID(0)
 
     def begin(self, name: str, mm2: float, regions: int) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -79,14 +79,14 @@ class Bars:
         self.bar.start()
 
     def advance(self, nuclei: int, mm2: float) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         if self.bar is not None:
             task = self.bar.tasks[0]
             speed = f"{(task.completed + mm2) / task.elapsed:.3f} mm²/s" if task.elapsed else ""
             self.bar.update(self.task, advance=mm2, nuclei=task.fields["nuclei"] + nuclei, speed=speed)
 
     def end(self, result: SlideResult) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
@@ -96,5 +96,5 @@ class Bars:
 def reporter() -> Reporter:
     """The one that fits standard error."""
     if sys.stderr is None:  # closed by whoever started the process
-        return Silent()
+        return SilentReporter()
     return Bars() if sys.stderr.isatty() else Lines()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from nucpipe.addresses import RemotePath
 from nucpipe.cache import cache_folder
 from nucpipe.errors import NucpipeError, OutputError, SlideError, UsageError
 from nucpipe.files import cannot_write
@@ -24,26 +25,6 @@ if TYPE_CHECKING:
 
 LAST = ("nuclei.zarr/zarr.json", "run.json")
 """What makes a result a result: sent after everything else, in this order, so that no reader takes a half for whole."""
-
-
-def is_remote(text: str) -> bool:
-    """Whether a text is an address rather than a path."""
-    protocol, separator, _ = text.partition("://")
-    return bool(separator) and protocol.replace("+", "").replace("-", "").isalnum()
-
-
-class RemotePath(str):
-    """An address, such as ``s3://bucket/folder/slide.svs``."""
-
-    __slots__ = ()
-
-    @property
-    def name(self) -> str:
-        """The last part."""
-        return PurePosixPath(self.partition("://")[2]).name
-
-    def __truediv__(self, part: str | Path) -> RemotePath:
-        return RemotePath(f"{self.rstrip('/')}/{PurePosixPath(part)}")
 
 
 def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
@@ -145,15 +126,21 @@ def version(address: RemotePath) -> str:
         raise SlideError(f"{address}: cannot be asked for ({cause(error)}).") from error
 
 
-def send(folder: Path, address: RemotePath) -> None:
+def send(folder: Path, names: Sequence[str], address: RemotePath) -> None:
     """Send a finished result; the files that make it one go last.
+
+    Args:
+        folder: on this disk.
+        names: of the files and folders in it that are sent.
+        address: of the folder that they become.
 
     Raises:
         OutputError: it cannot be sent; the local files stay.
     """
     with reaching(address):
         files, root = file_system(address)
-        paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        found = (path for name in names for path in [folder / name, *(folder / name).rglob("*")])
+        paths = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
         for name in LAST:  # an older result stops being one before its files are replaced
             if files.exists(f"{root}/{name}"):
                 files.rm_file(f"{root}/{name}")
@@ -170,6 +157,17 @@ def read(address: RemotePath) -> bytes | None:
     with reaching(address):
         files, root = file_system(address)
         return bytes(files.cat_file(root)) if files.exists(root) else None
+
+
+def exists(address: RemotePath) -> bool:
+    """Tell whether an address holds a file or a folder.
+
+    Raises:
+        OutputError: the store cannot be asked.
+    """
+    with reaching(address):
+        files, root = file_system(address)
+        return bool(files.exists(root))
 
 
 def write(address: RemotePath, content: bytes) -> None:

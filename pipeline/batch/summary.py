@@ -8,8 +8,8 @@ from pathlib import Path
 from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.batch.lock import Lock, waiting_for
-from pipeline.run_slide import SlideResult
 from pipeline.slide.identity import printable
+from pipeline.store.run_record import SlideResult
 
 SUMMARY = "summary.csv"
 COLUMNS = ["slide", "folder", "status", "nuclei", "tissue_mm2", "seconds", "cause"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import nucpipe
+from nucpipe._version import __version__
 from nucpipe.optional.tiatoolbox import import_tiatoolbox
 
 PACKAGES = {
@@ -81,9 +81,7 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def _installation() -> Iterator[Finding]:
-    yield Finding(
-        "ok", "nucpipe", f"{nucpipe.__version__} on Python {platform.python_version()}, {platform.platform()}"
-    )
+    yield Finding("ok", "nucpipe", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")
     for name, module in PACKAGES.items():
         try:
             version = importlib.metadata.version(name)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-import nucpipe
+from nucpipe._version import __version__
 from nucpipe.errors import NucpipeError
 from pipeline.cli import classify, doctor, evaluate, export, info, libraries, report, run, serve, train, view
 
@@ -28,7 +28,7 @@ class OneLineErrors(click.Group):
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(nucpipe.__version__, prog_name="nucpipe")
+@click.version_option(__version__, prog_name="nucpipe")
 def main() -> None:
     """Find, outline and name every nucleus of H&E slides, in the words of five published label systems."""
     # OpenMP's threads shall sleep when they have nothing to do; it reads this once, when torch is loaded.

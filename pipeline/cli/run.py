@@ -12,7 +12,7 @@ from pipeline.cli.options import decide_options
 from pipeline.config import RunConfig
 
 if TYPE_CHECKING:
-    from pipeline.run_slide import SlideResult
+    from pipeline.store.run_record import SlideResult
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT = RunConfig()
@@ -158,7 +158,7 @@ def run_with(
     """Run slides with the options of the command line."""
     config = config_of(**options)
     from pipeline.batch.progress import reporter
-    from pipeline.run_slide import run as run_slides
+    from pipeline.batch.run import run as run_slides
 
     return run_slides(slides, out, config, reporter(), max_failures=max_failures, cluster=cluster)
 

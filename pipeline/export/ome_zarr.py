@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-import nucpipe
 from classifier.decision_rule import best_labels
 from classifier.libraries import Library
+from nucpipe._version import __version__
 from nucpipe.files import EXPORTED, folder_written_whole
 from pipeline.export.pyramid import (
     BLOCK_PX,
@@ -67,7 +67,7 @@ def write_labels(
             names = [str(k) for k in range(len(sizes))]
             write_image(slide, shrink, create_levels(root, names, sizes, np.uint8, 3))
             ome |= {"multiscales": multiscales(slide.name, names, slide.mpp * shrink, True), "omero": channels_rgb()}
-        root.attrs.update({"ome": ome, EXPORTED: nucpipe.__version__})
+        root.attrs.update({"ome": ome, EXPORTED: __version__})
         _write_label_images(store, root.create_group("labels"), known)
     return len(store)
 

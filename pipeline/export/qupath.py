@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import nucpipe
 from classifier.libraries import Library
+from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.files import EXPORTED, folder_written_whole
 from pipeline.export.geojson import write_geojson
@@ -50,7 +50,7 @@ def write_qupath(stores: Sequence[Store], path: Path, primary: str, centroids: b
             width, height = store.info.size_l0
             slides[name] = {"file": file, "width": width, "height": height, "nuclei": len(store)}
         about = {
-            EXPORTED: nucpipe.__version__,
+            EXPORTED: __version__,
             "primary": known.name,
             "libraries": {lib.name: _colours(lib) for lib in libraries},
             "slides": slides,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-import nucpipe
+from nucpipe._version import __version__
 from nucpipe.files import EXPORTED, folder_written_whole
 from pipeline.export.anndata import ZarrTable, copy_table
 from pipeline.export.parquet import write_table
@@ -47,7 +47,7 @@ def write_spatialdata(store: Store, path: Path, slide: Slide | None = None, imag
         OutputError: the folder cannot be written.
     """
     with folder_written_whole(path) as partial:
-        software = f"nucpipe {nucpipe.__version__}"
+        software = f"nucpipe {__version__}"
         about = {"version": "0.2", "spatialdata_software_version": software}
         attributes: dict[str, Any] = {"spatialdata_attrs": about, EXPORTED: software}
         root = zarr.open_group(partial, mode="a", zarr_format=3, attributes=attributes)

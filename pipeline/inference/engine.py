@@ -28,6 +28,8 @@ MIN_READERS = 2
 """Threads that read: a network file system keeps one waiting."""
 REGIONS_AHEAD = 2
 """Regions under way, beyond one a worker: one that is read and one that is read already."""
+MIN_HALO_W = 64
+"""A patch needs half of its 64 working pixels beyond the core; the rest is for the outline and rounding."""
 BATCHES_AHEAD = 4
 """Batches of crops that wait for each worker or are classified by it."""
 
@@ -139,6 +141,17 @@ def process_regions(
 def working_px(detector: Detector) -> int:
     """Working pixels per pixel of the detector: 2 for one that takes 0.5 um, 1 for 0.25 um."""
     return round(detector.input_mpp / FINE_MPP)
+
+
+def halo_w(detector: Detector) -> int:
+    """Return how far a region's read box reaches at least beyond its core, working pixels."""
+    return max(working_px(detector) * detector.context_px, MIN_HALO_W)
+
+
+def window_grid_w(detector: Detector) -> tuple[int, int]:
+    """Return what the corners of read boxes are multiples of, and the boxes' margin, in working pixels."""
+    scale = working_px(detector)
+    return scale * detector.align_px, scale * detector.margin_px
 
 
 def resize(pixels: Pixels, stride: int, w_per_px: int) -> Pixels:

@@ -7,7 +7,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from classifier.spec import read_outputs
+from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader, fingerprint, read_header
+from nucpipe.backends.processors import available_processors, limit_heaps
 from nucpipe.errors import UsageError
 from segmentation.hovernet.zoo import PUBLISHED, SUFFIXES
 
@@ -18,6 +21,21 @@ if TYPE_CHECKING:
 
 KINDS = {"segmentor": "segmentation", "classifier": "classifier"}
 """Kinds of models, and the package whose folder ``weights`` holds the bundled ones."""
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a result depends on of the models, known without loading them.
+
+    Attributes:
+        described: name and fingerprint of segmentor and classifier, and the segmentor's own types if it has any.
+        outputs: the classifier's columns.
+        precision: that they compute in, ``fp32``, ``bf16`` or ``fp16``.
+    """
+
+    described: dict[str, dict[str, Any]]
+    outputs: LabelSpace
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,11 @@ class Models:
     def outputs(self) -> LabelSpace:
         """The classifier's columns."""
         return self.classifier.outputs
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """What a result depends on of them."""
+        return ModelIdentity(self.described, self.outputs, self.precision)
 
 
 def bundled_models(kind: str) -> dict[str, Path]:
@@ -89,6 +112,22 @@ def published_models() -> list[tuple[str, str, str]]:
     ]
 
 
+def identify_models(segmentor: str, classifier: str, device_name: str, precision_name: str) -> ModelIdentity:
+    """Identify models by their files, without loading them.
+
+    Raises:
+        UsageError: an unknown model, device or precision.
+        ModelError: a model file is broken or of the wrong kind.
+    """
+    paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
+    outputs = read_outputs(paths["classifier"], read_header(paths["classifier"]))
+    return ModelIdentity(_described(paths), outputs, pick_precision(precision_name, pick_device(device_name)))
+
+
+def _described(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return {kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()}
+
+
 def load_models(
     segmentor: str,
     classifier: str,
@@ -111,8 +150,6 @@ def load_models(
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
     from classifier.predictor import load_predictor
-    from nucpipe.backends.device import pick_device, pick_precision
-    from nucpipe.backends.processors import available_processors, limit_heaps
     from segmentation.registry import load_detector
 
     device = pick_device(device_name)
@@ -125,9 +162,7 @@ def load_models(
 
         detector = FlipTTA(detector)
     predictor = load_predictor(paths["classifier"], device, precision, threads)
-    described: dict[str, dict[str, Any]] = {
-        kind: {"name": path.stem, "fingerprint": fingerprint(path)} for kind, path in paths.items()
-    }
+    described = _described(paths)
     if detector.types:
         described["segmentor"]["types"] = list(detector.types)
     return Models(detector, predictor, described, precision)

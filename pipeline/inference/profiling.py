@@ -1,4 +1,4 @@
-"""Who did what when: seconds and waits of the stages of a run, for ``run.json`` and ``--profile``."""
+"""Measure the stages of a run: seconds and waits of the stages of a run, for ``run.json`` and ``--profile``."""
 
 from __future__ import annotations
 
@@ -93,3 +93,43 @@ class StageTimer:
             "nuclei_per_second": round(self.nuclei / seconds, 1),
             "mm2_per_second": round(self.mm2 / seconds, 4),
         }
+
+
+class RunClock:
+    """Seconds of the parts of one slide's run, and what its stages took.
+
+    Args:
+        keep_spans: keep every span of the stages, for a timeline.
+        began_before: seconds since the run began elsewhere.
+    """
+
+    def __init__(self, keep_spans: bool = False, began_before: float = 0.0) -> None:
+        self.began = self.last = monotonic()
+        self.began -= began_before
+        self.parts: dict[str, float] = {}
+        self.timer = StageTimer(keep_spans)
+        self._workers, self._max_concurrency = 0, 1
+
+    def lap(self, part: str) -> None:
+        """End a part of the run now."""
+        now = monotonic()
+        self.parts[part] = round(now - self.last, 3)
+        self.last = now
+
+    def used(self, workers: int, max_concurrency: int) -> None:
+        """Note the processors that the stages used, and the calls of networks that the device takes at once."""
+        self._workers, self._max_concurrency = workers, max_concurrency
+
+    def total(self) -> float:
+        """Return the seconds since the start."""
+        return round(monotonic() - self.began, 3)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each part, and ``total``."""
+        return {**self.parts, "total": self.total()}
+
+    def performance(self) -> dict[str, Any]:
+        """Return how well the machine was used; empty where no region was run here."""
+        if not self._workers:
+            return {}
+        return self.timer.performance(self.parts.get("nuclei", 0.0), self._workers, self._max_concurrency)

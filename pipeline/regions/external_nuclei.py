@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.backends.model_file import fingerprint
 from nucpipe.errors import SlideError, UsageError
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
@@ -34,12 +33,11 @@ class ExternalNuclei:
 
     Attributes:
         nuclei_l0: with the numbers of their types where the file has classes.
-        described: what stands in the place of the segmentor in a result: name, fingerprint, and types where the file
-            has classes.
+        types: the classes of the file; empty where it has none, or too many.
     """
 
     nuclei_l0: Nuclei
-    described: dict[str, Any]
+    types: tuple[str, ...]
 
 
 def check_nuclei_option(option: str | None) -> None:
@@ -106,8 +104,7 @@ def _read(
             f"{path.name}: {len(outside)} of {len(nuclei)} nuclei, as that at ({x:.0f}, {y:.0f}), lie outside "
             f"{slide} of {size_l0[0]} x {size_l0[1]} pixels; they must be in pixels of its full resolution."
         )
-    described = {"name": f"nuclei of {path.name}", "fingerprint": fingerprint(path)}
-    return ExternalNuclei(nuclei, {**described, "types": list(types)} if types else described)
+    return ExternalNuclei(nuclei, types)
 
 
 def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:

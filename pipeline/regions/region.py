@@ -85,3 +85,9 @@ def cut_regions(
 def align(length_w: int, step_w: int) -> int:
     """The next multiple of ``step_w``."""
     return -(-length_w // step_w) * step_w
+
+
+def region_mm2(region: Region, grid: WorkingGrid, tissue: TissueMask) -> float:
+    """Return the area of tissue in a region's core, square millimetres."""
+    x0, y0, x1, y1 = (grid.to_l0(float(edge)) for edge in region.core_w)
+    return tissue.area_in_mm2((x0, y0, x1, y1))

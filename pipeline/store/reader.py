@@ -78,6 +78,21 @@ class StoreInfo:
         """How the run decided on labels."""
         return DecisionRule.from_dict(self.settings.get("decide", {}))
 
+    def with_segmentor_types(self, types: tuple[str, ...]) -> StoreInfo:
+        """Return the same with the detector's own names of the types that it gives to nuclei."""
+        segmentor = {**self.models["segmentor"], "types": list(types)}
+        return replace(self, models={**self.models, "segmentor": segmentor})
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return all that the nuclei and labels depend on, as JSON gives it back: slide, models and settings.
+
+        nucpipe's version is not part of it, nor are the segmentor's types, which follow from its file.
+        """
+        fields: dict[str, Any] = json.loads(json.dumps(self.to_dict()))
+        del fields["nucpipe_version"]
+        fields["models"].get("segmentor", {}).pop("types", None)
+        return fields
+
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
         """From the form that :meth:`to_dict` gives."""

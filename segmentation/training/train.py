@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-import nucpipe
+from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type, training_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
@@ -338,5 +338,5 @@ def _header(
         data=data,
         licence=config.licence,
         date=datetime.date.today().isoformat(),
-        nucpipe_version=nucpipe.__version__,
+        nucpipe_version=__version__,
     )

@@ -15,8 +15,9 @@ from classifier.libraries import LabelSpace, Library
 from nucpipe.errors import OutputError, UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter
 from tests.support.synthetic import MPP, draw_slide, models
 
 GREY = ((0, 0, 0),) * 3
@@ -74,10 +75,10 @@ def test_rules_that_make_no_sense_are_refused(kind: str, threshold: float | None
 def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
     slide = draw_slide(400, 300).save(tmp_path / "tile.png")
     out = tmp_path / "out"
-    run_slide(slide, tmp_path / "argmax", models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    run_slide(slide, tmp_path / "argmax", models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     half = float(np.median(open_store(tmp_path / "argmax/nuclei.zarr").label_probabilities("PanNuke")))
     config = RunConfig(mpp=MPP, tissue="none", decide="best", threshold=half)
-    count = run_slide(slide, out, models(), config, Silent()).nuclei
+    count = run_slide(slide, out, models(), config, SilentReporter()).nuclei
     table = anndata.read_zarr(out / "nuclei.zarr" / "table")
     p = table.X[:, 30:35]
     sure = p.max(1) >= np.float32(half)
@@ -101,7 +102,7 @@ def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
     labels = [f["metadata"].get("PanNuke", "").split("; ") for f in several]
     assert [sum(map(bool, some)) for some in labels] == (p >= np.float32(0.2)).sum(1).tolist()
     with pytest.raises(OutputError, match="decide"):
-        run_slide(slide, out, models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+        run_slide(slide, out, models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     assert len(open_store(out / "nuclei.zarr")) == count
     wrong = CliRunner().invoke(main, ["export", str(out), "--to", "geojson", "--threshold", "0.5"])
     assert wrong.exit_code == 2

@@ -17,7 +17,8 @@ import nucpipe
 from nucpipe.errors import OutputError, SlideError, UsageError
 from pipeline.config import RunConfig
 from pipeline.export.figures import plot
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
+from pipeline.store.run_record import SilentReporter
 from tests.support.stores import random_store
 from tests.support.synthetic import MPP, draw_slide, models
 
@@ -74,30 +75,30 @@ def test_a_window_gives_the_nuclei_in_it_in_every_answer(result: nucpipe.Result)
 
 
 def test_an_unknown_library_is_refused(result: nucpipe.Result) -> None:
-    for ask in (result.labels, result.probabilities, lambda name: result.plot(library=name)):
+    for ask in (result.labels, result.probabilities, lambda name: nucpipe.plot(result, library=name)):
         with pytest.raises(UsageError, match="unknown library 'Kumar'"):
             ask("Kumar")
     with pytest.raises(UsageError, match="unknown label 'tumour'; PanNuke has neoplastic"):
-        result.plot(library="PanNuke", labels=["tumour"])
+        nucpipe.plot(result, library="PanNuke", labels=["tumour"])
     plt.close("all")
 
 
 def test_the_plot_shows_each_label_with_its_count(result: nucpipe.Result) -> None:
-    ax = result.plot(WINDOW, "PanNuke")
+    ax = nucpipe.plot(result, WINDOW, "PanNuke")
     counts = result.labels("PanNuke", WINDOW).value_counts()
     drawn = [c for c in ax.collections if isinstance(c, PolyCollection)]
     assert {c.get_label(): len(c.get_paths()) for c in drawn} == {f"{k} ({n})": n for k, n in counts.items()}
     red = next(c for c in drawn if c.get_label().startswith("neoplastic"))
     np.testing.assert_allclose(red.get_edgecolor(), [[200 / 255, 0, 0, 1]])
     assert (ax.get_xlim(), ax.get_ylim()) == ((1000, 3000), (2500, 500))
-    only = result.plot(WINDOW, "PanNuke", labels=["dead"])
+    only = nucpipe.plot(result, WINDOW, "PanNuke", labels=["dead"])
     assert [c.get_label() for c in only.collections] == [f"dead ({counts['dead']})"]
     plt.close("all")
 
 
 def test_many_nuclei_are_dots(result: nucpipe.Result, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot, "MOST_OUTLINES", 10)
-    ax = result.plot(library="NuCLS")
+    ax = nucpipe.plot(result, library="NuCLS")
     assert all(isinstance(c, PathCollection) for c in ax.collections)
     assert sum(len(c.get_offsets()) for c in ax.collections) == 200
     plt.close("all")
@@ -106,20 +107,20 @@ def test_many_nuclei_are_dots(result: nucpipe.Result, monkeypatch: pytest.Monkey
 def test_the_slide_is_found_and_seen_behind_the_nuclei(tmp_path: Path) -> None:
     drawn = draw_slide(400, 300)
     path = drawn.save(tmp_path / "tile.png")
-    run_slide(path, tmp_path / "out", models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    run_slide(path, tmp_path / "out", models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     assert json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["slide"] == str(path)
     result = nucpipe.open(tmp_path / "out")
     with result.open_slide() as slide:
         assert (slide.size_l0, slide.mpp) == ((400, 300), MPP)
-    (image,) = result.plot((100, 50, 300, 250)).images
+    (image,) = nucpipe.plot(result, (100, 50, 300, 250)).images
     np.testing.assert_array_equal(np.asarray(image.get_array()), drawn.image[50:250, 100:300])
     assert image.get_extent() == [100, 300, 250, 50]
     moved = tmp_path / "elsewhere.png"
     shutil.move(path, moved)
-    assert not result.plot().images
+    assert not nucpipe.plot(result).images
     with pytest.raises(UsageError, match=r"tile is needed, but it is not at .*--slide"):
         result.open_slide()
-    (image,) = result.plot(slide=moved).images
+    (image,) = nucpipe.plot(result, slide=moved).images
     assert np.asarray(image.get_array()).shape == (300, 400, 3)
     cv2.imwrite(str(moved), drawn.image[:100])
     with pytest.raises(SlideError, match="400 x 100 pixels, but this result is of a slide of 400 x 300"):

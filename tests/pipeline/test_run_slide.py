@@ -18,9 +18,10 @@ from pipeline import run_slide as run_module
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.inference.models import load_models
-from pipeline.run_slide import Silent, SlideResult, run_slide
+from pipeline.run_slide import run_slide
 from pipeline.store.journal import Journal
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter, SlideResult
 from tests.support.synthetic import MPP, draw_slide, models
 
 
@@ -47,7 +48,7 @@ def white(path: Path, side: int = 120) -> Path:
 
 def test_results_of_a_slide(tile: Path, tmp_path: Path) -> None:
     drawn = draw_slide(400, 300)
-    result = run_slide(tile, tmp_path / "out", models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    result = run_slide(tile, tmp_path / "out", models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     assert result.status == "done"
     assert result.nuclei == len(drawn.centres)
     table = anndata.read_zarr(tmp_path / "out" / "nuclei.zarr" / "table")
@@ -67,7 +68,7 @@ def test_results_of_a_slide(tile: Path, tmp_path: Path) -> None:
 
 def test_performance_and_the_timeline(tile: Path, tmp_path: Path) -> None:
     config = RunConfig(mpp=MPP, tissue="none", profile=True, workers=2)
-    result = run_slide(tile, tmp_path / "out", models(), config, Silent())
+    result = run_slide(tile, tmp_path / "out", models(), config, SilentReporter())
     facts = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["performance"]
     assert set(facts["stages"]) == {"read", "detect", "outline", "classify", "write"}
     assert facts["stages"]["read"]["times"] == 1
@@ -82,7 +83,7 @@ def test_performance_and_the_timeline(tile: Path, tmp_path: Path) -> None:
 def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = draw_slide(900, 700).save(tmp_path / "slide.png")
     config = RunConfig(mpp=MPP, tissue="none", region_size=256)
-    run_slide(path, tmp_path / "whole", models(), config, Silent())
+    run_slide(path, tmp_path / "whole", models(), config, SilentReporter())
     write, written = Journal.write, []
 
     def stop_after_five(journal: Journal, index: int, *rest: object) -> None:
@@ -93,11 +94,11 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(tmp_path: Path, monk
 
     monkeypatch.setattr(Journal, "write", stop_after_five)
     with pytest.raises(KeyboardInterrupt):
-        run_slide(path, tmp_path / "stopped", models(), config, Silent())
+        run_slide(path, tmp_path / "stopped", models(), config, SilentReporter())
     assert not (tmp_path / "stopped" / "nuclei.zarr").exists()
     again = []
     monkeypatch.setattr(Journal, "write", lambda j, i, *rest: (again.append(i), write(j, i, *rest))[1])
-    run_slide(path, tmp_path / "stopped", models(), config, Silent())
+    run_slide(path, tmp_path / "stopped", models(), config, SilentReporter())
     assert not set(again) & set(written)
     whole, stopped = (open_store(tmp_path / name / "nuclei.zarr") for name in ("whole", "stopped"))
     np.testing.assert_array_equal(whole.ids, stopped.ids)
@@ -188,37 +189,41 @@ def test_another_slide_of_the_same_name_is_noticed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         draw_slide(200, 200, seed=seed).save(tmp_path / name / "s.png")
     config = RunConfig(mpp=MPP, tissue="none")
-    run_slide(tmp_path / "a" / "s.png", tmp_path / "o", models(), config, Silent())
+    run_slide(tmp_path / "a" / "s.png", tmp_path / "o", models(), config, SilentReporter())
     with pytest.raises(OutputError, match="slide_fingerprint"):
-        run_slide(tmp_path / "b" / "s.png", tmp_path / "o", models(), config, Silent())
+        run_slide(tmp_path / "b" / "s.png", tmp_path / "o", models(), config, SilentReporter())
 
 
 def test_what_is_made_from_the_store_is_made_again_where_it_is_missing(tile: Path, tmp_path: Path) -> None:
     config, out = RunConfig(mpp=MPP, tissue="none"), tmp_path / "o"
-    first = run_slide(tile, out, models(), config, Silent())
+    first = run_slide(tile, out, models(), config, SilentReporter())
     text = (out / "nuclei.geojson").read_text("utf-8")
     made = {"nuclei.geojson", "overview.png", "report.html", "run.json"}
     for name in made:  # killed between the store and the exports
         (out / name).unlink()
-    again = run_slide(tile, out, models(), config, Silent())
+    again = run_slide(tile, out, models(), config, SilentReporter())
     assert (again.status, again.nuclei) == ("done", first.nuclei)
     assert (out / "nuclei.geojson").read_text("utf-8") == text
     assert {p.name for p in out.iterdir()} == {"nuclei.zarr", *made}
-    assert run_slide(tile, out, models(), config, Silent()).status == "finished before"
-    other = run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", primary="CoNSeP"), Silent())
+    assert run_slide(tile, out, models(), config, SilentReporter()).status == "finished before"
+    for name in made:  # each alone is missed
+        (out / name).unlink()
+        assert run_slide(tile, out, models(), config, SilentReporter()).status == "done"
+        assert (out / name).is_file()
+    other = run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", primary="CoNSeP"), SilentReporter())
     assert other.status == "done"
     assert (out / "nuclei.geojson").read_text("utf-8") != text
 
 
 def test_overwrite_keeps_the_old_results_until_the_new_ones_are_ready(tile: Path, tmp_path: Path) -> None:
     out = tmp_path / "o"
-    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     broken = tmp_path / "roi.geojson"
     broken.write_text("{")
     with pytest.raises(SlideError):
-        run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue=str(broken), overwrite=True), Silent())
+        run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue=str(broken), overwrite=True), SilentReporter())
     assert len(open_store(out / "nuclei.zarr")) > 0
-    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", overwrite=True, geojson=False), Silent())
+    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", overwrite=True, geojson=False), SilentReporter())
     assert not (out / "nuclei.geojson").exists()
 
 

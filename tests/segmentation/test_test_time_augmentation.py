@@ -8,8 +8,9 @@ import pytest
 
 from nucpipe.errors import UsageError
 from pipeline.config import RunConfig
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter
 from segmentation.test_time_augmentation import FlipTTA
 from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
 
@@ -50,5 +51,5 @@ def test_not_every_detector_can() -> None:
 def test_a_run_remembers_it(tmp_path: Path) -> None:
     slide = draw_slide(200, 200).save(tmp_path / "slide.png")
     chosen = dataclasses.replace(models(), detector=FlipTTA(Averaged()))
-    run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=MPP, tissue="none", tta=True), Silent())
+    run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=MPP, tissue="none", tta=True), SilentReporter())
     assert open_store(tmp_path / "out" / "nuclei.zarr").info.settings["tta"] is True

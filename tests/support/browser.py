@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
+from pipeline.store.run_record import SilentReporter
 from tests.support.synthetic import MPP, Drawn, models
 
 
 def run_drawn(drawn: Drawn, folder: Path) -> Path:
     """Run a drawn slide, ``folder/tile.png``; its results lie in ``folder/out/tile``."""
     slide = drawn.save(folder / "tile.png")
-    done = run_slide(slide, folder / "out" / "tile", models(), RunConfig(mpp=MPP, tissue="none"), Silent())
+    done = run_slide(slide, folder / "out" / "tile", models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     assert done.nuclei == len(drawn.centres)
     return done.folder
 

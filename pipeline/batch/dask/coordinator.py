@@ -14,18 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nucpipe
+from nucpipe._version import __version__
+from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.backends.model_file import read_header
 from nucpipe.errors import NucpipeError, OutputError, UsageError
 from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, LostLock, held
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job
-from pipeline.batch.remote import RemotePath, is_remote
-from pipeline.batch.run import POLL_S, BatchTracker
+from pipeline.batch.tracker import POLL_S, BatchTracker
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
-from pipeline.run_slide import Reporter, SlideResult
+from pipeline.store.run_record import Reporter, SlideResult
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -143,9 +143,9 @@ def _check_workers(client: Client, address: str) -> None:
             f"--cluster {address}: the workers cannot run nucpipe ({first}); install it in their environment."
         ) from error
     for worker, version in versions.items():
-        if version != nucpipe.__version__:
+        if version != __version__:
             raise UsageError(
-                f"--cluster {address}: worker {worker} has nucpipe {version}, this is {nucpipe.__version__}; "
+                f"--cluster {address}: worker {worker} has nucpipe {version}, this is {__version__}; "
                 "install the same everywhere."
             )
 
@@ -242,7 +242,7 @@ class Coordinator:
             return False
         release = ExitStack()
         release.enter_context(held(lock))
-        config = replace(job.config, overwrite=job.config.overwrite and not self.tracker.to.made_meanwhile(job))
+        config = self.tracker.to.config_of(job)
         task = SlideTask(job.slide.absolute(), folder, config, self.topic, self.share)
         one = Active(job, task, lock, release, time.monotonic())
         self.active.append(one)

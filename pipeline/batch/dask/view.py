@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 
 from pipeline.batch.progress import LINE_SECONDS, Bars, Lines, final_line
-from pipeline.run_slide import Reporter, SlideResult
 from pipeline.slide.identity import printable
+from pipeline.store.run_record import Reporter, SlideResult
 
 MAX_ROWS = 24
 
@@ -70,13 +70,13 @@ class ClusterView:
             self.live.stop()
 
     def begin(self, name: str, mm2: float, regions: int) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`; on a cluster the slides begin side by side."""
+        """See :class:`~pipeline.store.run_record.Reporter`; on a cluster the slides begin side by side."""
 
     def advance(self, nuclei: int, mm2: float) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`; regions are told by :meth:`progress`."""
+        """See :class:`~pipeline.store.run_record.Reporter`; regions are told by :meth:`progress`."""
 
     def end(self, result: SlideResult) -> None:
-        """See :class:`~pipeline.run_slide.Reporter`."""
+        """See :class:`~pipeline.store.run_record.Reporter`."""
         with self.lock:
             self.done, self.failed = self.done + 1, self.failed + (result.status == "failed")
         if self.is_live:

@@ -16,28 +16,28 @@ from functools import cache, update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import nucpipe
+from nucpipe._version import __version__
 from nucpipe.backends.device import pick_device
 from nucpipe.backends.processors import available_processors
 from nucpipe.errors import OutputError, UsageError
 from pipeline.batch.lock import Lock, held
-from pipeline.batch.run import explain, is_disk_gone
+from pipeline.batch.tracker import explain, is_disk_gone
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models
+from pipeline.inference.profiling import RunClock
 from pipeline.run_slide import (
-    Clock,
     PreparedSlide,
-    SlideResult,
     finalize,
-    fingerprint,
-    finished_before,
+    find_finished,
+    journal_fingerprint,
     open_journal,
     prepare,
-    process_inline,
+    run_regions,
     store_info,
 )
 from pipeline.slide.open import open_slide
 from pipeline.store.journal import Journal
+from pipeline.store.run_record import SlideResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,11 +116,12 @@ def open_task(task: SlideTask) -> Opened:
     _close(task)
     prepared, _ = _prepared(task)
     config = task.config
-    if not config.overwrite and (before := finished_before(task.slide, task.folder, prepared.info, config)):
+    if before := find_finished(task.slide, task.folder, prepared.info, config):
         return Opened(before)
-    if prepared.store_path.exists() and not config.overwrite:
+    journal = open_journal(prepared, config)
+    if journal is None:
         return Opened(None, (), len(prepared.regions), prepared.tissue.area_mm2)
-    done = open_journal(prepared, config).done
+    done = journal.done
     todo = tuple((region.index, prepared.mm2(region)) for region in prepared.regions if region.index not in done)
     return Opened(None, todo, len(prepared.regions), prepared.tissue.area_mm2)
 
@@ -129,12 +130,14 @@ def open_task(task: SlideTask) -> Opened:
 def do_regions(task: SlideTask, indices: tuple[int, ...]) -> int:
     """Do some regions of a slide; those that another worker did before it died are left alone. Gives their number."""
     prepared, models = _prepared(task)
-    journal = Journal.join(prepared.journal_path, fingerprint(prepared, task.config))
+    journal = Journal.join(prepared.journal_path, journal_fingerprint(prepared, task.config))
     regions = [region for region in prepared.regions if region.index in indices and not journal.is_whole(region.index)]
     config = replace(task.config, workers=_threads(task))
-    for done in process_inline(prepared.slide, prepared.grid, prepared.tissue, regions, models, config):
-        journal.write(done.region.index, done.nuclei_l0, done.labels)
-        _tell(task, nuclei=len(done.nuclei_l0), mm2=prepared.mm2(done.region))
+
+    def advance(nuclei: int, mm2: float) -> None:
+        _tell(task, nuclei=nuclei, mm2=mm2)
+
+    run_regions(prepared, regions, journal, models, config, RunClock(), advance)
     return len(indices)
 
 
@@ -146,10 +149,9 @@ def finish_task(task: SlideTask, seconds: float) -> SlideResult:
         time.sleep(1)
     with held(lock):
         prepared, _ = _prepared(task)
-        clock = Clock()
-        clock.began -= seconds
-        clock.stages["nuclei"] = round(seconds, 3)
-        journal = Journal.open(prepared.journal_path, fingerprint(prepared, task.config))
+        clock = RunClock(began_before=seconds)
+        clock.parts["nuclei"] = round(seconds, 3)
+        journal = Journal.open(prepared.journal_path, journal_fingerprint(prepared, task.config))
         whole = {region.index for region in prepared.regions} <= journal.done
         # Without a whole journal a worker that died had finished the store, and maybe begun to remove the journal.
         to_finish = whole and (task.config.overwrite or not prepared.store_path.exists())
@@ -162,7 +164,7 @@ def finish_task(task: SlideTask, seconds: float) -> SlideResult:
 
 def nucpipe_version() -> str:
     """Of this worker."""
-    return nucpipe.__version__
+    return __version__
 
 
 _open: OrderedDict[SlideTask, tuple[PreparedSlide, Models]] = OrderedDict()
@@ -177,7 +179,7 @@ def _prepared(task: SlideTask) -> tuple[PreparedSlide, Models]:
     config = task.config
     slide = open_slide(task.slide, config.mpp)
     try:
-        prepared = prepare(slide, task.folder, store_info(slide, models, config), models, config)
+        prepared = prepare(slide, task.folder, store_info(slide, models.identity, config), models, config)
     except BaseException:
         slide.close()
         raise

@@ -12,32 +12,47 @@ import numpy.typing as npt
 
 from nucpipe.errors import UsageError
 from pipeline.export.figures.overview import NO_LABEL, round_length
+from pipeline.result import Result, Window
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pipeline.result import Result, Window
     from pipeline.slide.base import Slide
 
 BACKGROUND_PX = 1600  # of the slide's picture behind the nuclei
 MAX_OUTLINES = 20_000  # of more nuclei the outlines could not be seen: they are drawn as dots
 
 
-def plot_nuclei(
+def plot(
     result: Result,
-    window: Window | None,
-    library: str,
-    ax: Axes | None,
-    slide: str | Path | None,
-    labels: Sequence[str] | None,
+    window: Window | None = None,
+    library: str | None = None,
+    ax: Axes | None = None,
+    slide: str | Path | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Axes:
-    """As :meth:`pipeline.result.Result.plot`."""
-    known = result.store.info.outputs.library(library)
+    """Draw nuclei in the colours of one library, over the slide's pixels where the slide is at hand.
+
+    Args:
+        result: open.
+        window: only that part; the whole slide for None.
+        library: whose labels give the colours; the result's primary one for None.
+        ax: where to draw; a new figure for None.
+        slide: where the slide lies, if it has moved since the run.
+        labels: only nuclei with one of these labels.
+
+    Returns:
+        The axes, in level-0 pixels, y down.
+
+    Raises:
+        UsageError: no such library or label; ``slide`` is given and not there.
+    """
+    known = result.store.info.outputs.library(library or result.primary)
     for label in labels or ():
         if label not in known.labels:
             raise UsageError(f"unknown label '{label}'; {known.name} has {', '.join(known.labels)}.")
     if ax is None:
-        from matplotlib import pyplot as plt
+        from matplotlib import pyplot as plt  # late: it takes a third of a second to import
 
         _, ax = plt.subplots(figsize=(9, 7), layout="constrained")
     width, height = result.size_l0

@@ -9,8 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import nucpipe
 from classifier.libraries import Library
+from nucpipe._version import __version__
 from nucpipe.files import written_whole
 from pipeline.export.report import sections
 from pipeline.export.report.charts import stacked_bar, tabs, words
@@ -133,7 +133,7 @@ def _write(path: Path, title: str, body: Sequence[str]) -> None:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{style}</style></head><body>{''.join(body)}"
-        f'<p class="faint">Made by nucpipe {html.escape(nucpipe.__version__)}. For research; not a medical device.</p>'
+        f'<p class="faint">Made by nucpipe {html.escape(__version__)}. For research; not a medical device.</p>'
         "</body></html>\n"
     )
     with written_whole(path) as partial:

@@ -19,9 +19,9 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 
-import nucpipe
 from classifier.decision_rule import DecisionRule
 from classifier.predictions import Predictions
+from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.inference.models import Models
@@ -131,7 +131,7 @@ def service_app(models: Models, config: ServeConfig, primary: str, batch_size: i
     bearer = [HTTPBearer(auto_error=False, description="The service's token.")] if config.token else []
     app = FastAPI(
         title="nucpipe",
-        version=nucpipe.__version__,
+        version=__version__,
         description=DESCRIPTION,
         docs_url=None,  # FastAPI's own pages load their parts from elsewhere
         redoc_url=None,
@@ -238,7 +238,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         name = slide_name(Path(image.filename or "image"))
         info = StoreInfo(
             name, slide.size_l0, mpp, (0, 0), service.models.outputs, service.models.described,
-            {"decide": rule.to_dict()}, nucpipe.__version__,
+            {"decide": rule.to_dict()}, __version__,
         )  # fmt: skip
 
         def answer() -> Response:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.inference.engine import halo_w, window_grid_w
 from pipeline.inference.models import Models
 from pipeline.regions.region import Region, cut_regions
 from pipeline.regions.tissue import TissueMask
-from pipeline.run_slide import halo_w, window_grid_w
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.resample import Box, Image
@@ -50,7 +50,7 @@ class BatchCanvas(Slide):
         x, y = self._corner_w(len(self._slots))
         self._slots.append((image, grid))
         tissue = TissueMask.of(np.ones((1, 1), bool), image)
-        for region in cut_regions(grid, tissue, REGION_W, halo_w(models), *window_grid_w(models)):
+        for region in cut_regions(grid, tissue, REGION_W, halo_w(models.detector), *window_grid_w(models.detector)):
             (a, b, c, d), (e, f, g, h) = region.core_w, region.read_box_w
             yield Region(region.index, (a + x, b + y, c + x, d + y), (e + x, f + y, g + x, h + y))
 

@@ -20,8 +20,8 @@ from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, held
 from pipeline.batch.progress import Bars
 from pipeline.cli.main import main
-from pipeline.run_slide import Silent
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter
 from tests.support.synthetic import MPP, draw_slide
 
 distributed = pytest.importorskip("distributed", reason='needs pip install "nucpipe[cluster]"')
@@ -123,7 +123,7 @@ def test_addresses_and_unknown_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_slides_and_workers() -> None:
-    with ClusterView(Silent(), 7) as view:
+    with ClusterView(SilentReporter(), 7) as view:
         view.begin_slide("/out/a", "a.svs")
         view.count_regions("/out/a", 12, 9)
         view.workers({"tcp://1": {"name": "w0", "host": "node1"}, "tcp://2": {"name": "w1", "host": "node2"}})

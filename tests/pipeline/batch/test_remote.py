@@ -14,11 +14,13 @@ import pytest
 
 import nucpipe
 import tests.support.slides as make
+from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import SlideError, UsageError
 from pipeline.batch import remote
 from pipeline.batch.plan import is_slide_name
-from pipeline.batch.remote import RemotePath, fetched, is_remote, list_slides
+from pipeline.batch.remote import fetched, list_slides
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import RESULT_FILES
 from tests.support.synthetic import MPP, draw_slide
 
 BUCKET = "s3://bucket"
@@ -108,7 +110,7 @@ def test_slides_and_results_in_s3(
     store.put_file(str(tmp_path / "a.png"), "bucket/in/a.png")
     (changed,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", **settings)
     assert changed.status == "failed"
-    assert "slide_version" in changed.cause
+    assert "slide_fingerprint" in changed.cause
     assert "--overwrite" in changed.cause
     (redone,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", overwrite=True, **settings)
     assert redone.status == "done"
@@ -133,7 +135,7 @@ def test_a_result_is_none_until_it_is_whole(store: fsspec.AbstractFileSystem, tm
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "file_system", lambda address: (Watched(), "bucket/out/a"))
-        remote.send(Path(alone.folder), RemotePath(f"{BUCKET}/out/a"))
+        remote.send(Path(alone.folder), RESULT_FILES, RemotePath(f"{BUCKET}/out/a"))
     assert sent[-2:] == ["bucket/out/a/nuclei.zarr/zarr.json", "bucket/out/a/run.json"]
     assert len(sent) == len({p for p in Path(alone.folder).rglob("*") if p.is_file()})
 
@@ -187,3 +189,23 @@ def test_which_texts_are_addresses() -> None:
     assert not is_remote("slides/a.svs")
     assert not is_remote("C:\\x")
     assert (RemotePath("s3://b/out/") / "x/y").name == "y"
+
+
+def test_changed_external_nuclei_are_no_finished_result(tmp_path: Path, cache: Path) -> None:
+    """Results at an address remember the content of ``--nuclei``, not its path."""
+    tile = draw_slide(220, 200).save(tmp_path / "tile.png")
+    nuclei = tmp_path / "nuclei.npy"
+    labels = np.zeros((200, 220), np.int32)
+    labels[60:80, 60:80] = 1
+    np.save(nuclei, labels)
+    settings = {"mpp": MPP, "tissue": "none", "nuclei": str(nuclei)}
+    out = "memory://external/out"
+    assert [r.status for r in nucpipe.run(tile, out, **settings)] == ["done"]
+    assert [r.status for r in nucpipe.run(tile, out, **settings)] == ["finished before"]
+    labels[100:120, 100:120] = 2
+    np.save(nuclei, labels)
+    (changed,) = nucpipe.run(tile, out, **settings)
+    assert changed.status == "failed"
+    assert "segmentor" in changed.cause
+    (redone,) = nucpipe.run(tile, out, overwrite=True, **settings)
+    assert (redone.status, redone.nuclei) == ("done", 2)

@@ -25,14 +25,16 @@ from pipeline.batch import run
 from pipeline.batch.lock import Lock, held
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import plan
-from pipeline.batch.run import BatchTracker, run_free
+from pipeline.batch.run import run_free
 from pipeline.batch.summary import COLUMNS
+from pipeline.batch.tracker import BatchTracker
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
-from pipeline.run_slide import Silent, SlideResult, run_slide
+from pipeline.run_slide import run_slide
 from pipeline.slide.image import ImageSlide
 from pipeline.store.journal import Journal
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter, SlideResult
 from tests.support.paths import ROOT
 from tests.support.synthetic import MPP, draw_slide, models
 
@@ -50,7 +52,7 @@ def rows(out: Path) -> dict[str, dict[str, str]]:
 
 def run_all(folder: Path, out: Path, config: RunConfig = CONFIG, max_failures: int | None = None) -> list[SlideResult]:
     """As run_batch, with models that need no training."""
-    tracker = BatchTracker(OutputLocation(out), Silent(), max_failures)
+    tracker = BatchTracker(OutputLocation(out), SilentReporter(), max_failures)
     waiting = plan([folder], config)
     while waiting := run_free(waiting, models(), tracker):
         time.sleep(0.1)
@@ -92,7 +94,7 @@ def test_twelve_good_slides_and_eight_broken_ones(tmp_path: Path) -> None:
     assert good.keys() == drawings.keys()
     for name, result in good.items():
         assert result.nuclei == len(drawings[name].centres)
-        run_slide(folder / f"{name}.tif", tmp_path / "alone" / name, models(), config, Silent())
+        run_slide(folder / f"{name}.tif", tmp_path / "alone" / name, models(), config, SilentReporter())
         alone, together = (open_store(path / name / "nuclei.zarr") for path in (tmp_path / "alone", out))
         np.testing.assert_array_equal(alone.ids, together.ids)
         np.testing.assert_array_equal(alone.probabilities, together.probabilities)
@@ -156,6 +158,7 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     (folder / "bad.svs").unlink()
     assert call("run", folder, "--mpp", 0.25, "--out", out).exit_code == 0
     assert call("run", folder, "--mpp", 0.25, "--out", out, "--dry-run").output.startswith("finished")
+    assert call("run", folder, "--mpp", 0.5, "--out", out, "--dry-run").output.startswith("changed")
 
 
 def test_a_manifest_s_settings_reach_the_result(tmp_path: Path) -> None:
@@ -221,11 +224,11 @@ def test_overwrite_does_not_redo_what_the_other_process_has_done(tmp_path: Path)
     drawn.save(tmp_path / "s.png")
     config = RunConfig(mpp=MPP, tissue="none", overwrite=True)
     jobs = plan([tmp_path / "s.png"], config)
-    first, second = (BatchTracker(OutputLocation(tmp_path / "out"), Silent(), None) for _ in range(2))
+    first, second = (BatchTracker(OutputLocation(tmp_path / "out"), SilentReporter(), None) for _ in range(2))
     for tracker in (first, second):
         run_free(jobs, models(), tracker)
     assert [tracker.results[0].status for tracker in (first, second)] == ["done", "finished before"]
-    later = BatchTracker(OutputLocation(tmp_path / "out"), Silent(), None)
+    later = BatchTracker(OutputLocation(tmp_path / "out"), SilentReporter(), None)
     run_free(jobs, models(), later)
     assert later.results[0].status == "done"
 
@@ -300,17 +303,17 @@ def test_a_disk_filled_and_freed(tmp_path: Path) -> None:
         jobs = plan([path], CONFIG)
         ballast = disk / "ballast"
         ballast.write_bytes(bytes(7_800_000))
-        tracker = BatchTracker(OutputLocation(disk / "out"), Silent(), None)
+        tracker = BatchTracker(OutputLocation(disk / "out"), SilentReporter(), None)
         with pytest.raises(OutputError, match=r"No space left on device.*make room.*the same command goes on"):
             run_free(jobs, models(), tracker)
         kept = len(list((disk / "out" / "slide" / "journal").glob("*.region")))
         assert 0 < kept < 30
         assert not list(disk.rglob("*.partial"))
         ballast.unlink()
-        tracker = BatchTracker(OutputLocation(disk / "out"), Silent(), None)
+        tracker = BatchTracker(OutputLocation(disk / "out"), SilentReporter(), None)
         run_free(jobs, models(), tracker)
         assert tracker.results[0].status == "done"
-        run_slide(path, tmp_path / "whole", models(), CONFIG, Silent())
+        run_slide(path, tmp_path / "whole", models(), CONFIG, SilentReporter())
         whole, filled = (open_store(at / "nuclei.zarr") for at in (tmp_path / "whole", disk / "out" / "slide"))
         np.testing.assert_array_equal(whole.ids, filled.ids)
         np.testing.assert_array_equal(whole.contours()[1], filled.contours()[1])

@@ -8,10 +8,9 @@ import pytest
 
 from classifier.patches import cut_crops
 from nucpipe.errors import SlideError
-from pipeline.inference.engine import LabelledRegion, RegionPixels, keep_owned, process_regions, resize
+from pipeline.inference.engine import LabelledRegion, RegionPixels, halo_w, keep_owned, process_regions, resize
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import TissueMask, tissue_from
-from pipeline.run_slide import halo_w
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.open import open_slide
 from segmentation.evaluation.metrics import match_by_distance
@@ -36,7 +35,7 @@ def process(path: Path, region_size: int, batch_size: int, workers: int) -> list
     with open_slide(path, MPP) as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         tissue = tissue_from("none", slide)
-        regions = cut_regions(grid, tissue, region_size, halo_w(run_models))
+        regions = cut_regions(grid, tissue, region_size, halo_w(run_models.detector))
         done = list(process_regions(slide, grid, tissue, regions, run_models, batch_size, workers))
         assert [item.region.index for item in done] == [region.index for region in regions]
     return done
@@ -57,7 +56,7 @@ def one_after_the_other(path: Path, region_size: int) -> tuple[Nuclei, np.ndarra
     with open_slide(path, MPP) as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         tissue = tissue_from("none", slide)
-        for region in cut_regions(grid, tissue, region_size, halo_w(run_models)):
+        for region in cut_regions(grid, tissue, region_size, halo_w(run_models.detector)):
             pixels = slide.read(grid, region.read_box_w)
             window = RegionPixels(region, pixels, resize(pixels, grid.stride, 2))
             nuclei = run_models.detector.nuclei(run_models.detector.predict(window.resized), grid.mpp_w * 2)
@@ -201,7 +200,7 @@ def test_any_pixel_size_finds_the_same_ellipses(tmp_path: Path, mpp: float) -> N
     with open_slide(path, mpp) as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         tissue = tissue_from("none", slide)
-        regions = cut_regions(grid, tissue, 256, halo_w(run_models))
+        regions = cut_regions(grid, tissue, 256, halo_w(run_models.detector))
         nuclei, rows = collect(list(process_regions(slide, grid, tissue, regions, run_models, 64, 2)))
     assert len(nuclei) == len(drawn.centres) == len(rows)
     # The detector sees pixels of 0.5 um: a centre may move by a fraction of one.

@@ -16,9 +16,10 @@ from nucpipe.errors import NucpipeError, SlideError, UsageError
 from pipeline.batch.plan import plan
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import read_external_nuclei
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
 from pipeline.slide.open import open_slide
 from pipeline.store.reader import Store, open_store
+from pipeline.store.run_record import SilentReporter
 from segmentation.evaluation.metrics import panoptic_quality
 from segmentation.evaluation.scores import draw_instances
 from segmentation.nuclei import Nuclei
@@ -27,7 +28,7 @@ from tests.support.synthetic import MPP, draw_slide, models
 
 def run_with(slide: Path, out: Path, nuclei: Path | None, **settings: Any) -> Store:
     config = RunConfig(mpp=MPP, tissue="none", nuclei=None if nuclei is None else str(nuclei), **settings)
-    run_slide(slide, out, models(), config, Silent())
+    run_slide(slide, out, models(), config, SilentReporter())
     return open_store(out / "nuclei.zarr")
 
 

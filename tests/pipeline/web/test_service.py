@@ -28,7 +28,8 @@ import uvicorn
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
+from pipeline.store.run_record import SilentReporter
 from pipeline.web.server import listen
 from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
@@ -96,7 +97,7 @@ class Slow(DarkSpots):
 
 def test_the_answer_is_that_of_a_run(client: httpx.Client, tmp_path: Path) -> None:
     path = draw_slide(420, 300, seed=3).save(tmp_path / "tile.png")
-    run_slide(path, tmp_path / "out", MODELS, RunConfig(mpp=MPP, tissue="none", primary="CoNSeP"), Silent())
+    run_slide(path, tmp_path / "out", MODELS, RunConfig(mpp=MPP, tissue="none", primary="CoNSeP"), SilentReporter())
     answer = ask(client, path.read_bytes(), format="geojson", primary="consep")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/geo+json"

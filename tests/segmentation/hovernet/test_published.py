@@ -14,14 +14,15 @@ import torch
 from nucpipe.errors import ModelError
 from nucpipe.optional.tiatoolbox import import_tiatoolbox
 from pipeline.config import RunConfig
-from pipeline.inference.engine import RegionPixels, keep_owned, resize, working_px
+from pipeline.inference.engine import RegionPixels, halo_w, keep_owned, resize, window_grid_w, working_px
 from pipeline.inference.models import find_model
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
-from pipeline.run_slide import Silent, halo_w, run_slide, window_grid_w
+from pipeline.run_slide import run_slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.open import open_slide
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter
 from segmentation.hovernet.published import PublishedHoVerNet
 from segmentation.hovernet.zoo import PUBLISHED, zoo_path
 from segmentation.nuclei import Nuclei
@@ -92,7 +93,7 @@ def detect(path: Path, mpp: float, detector: PublishedHoVerNet, size_w: int) -> 
         scale = working_px(detector)
         wrapped = dataclasses.replace(models(), detector=detector)
         found = []
-        for region in cut_regions(grid, tissue, size_w, halo_w(wrapped), *window_grid_w(wrapped)):
+        for region in cut_regions(grid, tissue, size_w, halo_w(wrapped.detector), *window_grid_w(wrapped.detector)):
             pixels = slide.read(grid, region.read_box_w)
             window = RegionPixels(region, pixels, resize(pixels, grid.stride, scale))
             nuclei = detector.nuclei(detector.predict(window.resized), grid.mpp_w * scale)
@@ -189,7 +190,7 @@ def test_types_stand_in_the_store_and_in_the_geojson(tmp_path: Path) -> None:
     chosen = models()
     described = {**chosen.described, "segmentor": {"name": "darkness", "types": list(detector.types)}}
     chosen = dataclasses.replace(chosen, detector=detector, described=described)
-    run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=0.25, tissue="none", region_size=256), Silent())
+    run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=0.25, tissue="none", region_size=256), SilentReporter())
     expected = detect(slide, 0.25, detector, 2048)
     whole = dict(zip(map(tuple, expected.centroids.tolist()), np.asarray(expected.types).tolist(), strict=True))
     store = open_store(tmp_path / "out" / "nuclei.zarr")
@@ -208,6 +209,6 @@ def test_a_file_of_the_authors_runs_in_the_engine(network: Callable[[str], torch
     detector = load_detector(tmp_path / "hovernet_fast_pannuke_type_tf2pytorch.tar")
     chosen = dataclasses.replace(models(), detector=detector)
     slide = draw_slide(120, 110).save(tmp_path / "slide.png")  # one window
-    result = run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=0.25, tissue="none"), Silent())
+    result = run_slide(slide, tmp_path / "out", chosen, RunConfig(mpp=0.25, tissue="none"), SilentReporter())
     assert result.status == "done"
     assert len(open_store(tmp_path / "out" / "nuclei.zarr")) == result.nuclei

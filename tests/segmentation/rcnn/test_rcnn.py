@@ -14,8 +14,9 @@ import torch
 from nucpipe.backends.model_file import load_model, save_model
 from nucpipe.errors import ModelError, UsageError
 from pipeline.config import RunConfig
-from pipeline.run_slide import Silent, run_slide
+from pipeline.run_slide import run_slide
 from pipeline.store.reader import open_store
+from pipeline.store.run_record import SilentReporter
 from segmentation.evaluation.evaluate import detect_image
 from segmentation.evaluation.metrics import match_by_distance
 from segmentation.rcnn.detector import TILE_PX, RCNNDetector
@@ -53,7 +54,7 @@ def test_every_nucleus_once_and_whole_whatever_the_region_size(tmp_path: Path) -
     stores = []
     for size in (2048, 224):
         config = RunConfig(mpp=MPP, tissue="none", region_size=size)
-        run_slide(slide, tmp_path / str(size), chosen, config, Silent())
+        run_slide(slide, tmp_path / str(size), chosen, config, SilentReporter())
         stores.append(open_store(tmp_path / str(size) / "nuclei.zarr"))
     whole, parts = stores
     assert len(whole) == len(parts) == len(drawn.centres)

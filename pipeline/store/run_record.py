@@ -1,0 +1,203 @@
+"""The record of a slide's run: its outcome, the files that make up a result, and ``run.json``."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from nucpipe.addresses import RemotePath
+from nucpipe.backends.model_file import fingerprint
+from nucpipe.files import cannot_write, written_whole
+from pipeline.config import RunConfig
+from pipeline.regions.external_nuclei import nuclei_file
+from pipeline.store.reader import Store
+
+STORE, GEOJSON, OVERVIEW, REPORT, RUN_JSON, TIMELINE = (
+    "nuclei.zarr",
+    "nuclei.geojson",
+    "overview.png",
+    "report.html",
+    "run.json",
+    "profile.png",
+)
+RESULT_FILES = (STORE, GEOJSON, OVERVIEW, REPORT, TIMELINE, RUN_JSON)
+"""All that a run may leave in a slide's folder, in the order in which it is written; ``run.json`` comes last."""
+
+
+def expected_files(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the files that make a result whole; ``profile.png`` tells of a run, not of a slide."""
+    return tuple(name for name in RESULT_FILES if name != TIMELINE and (config.geojson or name != GEOJSON))
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """Outcome of one slide.
+
+    Attributes:
+        slide: the file, or its address.
+        folder: where its results lie; an address where ``--out`` is one.
+        status: ``done``, ``finished before`` (its results stood there already) or ``failed``.
+        nuclei: how many were found.
+        tissue_mm2: area that was looked at, square millimetres.
+        seconds: wall time of this run.
+        cause: of the failure; "" otherwise.
+        counts: how many nuclei have each label, by library and label; empty where it failed.
+    """
+
+    slide: Path | RemotePath
+    folder: Path | RemotePath
+    status: str
+    nuclei: int = 0
+    tissue_mm2: float = 0.0
+    seconds: float = 0.0
+    cause: str = ""
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+class Reporter(Protocol):
+    """Receives the progress of a run."""
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:
+        """Report that a slide is begun, with ``mm2`` square millimetres in ``regions`` regions to do."""
+
+    def advance(self, nuclei: int, mm2: float) -> None:
+        """Report a finished region."""
+
+    def end(self, result: SlideResult) -> None:
+        """Report a slide that is finished or has failed."""
+
+
+class SilentReporter:
+    """Report nothing."""
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:  # noqa: D102
+        pass
+
+    def advance(self, nuclei: int, mm2: float) -> None:  # noqa: D102
+        pass
+
+    def end(self, result: SlideResult) -> None:  # noqa: D102
+        pass
+
+
+def described_models(models: dict[str, dict[str, Any]], config: RunConfig, slide: Path) -> dict[str, dict[str, Any]]:
+    """Describe what found and labelled the nuclei of a slide.
+
+    Args:
+        models: name and fingerprint of segmentor and classifier.
+        config: the settings.
+        slide: names the file of its external nuclei where ``config.nuclei`` is a folder.
+
+    Returns:
+        ``models``, with the file of ``--nuclei``, by name and content, in the segmentor's place where there is one.
+
+    Raises:
+        SlideError: there is no such file for the slide.
+    """
+    if config.nuclei is None:
+        return models
+    path = nuclei_file(config.nuclei, slide)
+    return {**models, "segmentor": {"name": f"nuclei of {path.name}", "fingerprint": fingerprint(path)}}
+
+
+def result_settings(config: RunConfig, precision: str) -> dict[str, Any]:
+    """Return the settings that change nuclei or labels, as JSON can hold them; files count by name and content."""
+    settings: dict[str, Any] = {
+        "tissue": file_settings(config.tissue),
+        "precision": precision,
+        "decide": config.rule.to_dict(),
+    }
+    return settings | ({"tta": True} if config.tta else {})
+
+
+def file_settings(option: str) -> str | dict[str, str]:
+    """Return ``--tissue`` as results remember it: a file by its name and content."""
+    path = Path(option)
+    return {"file": path.name, "fingerprint": fingerprint(path)} if path.is_file() else option
+
+
+def whole_result(folder: Path, config: RunConfig) -> dict[str, Any] | None:
+    """Return ``run.json`` of a result that is whole and has all that ``config`` asks for; None of any other."""
+    try:
+        record: dict[str, Any] = json.loads((folder / RUN_JSON).read_text("utf-8"))
+        same = record["settings"]["primary"] == config.primary
+        return record if same and all((folder / name).exists() for name in expected_files(config)) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # run.json is written last: without a good one, what is made from the store is made again
+
+
+def remove_result(folder: Path) -> None:
+    """Remove the files of a result, and nothing else.
+
+    Raises:
+        OutputError: one of them cannot be removed.
+    """
+    for path in (folder / name for name in RESULT_FILES):
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def write_run_json(
+    folder: Path,
+    origin: Path | RemotePath,
+    store: Store,
+    config: RunConfig,
+    tissue_mm2: float,
+    seconds: dict[str, float],
+    performance: dict[str, Any],
+) -> dict[str, dict[str, int]]:
+    """Write ``run.json``: where the slide lies, versions, models, settings, times and counts.
+
+    Args:
+        folder: of the result.
+        origin: where a person finds the slide.
+        store: finished.
+        config: the settings.
+        tissue_mm2: area that was looked at, square millimetres.
+        seconds: by stage, and ``total``.
+        performance: from :meth:`pipeline.inference.profiling.StageTimer.performance`.
+
+    Returns:
+        How many nuclei have each label, by library and label.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    info = store.info
+    counts = {library.name: label_counts(store, library.name, library.labels) for library in info.outputs.libraries}
+    record = info.to_dict()
+    del record["outputs"]
+    record |= {
+        "slide": str(origin.absolute() if isinstance(origin, Path) else origin),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": {**record["settings"], "primary": config.primary, "region_size": config.region_size},
+        "seconds": seconds,
+        "performance": performance,
+        "tissue_mm2": round(tissue_mm2, 4),
+        "nuclei": len(store),
+        "counts": counts,
+        "untrained_labels": [
+            f"{library}:{label}"
+            for (library, label), trained in zip(info.outputs.columns, info.outputs.trained, strict=True)
+            if not trained
+        ],
+    }
+    with written_whole(folder / RUN_JSON) as partial:
+        partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
+    return counts
+
+
+def label_counts(store: Store, library: str, labels: Sequence[str]) -> dict[str, int]:
+    """Count the nuclei that have each label of a library."""
+    numbers = store.label_numbers(library)
+    return {label: int((numbers == k).sum()) for k, label in enumerate(labels)}
