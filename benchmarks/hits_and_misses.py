@@ -18,12 +18,12 @@ import click
 import cv2
 import numpy as np
 
+from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import predict_logits
 from classifier.label_mapping import Matching
 from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
-from classifier.training.dataset import PatchDataset, extract_patches
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.datasets import open_dataset, split_groups
 from pipeline.cli.options import library_option

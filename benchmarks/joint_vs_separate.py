@@ -28,15 +28,15 @@ from typing import Any
 import click
 import numpy as np
 
+from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import predict_logits
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, Library, libraries_of
-from classifier.network import MEAN, MPP, STD, Enlarged, JointClassifier
+from classifier.network import MEAN, STD, Enlarged, JointClassifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS
-from classifier.spec import WINDOW_PX
+from classifier.spec import MPP, WINDOW_PX
 from classifier.training.config import ClassifierTraining
-from classifier.training.dataset import PatchDataset, extract_patches
 from classifier.training.pseudo_labels import pseudo_label
 from classifier.training.train import fit
 from nucpipe.backends.device import pick_precision

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from classifier.decision_rule import DecisionRule, decide, short_form
 from classifier.libraries import LabelSpace
+from classifier.patches import at_working_mpp, cut_windows
 from classifier.predictor import load_predictor
 from classifier.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
 from classifier.spec import WINDOW_PX, unmeasured
-from classifier.training.dataset import at_working_mpp, cut_windows
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import read_header
 from nucpipe.backends.processors import available_processors

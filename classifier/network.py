@@ -16,8 +16,6 @@ from nucpipe.backends.network_checks import check_name, check_size
 from nucpipe.errors import ModelError, UsageError
 
 BACKBONE = "tf_efficientnet_lite0"
-MPP = 0.25
-"""Micrometres per pixel of a window before it is enlarged."""
 SIZE_PX, LARGEST_PX = 224, 1024
 """Side of the window after it is enlarged, the network's input."""
 MEAN = (0.5, 0.5, 0.5)

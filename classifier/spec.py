@@ -8,6 +8,9 @@ from classifier.libraries import LabelSpace
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.errors import ModelError
 
+MPP = 0.25
+"""Micrometres per pixel of a patch before it is enlarged."""
+
 WINDOW_PX = 64
 """Side of the window round a nucleus: 16 micrometres."""
 

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from classifier.dataset import PatchDataset
 from classifier.libraries import LabelSpace
 from classifier.network import Enlarged, JointClassifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS
 from classifier.spec import WINDOW_PX
-from classifier.training.dataset import PatchDataset
 from nucpipe.backends.processors import available_processors
 from nucpipe.backends.select import select_backend
 

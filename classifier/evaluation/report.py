@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import library_figures, predict_logits
 from classifier.label_mapping import Matching
 from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
-from classifier.training.dataset import PatchDataset, extract_patches
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import calibration_error
 from classifier.libraries import LabelSpace
-from classifier.training.dataset import PatchDataset
 
 MIN = 200
 """Nuclei below which a library keeps temperature 1."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from classifier.dataset import BALANCES
 from classifier.label_mapping import SIMILARITY
 from classifier.network import BACKBONE
-from classifier.training.dataset import BALANCES
 from classifier.training.losses import LOSSES
 from nucpipe.backends.device import training_precision
 from nucpipe.errors import UsageError
@@ -44,7 +44,7 @@ class ClassifierTraining:
             it has too start as they are there.
         match, similarity, match_table: which label teaches another library's, see ``classifier.label_mapping``.
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
-        balance: how samples are drawn, see ``classifier.training.dataset.sampling_weights``.
+        balance: how samples are drawn, see ``classifier.dataset.sampling_weights``.
         loss: ``cross-entropy`` or ``distance``, see ``classifier.training.losses``.
         mixup: windows and losses of two samples are mixed in shares drawn from Beta(mixup, mixup) (Zhang et al. 2018);
             0 mixes nothing.

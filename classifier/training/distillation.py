@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import predict_logits
 from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
-from classifier.training.dataset import PatchDataset
 from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.errors import DataError
 

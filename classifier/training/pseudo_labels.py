@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import predict_logits
 from classifier.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
-from classifier.training.dataset import PatchDataset
 from nucpipe.errors import DataError
 
 

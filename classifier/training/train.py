@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from classifier.dataset import PatchDataset, extract_patches, sampling_weights
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, libraries_of
-from classifier.network import MEAN, MPP, STD, JointClassifier, load_classifier
-from classifier.spec import WINDOW_PX
+from classifier.network import MEAN, STD, JointClassifier, load_classifier
+from classifier.spec import MPP, WINDOW_PX
 from classifier.training.augmentation import augment
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
-from classifier.training.dataset import PatchDataset, extract_patches, sampling_weights
 from classifier.training.distillation import Teacher, add_teacher_labels, distillation_loss, teacher_logits
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card

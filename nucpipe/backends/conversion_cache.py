@@ -65,14 +65,18 @@ def converted_network(build: Callable[[], nn.Module], side_px: int | None, key: 
     from nucpipe.backends.pytorch import to_openvino
 
     model = to_openvino(build(), side_px or EXAMPLE_PX)
-    if place is not None:
-        try:
+    # What is written and read again is not the same to the bit as what was converted, so it is read again in any case.
+    with contextlib.ExitStack() as stack:
+        if place is not None:
+            try:
+                _keep(model, place)
+            except (OSError, RuntimeError):
+                logging.getLogger(__name__).debug("%s cannot be written", place, exc_info=True)
+                place = None
+        if place is None:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nucpipe-"))) / "network"
             _keep(model, place)
-        except (OSError, RuntimeError):
-            logging.getLogger(__name__).debug("%s cannot be written", place, exc_info=True)
-        else:
-            return _read(place) or model  # what later runs read, so that the first one's answers are theirs to the bit
-    return model
+        return _read(place) or model
 
 
 def _read(place: Path) -> Any:

@@ -14,8 +14,8 @@ from torch import nn
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import UsageError
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
+from segmentation.dataset import TileDataset
 from segmentation.rcnn.detector import TILE_PX, build_rcnn
-from segmentation.training.dataset import TileDataset
 
 LOSSES = {
     "fasterrcnn": ("total", "loss_classifier", "loss_box_reg", "loss_objectness", "loss_rpn_box_reg"),

@@ -24,9 +24,9 @@ from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import imagenet_state_dict
+from segmentation.dataset import TileBatch, TileDataset
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
-from segmentation.training.dataset import TileBatch, TileDataset
 from segmentation.training.losses import hovernet_loss
 
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")

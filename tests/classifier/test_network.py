@@ -12,12 +12,14 @@ import pytest
 import timm
 import torch
 
+from classifier.dataset import PatchDataset, extract_patches, sampling_weights
 from classifier.label_mapping import make_matching
 from classifier.libraries import LabelSpace, published_libraries
-from classifier.network import MEAN, MPP, STD, JointClassifier, enlarge, load_classifier
+from classifier.network import MEAN, STD, JointClassifier, enlarge, load_classifier
+from classifier.patches import cut_windows
 from classifier.predictor import load_predictor
+from classifier.spec import MPP
 from classifier.training.augmentation import augment, resample
-from classifier.training.dataset import PatchDataset, cut_windows, extract_patches, sampling_weights
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, Annotation
 from nucpipe.errors import DataError, ModelError, UsageError

@@ -16,7 +16,7 @@ from pipeline.inference.models import Models
 from segmentation.detector import Detector
 from segmentation.hovernet.postprocess import find_nuclei
 from segmentation.nuclei import Nuclei
-from segmentation.training.targets import hv_maps
+from segmentation.targets import hv_maps
 
 MPP = 0.25
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from classifier.patches import CROP_W
+from classifier.patches import patch_box_w
 from nucpipe.errors import SlideError
 from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.slide.base import Slide
@@ -61,7 +61,4 @@ def nucleus_window(image: Slide) -> npt.NDArray[np.uint8]:
         (64, 64, 3) uint8, or half as many pixels of an image that is read at 0.5 µm.
     """
     grid = WorkingGrid.for_slide(image.size_l0, image.mpp)
-    side = CROP_W // grid.stride
-    x, y = (int(np.floor(length / 2 + 0.5)) - side // 2 for length in grid.size_read)
-    x0, y0, x1, y1 = (edge * grid.stride for edge in (x, y, x + side, y + side))
-    return image.read(grid, (x0, y0, x1, y1))
+    return image.read(grid, patch_box_w(np.array(grid.size_read) * grid.stride / 2, grid.stride))

@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from classifier.patches import CROP_W
+from classifier.patches import patch_box_w
 from nucpipe.errors import NucpipeError, UsageError
 from pipeline.result import Result
 from pipeline.slide.base import Slide
@@ -133,11 +133,8 @@ class _Pages:
         number, slide = request.path_params["number"], self.viewed.slide
         if not 0 <= number < len(self.store) or slide is None:
             return _missing("crop")
-        side = CROP_W // self.grid.stride
         centre_w = self.grid.to_w(self.viewed.nuclei.centroids_l0[number].astype(np.float64))
-        x, y = (np.floor(centre_w / self.grid.stride + 0.5).astype(int) - side // 2).tolist()
-        read_box_w = tuple(edge * self.grid.stride for edge in (x, y, x + side, y + side))
-        pixels = slide.read(self.grid, (read_box_w[0], read_box_w[1], read_box_w[2], read_box_w[3]))
+        pixels = slide.read(self.grid, patch_box_w(centre_w, self.grid.stride))
         enlarged = cv2.resize(pixels, (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
         return self._kept(_encoded(".png", enlarged[..., ::-1]), "image/png")
 

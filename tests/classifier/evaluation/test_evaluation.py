@@ -12,12 +12,13 @@ import scipy.io
 import torch
 from click.testing import CliRunner
 
+from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import auroc, calibration_error, label_figures, library_figures
 from classifier.label_mapping import make_matching
 from classifier.libraries import LabelSpace, published_libraries
-from classifier.network import MEAN, MPP, STD, JointClassifier
+from classifier.network import MEAN, STD, JointClassifier
+from classifier.spec import MPP
 from classifier.training.calibration import calibrate, fit_temperature
-from classifier.training.dataset import PatchDataset
 from nucpipe.backends.model_file import ModelHeader, save_model
 from pipeline.cli.main import main
 

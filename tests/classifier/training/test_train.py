@@ -16,11 +16,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from classifier.dataset import PatchDataset
 from classifier.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining
-from classifier.training.dataset import PatchDataset
 from classifier.training.train import _LibrarySampler, open_libraries, train_classifier
 from nucpipe.backends.model_file import read_header, save_model
 from nucpipe.errors import DataError, UsageError

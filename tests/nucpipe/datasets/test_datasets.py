@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import scipy.io
 
+from classifier.dataset import extract_patches
 from classifier.label_mapping import make_matching
 from classifier.libraries import published_libraries
-from classifier.training.dataset import extract_patches
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
 from tests.support.paths import SHARED

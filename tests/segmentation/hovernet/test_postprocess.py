@@ -9,7 +9,7 @@ from segmentation.evaluation.metrics import panoptic_quality
 from segmentation.hovernet.network import HoVerNet
 from segmentation.hovernet.postprocess import PostProcessing, find_nuclei, label_instances
 from segmentation.hovernet.watershed import flood
-from segmentation.training.targets import hv_maps
+from segmentation.targets import hv_maps
 
 
 def ideal_maps(instances: np.ndarray) -> np.ndarray:

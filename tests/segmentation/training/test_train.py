@@ -14,9 +14,9 @@ from nucpipe.datasets import open_dataset
 from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
 from pipeline.inference.models import find_model
+from segmentation.dataset import TileDataset
 from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.network import HoVerNet, read_hovernet, widen
-from segmentation.training.dataset import TileDataset
 from segmentation.training.train import SegmentorTraining, train_segmentor
 from tests.support.synthetic import draw_slide
 

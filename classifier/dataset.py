@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from classifier.label_mapping import Matching
 from classifier.libraries import Library
+from classifier.patches import at_working_mpp, cut_windows
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import DataError
 
-MPP = 0.25
 SOURCE_PX = 96
 """Side of a stored window: the 64 px that the network sees and what comes into sight when it is turned."""
-SAME_MPP = 0.05
-"""Images within this share of the working pixel size are used on their own grid."""
 
 
 @dataclass(frozen=True)
@@ -80,38 +77,6 @@ class PatchDataset:
         numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
         of_image = np.array([numbers[name] for name in names], np.int64)
         return of_image[self.image] * (int(self.library.max(initial=0)) + 1) + self.library
-
-
-def cut_windows(
-    image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], side_px: int
-) -> npt.NDArray[np.uint8]:
-    """Square windows round points, reflected at the image's edge.
-
-    Args:
-        image: (H, W, 3) RGB uint8.
-        centroids: (N, 2) x and y in corner-based pixels, inside the image.
-        side_px: an even number.
-
-    Returns:
-        (N, side_px, side_px, 3) uint8; pixel ``side_px // 2`` begins at the corner nearest to the centroid.
-    """
-    half = side_px // 2
-    padded = cv2.copyMakeBorder(image, half, half, half, half, cv2.BORDER_REFLECT_101)
-    corners = np.floor(centroids + 0.5).astype(int)
-    windows = [padded[y : y + side_px, x : x + side_px] for x, y in corners]
-    return np.stack(windows).astype(np.uint8) if windows else np.zeros((0, side_px, side_px, 3), np.uint8)
-
-
-def at_working_mpp(
-    image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], mpp: float
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float64]]:
-    """An image (H, W, 3) and points (N, 2) of it at 0.25 micrometres per pixel, resampled where it has others."""
-    if abs(mpp / MPP - 1) <= SAME_MPP:
-        return image, centroids
-    height, width = image.shape[:2]
-    size = max(1, round(width * mpp / MPP)), max(1, round(height * mpp / MPP))
-    resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if mpp < MPP else cv2.INTER_LINEAR)
-    return resized.astype(np.uint8), centroids * (size[0] / width, size[1] / height)
 
 
 def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching: Matching) -> PatchDataset:

@@ -12,7 +12,7 @@ from skimage.measure import label as connected_components
 
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import DataError
-from segmentation.training.targets import hv_maps
+from segmentation.targets import hv_maps
 
 MAP_MPP = 0.25
 
