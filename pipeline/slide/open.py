@@ -1,8 +1,10 @@
-"""Which reader takes a file: told by its content, not by its extension."""
+"""Choose the reader of a slide by its content, not by its extension."""
 
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import openslide
@@ -44,49 +46,92 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     Raises:
         SlideError: no such file, no slide, broken, or without a pixel size that can be true.
     """
-    if path.is_dir():
-        return _open_folder(path, mpp)
-    head = _head(path)
-    if not head:
-        raise SlideError(f"{path.name}: {EXPECTED}; the file is empty.")
-    vendor = openslide.OpenSlide.detect_format(str(path))
-    # OpenSlide takes an OME-TIFF for a plain tiled one, and misses its pixel size and its smaller levels.
-    if vendor is not None and not (vendor == "generic-tiff" and _is_ome(path)):
-        return OpenSlideSlide(path, mpp)
-    match next((kind for magic, kind in MAGIC.items() if head.startswith(magic)), None):
-        case "png" | "jpeg" as kind:
-            return ImageSlide(path, mpp, kind)
-        case "tiff":
-            return open_tiff(path, mpp) if _is_tiled(path) else ImageSlide(path, mpp, "tiff")
-        case "jp2":
-            return ToolboxSlide(path, mpp, "jp2")
-    if is_dicom(path):
-        return ToolboxSlide(path, mpp, "dicom")
+    head = b"" if path.is_dir() else _head(path)
+    for reader in READERS:
+        if reader.recognises(path, head):
+            return reader.open(path, mpp)
     raise SlideError(f"{path.name}: {EXPECTED}; it is none of them, or the file is cut off.")
 
 
-def _open_folder(path: Path, mpp: float | None) -> Slide:
-    if any((path / name).is_file() for name in (".zgroup", "zarr.json")):
-        return open_ngff(path, mpp)
-    dicom = next((file for file in sorted(path.iterdir()) if is_dicom(file)), None)
-    if dicom is None:
-        raise SlideError(f"{path.name}: {EXPECTED}; the folder is none.")
-    if openslide.OpenSlide.detect_format(str(dicom)) is not None:
-        return OpenSlideSlide(path, mpp, dicom)
+@dataclass(frozen=True)
+class Reader:
+    """A way into some slides.
+
+    Attributes:
+        name: of what it reads.
+        recognises: tells, of a path and the file's first bytes (none of a folder), whether this reader takes it.
+        open: opens it, with ``--mpp`` or None.
+    """
+
+    name: str
+    recognises: Callable[[Path, bytes], bool]
+    open: Callable[[Path, float | None], Slide]
+
+
+def _starts(*kinds: str) -> Callable[[Path, bytes], bool]:
+    """Tell files by the magic bytes of these kinds."""
+    marks = tuple(magic for magic, kind in MAGIC.items() if kind in kinds)
+    return lambda _, head: head.startswith(marks)
+
+
+def _is_zarr_folder(path: Path, _: bytes) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in (".zgroup", "zarr.json"))
+
+
+def _is_openslides(path: Path, head: bytes) -> bool:
+    """Tell what OpenSlide reads, but for OME-TIFF: it would miss their pixel size and their smaller levels."""
+    vendor = None if path.is_dir() else openslide.OpenSlide.detect_format(str(path))
+    return vendor is not None and not (vendor == "generic-tiff" and _is_ome(path))
+
+
+def _is_dicom(path: Path, _: bytes) -> bool:
+    return _dicom_file(path) is not None
+
+
+def _dicom_file(path: Path) -> Path | None:
+    """Return a DICOM file: ``path`` itself, or the first one in that folder."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return next((file for file in files if is_dicom(file)), None)
+
+
+def _open_dicom(path: Path, mpp: float | None) -> Slide:
+    file = _dicom_file(path)
+    assert file is not None
+    if path.is_dir() and openslide.OpenSlide.detect_format(str(file)) is not None:
+        return OpenSlideSlide(path, mpp, file)
     return ToolboxSlide(path, mpp, "dicom")
 
 
+def _open_tiff(path: Path, mpp: float | None) -> Slide:
+    return open_tiff(path, mpp) if _is_tiled(path) else ImageSlide(path, mpp, "tiff")
+
+
+READERS = (
+    Reader("NGFF (OME-Zarr)", _is_zarr_folder, open_ngff),
+    Reader("OpenSlide's formats", _is_openslides, OpenSlideSlide),
+    Reader("PNG", _starts("png"), lambda path, mpp: ImageSlide(path, mpp, "png")),
+    Reader("JPEG", _starts("jpeg"), lambda path, mpp: ImageSlide(path, mpp, "jpeg")),
+    Reader("TIFF", _starts("tiff"), _open_tiff),
+    Reader("JPEG 2000", _starts("jp2"), lambda path, mpp: ToolboxSlide(path, mpp, "jp2")),
+    Reader("DICOM", _is_dicom, _open_dicom),
+)
+"""The readers, asked in this order; a new one is a line here."""
+
+
 def _head(path: Path) -> bytes:
-    """The file's first bytes."""
+    """Return the file's first bytes, at least one."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for, a device read, for ever
             raise SlideError(f"{path.name}: {EXPECTED}; it is a pipe or a device.")
         with path.open("rb") as file:
-            return file.read(HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
     except FileNotFoundError as error:
         raise SlideError(f"{path}: no such file.") from error
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
+    if not head:
+        raise SlideError(f"{path.name}: {EXPECTED}; the file is empty.")
+    return head
 
 
 def _is_ome(path: Path) -> bool:

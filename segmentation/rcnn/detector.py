@@ -21,7 +21,6 @@ from segmentation.detector import Detector
 from segmentation.hovernet.postprocess import outline_instances
 from segmentation.nuclei import Nuclei
 
-ARCHITECTURES = ("maskrcnn", "fasterrcnn")
 INPUT_MPP = 0.25
 CORE_PX, MARGIN_PX = 192, 64
 TILE_PX = CORE_PX + 2 * MARGIN_PX

@@ -97,7 +97,7 @@ def test_the_plot_shows_each_label_with_its_count(result: nucpipe.Result) -> Non
 
 
 def test_many_nuclei_are_dots(result: nucpipe.Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plot, "MOST_OUTLINES", 10)
+    monkeypatch.setattr(plot, "MAX_OUTLINES", 10)
     ax = nucpipe.plot(result, library="NuCLS")
     assert all(isinstance(c, PathCollection) for c in ax.collections)
     assert sum(len(c.get_offsets()) for c in ax.collections) == 200

@@ -50,7 +50,7 @@ def test_a_folder_that_cannot_be_written_fails(tmp_path: Path) -> None:
 
 
 def test_little_room_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_checks, "LEAST_DISK", 1e18)
+    monkeypatch.setattr(doctor_checks, "MIN_DISK", 1e18)
     findings = list(doctor_checks._disk(tmp_path))
     assert [finding.verdict for finding in findings] == ["warning", "warning"]
 

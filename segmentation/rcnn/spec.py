@@ -1,0 +1,3 @@
+"""The kinds of R-CNN that are trained and run."""
+
+RCNN_TYPES = ("maskrcnn", "fasterrcnn")
