@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import xml.parsers.expat
-from xml.etree import ElementTree
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DTDForbidden
+from defusedxml.ElementTree import fromstring
 
 
-def parse_xml(text: str | bytes) -> ElementTree.Element:
-    """The root element.
+def parse_xml(text: str | bytes) -> Element:
+    """Return the root element.
 
     Raises:
         ValueError: no XML, or XML that declares a document type, through which entities could swell a small file or
             name other files.
     """
-
-    def refuse(*_: object) -> None:
-        raise ValueError("it declares a document type, which is refused")
-
-    scanner = xml.parsers.expat.ParserCreate()
-    scanner.StartDoctypeDeclHandler = refuse
     try:
-        scanner.Parse(text, True)
-        return ElementTree.fromstring(text)
-    except (ElementTree.ParseError, xml.parsers.expat.ExpatError, LookupError) as error:
-        raise ValueError(f"no XML: {error}") from error
+        root: Element = fromstring(text, forbid_dtd=True)
+    except DTDForbidden as error:
+        raise ValueError("it declares a document type, which is refused") from error
+    except (ParseError, LookupError) as error:
+        raise ValueError(f"not XML: {error}") from error
+    return root

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gzip
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from nucpipe.errors import SlideError, UsageError
+from pipeline.regions.geojson import GEOJSON_ERRORS, polygons_of, read_features
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
 from segmentation.nuclei import Nuclei
@@ -108,24 +107,21 @@ def _read(
 
 
 def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:
-    import shapely
-
     try:
-        content = path.read_bytes()
-        features = list(_features(json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)))
+        features = list(read_features(path))
         kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
         if any(kind in NUCLEAR_OBJECTS for kind in kinds):
             features = [feature for feature, kind in zip(features, kinds, strict=True) if kind in NUCLEAR_OBJECTS]
         rings, names, scores = [], [], []
         for feature in features:
             properties = feature.get("properties") or {}
-            for ring in _rings(feature.get("nucleusGeometry") or feature.get("geometry")):
-                rings.append(ring)
+            for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry")):
+                rings.append(_clockwise(outer))
                 names.append(_class_name(properties.get("classification")))
                 scores.append(float((properties.get("measurements") or {}).get("Detection probability", 1.0)))
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, EOFError) as error:
+    except GEOJSON_ERRORS as error:
         raise SlideError(
             f"{path.name}: expected GeoJSON with outlines of nuclei; it cannot be read ({error})."
         ) from error
@@ -149,39 +145,11 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
     return nuclei, types
 
 
-def _features(node: Any) -> Iterator[dict[str, Any]]:
-    """The features of parsed GeoJSON; a bare geometry becomes one."""
-    if isinstance(node, list):
-        for one in node:
-            yield from _features(one)
-    elif node["type"] == "FeatureCollection":
-        yield from _features(node["features"])
-    elif node["type"] == "Feature":
-        yield node
-    else:
-        yield {"geometry": node}
-
-
-def _rings(geometry: Any) -> Iterator[npt.NDArray[np.float64]]:
-    """The outer ring of each polygon, clockwise on screen and not closed; points and lines give none."""
-    if geometry is None:
-        return
-    if geometry["type"] == "GeometryCollection":
-        for one in geometry["geometries"]:
-            yield from _rings(one)
-        return
-    polygons = {"Polygon": [geometry.get("coordinates")], "MultiPolygon": geometry.get("coordinates")}
-    for polygon in polygons.get(geometry["type"], ()):
-        if not polygon:  # GeoJSON allows a polygon of nothing
-            continue
-        ring = np.asarray([position[:2] for position in polygon[0]], np.float64).reshape(-1, 2)
-        if (ring[0] == ring[-1]).all():
-            ring = ring[:-1]
-        if len(ring) < 3 or not np.isfinite(ring).all():
-            raise ValueError("an outline of fewer than three points, or one that is no number")
-        following = np.roll(ring, -1, 0)
-        twice = float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum())
-        yield ring if twice >= 0 else ring[::-1]
+def _clockwise(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a ring (K, 2) clockwise on screen."""
+    following = np.roll(ring, -1, 0)
+    twice = float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum())
+    return ring if twice >= 0 else ring[::-1]
 
 
 def _class_name(classification: Any) -> str:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from nucpipe.errors import SlideError, UsageError
+from pipeline.regions.geojson import GEOJSON_ERRORS, polygons_of, read_features
 from pipeline.slide.base import Slide
 from pipeline.slide.resample import Image
 
@@ -278,10 +276,10 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
     outlines are exact to one of these.
     """
     try:
-        polygons = list(_polygons(json.loads(path.read_bytes())))
+        polygons = [rings for feature in read_features(path) for rings in polygons_of(feature.get("geometry"))]
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
+    except GEOJSON_ERRORS as error:
         raise SlideError(f"{path.name}: expected GeoJSON with polygons; it cannot be read ({error}).") from error
     if not polygons:
         raise SlideError(f"{path.name}: expected GeoJSON with polygons; it holds none.")
@@ -298,30 +296,6 @@ def _from_geojson(path: Path, slide: Slide) -> TissueMask:
         extent = f"{slide.path.name} of {slide.size_l0[0]} x {slide.size_l0[1]} pixels"
         raise SlideError(f"{path.name}: its polygons lie outside {extent}; they must be in pixels of full resolution.")
     return TissueMask.of(mask.astype(bool), slide)
-
-
-def _polygons(node: Any) -> Iterator[list[npt.NDArray[np.float64]]]:
-    """The polygons in parsed GeoJSON: of each its rings, (N, 2) x and y, the outer one first."""
-    if isinstance(node, list):
-        for one in node:
-            yield from _polygons(one)
-    elif node["type"] == "FeatureCollection":
-        yield from _polygons(node["features"])
-    elif node["type"] == "Feature":
-        yield from _polygons(node["geometry"] or [])
-    elif node["type"] == "GeometryCollection":
-        yield from _polygons(node["geometries"])
-    elif node["type"] in ("Polygon", "MultiPolygon"):
-        for rings in [node["coordinates"]] if node["type"] == "Polygon" else node["coordinates"]:
-            if rings:  # GeoJSON allows a polygon of nothing
-                yield [_ring(ring) for ring in rings]
-
-
-def _ring(coordinates: list[list[float]]) -> npt.NDArray[np.float64]:
-    ring = np.asarray([position[:2] for position in coordinates], np.float64).reshape(-1, 2)
-    if len(ring) < 3 or not np.isfinite(ring).all():
-        raise ValueError("a ring of fewer than three points, or one that is no number")
-    return ring
 
 
 def _draw(mask: Image, rings: list[npt.NDArray[np.float64]]) -> int:
