@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from nucpipe.errors import ModelError
+
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -24,3 +26,14 @@ class Backend(Protocol):
 
     def __call__(self, pixels: Pixels) -> Floats:
         """The network's output for (N, H, W, 3) uint8 RGB, N at least 1: (N, ...) float32."""
+
+
+def assert_finite(result: Floats) -> Floats:
+    """Return what a network gave.
+
+    Raises:
+        ModelError: some of it is NaN or infinite: no nucleus and no label may come of it.
+    """
+    if not np.isfinite(result).all():
+        raise ModelError("a network gave values that are NaN or infinite; try --precision fp32, or another model.")
+    return result

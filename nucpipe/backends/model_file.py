@@ -107,7 +107,7 @@ def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
     """The header and the tensors in float32 (integers as they are), on the CPU.
 
     Raises:
-        ModelError: as :func:`read_header`.
+        ModelError: as :func:`read_header`; a weight is NaN or infinite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -117,6 +117,10 @@ def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
         tensors = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: its weights cannot be read ({error}).") from error
+    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise ModelError(
+            f"{path}: {len(bad)} of its weights, as {bad[0]}, are NaN or infinite; train or fetch it again."
+        )
     return header, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 

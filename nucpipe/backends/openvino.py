@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucpipe.backends.base import Floats, Pixels
+from nucpipe.backends.base import Floats, Pixels, assert_finite
 from nucpipe.backends.conversion_cache import converted_network
 
 if TYPE_CHECKING:
@@ -101,4 +101,4 @@ class OpenVINOBackend:
         missing = self.batch_rows - len(pixels)
         full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing else pixels
         result: Floats = request.infer([np.ascontiguousarray(full)], share_inputs=True)[0]
-        return result[: len(pixels)].copy()  # the request's own memory is used again
+        return assert_finite(result[: len(pixels)].copy())  # the request's own memory is used again

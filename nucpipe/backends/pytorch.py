@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nucpipe.backends.base import Floats, Pixels
+from nucpipe.backends.base import Floats, Pixels, assert_finite
 from nucpipe.backends.device import autocast_type
 
 CUDA_CALLS = 2
@@ -70,8 +70,7 @@ class PyTorchBackend:
 
     def _forward(self, batch: torch.Tensor) -> Floats:
         planes = batch.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        result: Floats = self.network(planes).float().cpu().numpy()
-        return result
+        return assert_finite(self.network(planes).float().cpu().numpy())
 
 
 class _PixelsLast(nn.Module):

@@ -54,11 +54,13 @@ class Holder:
 
     @classmethod
     def parse(cls, content: bytes) -> Holder | None:
-        """From a lock's content; None where that is not yet, or not wholly, written."""
+        """Read a lock's content; None where that is not yet, or not wholly, written, or is not a lock's."""
         try:
-            return cls(**json.loads(content))
+            holder = cls(**json.loads(content))
         except (ValueError, TypeError):
             return None
+        texts = (holder.token, holder.machine, holder.host, holder.started)
+        return holder if type(holder.pid) is int and holder.pid > 0 and all(type(t) is str for t in texts) else None
 
     def is_dead(self) -> bool | None:
         """Whether the process has ended; None where that cannot be known from here."""
@@ -70,7 +72,8 @@ class Holder:
             return True
         except (OSError, OverflowError):
             return None if self.pid != os.getpid() else False
-        return started(self.pid) != self.started  # the number may have been given to another process since
+        # A process that its parent has not reaped does no more work; a number may belong to another process by now.
+        return _status(self.pid)[:1] in (["Z"], ["X"]) or started(self.pid) != self.started
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -116,6 +119,9 @@ class Lock:
             return False
         try:
             os.write(descriptor, json.dumps(asdict(Holder.me())).encode())
+        except OSError:  # a full disk: an empty file would be somebody's lock until it is old
+            path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
         # What was seen may have been given back, and taken anew, in between.
@@ -246,9 +252,14 @@ def machine() -> str:
 
 
 def started(pid: int) -> str:
-    """When a process was started, in the kernel's count; "" where it is not known."""
+    """Return when a process was started, in the kernel's count; "" where it is not known."""
+    return next(iter(_status(pid)[19:]), "")
+
+
+def _status(pid: int) -> list[str]:
+    """Return a process' fields of ``/proc``, from its state on; none where they cannot be read."""
     try:
-        # The second field, the program's name, may hold blanks and brackets.
-        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        # The field before, the program's name, may hold blanks and brackets.
+        return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -1,7 +1,7 @@
 """Read polygons from GeoJSON, as QuPath and other tools export it.
 
-The coordinates are parsed here, for ``shapely.geometry.shape`` takes neither positions of two and of three numbers in one
-ring, which tools do write, nor refuses a ring of two points.
+The coordinates are parsed here: ``shapely.geometry.shape`` takes no ring that mixes positions of two and three numbers,
+which tools do write, and does not refuse a ring of two points.
 """
 
 from __future__ import annotations

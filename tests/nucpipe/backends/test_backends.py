@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import torch
 from classifier.network import Enlarged, load_classifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS, Predictor, load_predictor
+from nucpipe.backends.base import Backend
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.device import _gpu_possible
+from nucpipe.backends.model_file import load_model, save_model
 from nucpipe.backends.pytorch import PyTorchBackend
 from nucpipe.backends.select import select_backend
+from nucpipe.errors import ModelError
 from pipeline.inference.models import find_model
 from segmentation.hovernet.padding import fix_padding
 from tests.support.synthetic import draw_slide
@@ -220,3 +224,31 @@ os._exit(any(thread.is_alive() for thread in threads))
 def test_threads_that_all_begin_at_once_do_not_wait_for_each_other(attempt: int) -> None:
     """Where OpenVINO's first arrays are made by several threads, it hangs in three of four runs."""
     assert subprocess.run([sys.executable, "-c", AT_ONCE], check=False).returncode == 0
+
+
+class Overflowing(torch.nn.Module):
+    """Gives infinity for bright pixels."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return torch.exp(pixels.float()).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: select_backend(Overflowing, "cpu", "fp32", 1, 1, 8), lambda: PyTorchBackend(Overflowing(), "cpu", "fp32")],
+)
+def test_what_is_not_finite_stops(make: Callable[[], Backend]) -> None:
+    backend = make()
+    assert np.isfinite(backend(np.full((1, 8, 8, 3), 3, np.uint8))).all()
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        backend(np.full((1, 8, 8, 3), 255, np.uint8))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    header, tensors = load_model(find_model("classifier", "fast"))
+    name = next(key for key, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].flatten()[0] = value
+    save_model(tmp_path / "bad.safetensors", header, tensors)
+    with pytest.raises(ModelError, match=f"{name}.* NaN or infinite"):
+        load_model(tmp_path / "bad.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,8 +87,31 @@ def test_a_killed_process_s_lock_is_taken_over_at_once(tmp_path: Path) -> None:
         lock = Lock(tmp_path / "slide")
         assert not lock.acquire()
         process.send_signal(signal.SIGKILL)
-    assert lock.acquire()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # ended, and not reaped: a zombie
+        assert lock.acquire()
     lock.release()
+
+
+@pytest.mark.parametrize("fields", [{"pid": "12"}, {"pid": None}, {"pid": -1}, {"pid": True}, {"machine": 3}])
+def test_an_odd_lock_is_judged_by_its_age(tmp_path: Path, fields: dict[str, object]) -> None:
+    path = lock_of(tmp_path, ELSEWHERE, 0)
+    path.write_text(json.dumps({**asdict(Holder.me()), **fields}))
+    assert not Lock(tmp_path).acquire()
+    touched = file_system_now(tmp_path) - 2 * DEAD_S
+    os.utime(path, (touched, touched))
+    assert Lock(tmp_path).acquire()
+
+
+def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            Lock(tmp_path).acquire()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    assert Lock(tmp_path).acquire()
 
 
 def test_another_machine_s_lock_lives_while_it_is_touched(tmp_path: Path) -> None:
