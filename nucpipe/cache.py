@@ -1,7 +1,8 @@
-"""Where nucpipe keeps what it can fetch or make anew."""
+"""Where nucpipe, and the libraries that it uses, keep what they can fetch or make anew."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,3 +20,17 @@ def cache_folder() -> Path:
     if not os.environ.get("XDG_CACHE_HOME"):
         Path.home()  # raises where platformdirs would take a folder named ~
     return platformdirs.user_cache_path("nucpipe", appauthor=False)
+
+
+def keep_libraries_in_cache() -> None:
+    """Have libraries keep their files in nucpipe's cache instead of the user's home, and tell nobody of the user.
+
+    For a process of nucpipe's own, before it imports them; those that it starts inherit it. What the user has set in
+    the environment stays.
+    """
+    with contextlib.suppress(RuntimeError):  # without a home they write nothing there
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+        os.environ.setdefault("HF_HOME", str(cache_folder() / "huggingface"))
+    # Of what is fetched from huggingface.co, it learns neither who asks nor with which libraries.
+    os.environ.setdefault("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

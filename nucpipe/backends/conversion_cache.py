@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nucpipe.backends.model_file import fingerprint
 from nucpipe.cache import cache_folder
+from nucpipe.optional.openvino import import_openvino
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,12 +82,10 @@ def converted_network(build: Callable[[], nn.Module], side_px: int | None, key: 
 
 def _read(place: Path) -> Any:
     """The model that is kept there; None if there is none, or it cannot be read, and then it is removed."""
-    import openvino
-
     if not place.is_dir():
         return None
     try:
-        model = openvino.Core().read_model(place / "network.xml")
+        model = import_openvino().Core().read_model(place / "network.xml")
     except Exception:  # of OpenVINO, without a base of their own
         logging.getLogger(__name__).debug("%s cannot be read", place, exc_info=True)
         shutil.rmtree(place, ignore_errors=True)
@@ -98,12 +97,10 @@ def _read(place: Path) -> Any:
 
 def _keep(model: Any, place: Path) -> None:
     """Write a model, whole or not at all; of several processes that do so at once, one succeeds."""
-    import openvino
-
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place.parent))
     try:
-        openvino.save_model(model, partial / "network.xml", compress_to_fp16=False)
+        import_openvino().save_model(model, partial / "network.xml", compress_to_fp16=False)
         with contextlib.suppress(OSError):  # it is there by now
             partial.rename(place)
     finally:

@@ -18,6 +18,7 @@ import numpy as np
 
 from nucpipe.backends.base import Floats, Pixels, assert_finite
 from nucpipe.backends.conversion_cache import converted_network
+from nucpipe.optional.openvino import import_openvino
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,11 +38,9 @@ def _prepare_openvino() -> None:
 
 @cache
 def _first_inference() -> None:
-    import openvino
-    from openvino import opset8
-
-    source = opset8.parameter([1], np.uint8)
-    model = openvino.Model([opset8.convert(source, "f32")], [source])
+    openvino, opset = import_openvino(), import_openvino("opset8")
+    source = opset.parameter([1], np.uint8)
+    model = openvino.Model([opset.convert(source, "f32")], [source])
     request = openvino.Core().compile_model(model, "CPU").create_infer_request()
     request.infer([np.ones(1, np.uint8)], share_inputs=True)[0].copy()
 
@@ -66,8 +65,6 @@ class OpenVINOBackend:
             ImportError: OpenVINO is not installed.
             Exception: it cannot run this network; or what ``build`` raises.
         """
-        import openvino
-
         _prepare_openvino()
         model = converted_network(build, side_px, key)
         model.reshape([batch_rows, side_px or -1, side_px or -1, 3])
@@ -78,7 +75,7 @@ class OpenVINOBackend:
             # Several processes may share the machine: each would pin its threads to the same processors.
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        self._compiled = import_openvino().Core().compile_model(model, "CPU", settings)
         self.max_concurrency = threads
         self.batch_rows = batch_rows
         # A request holds the memory of one call under way.

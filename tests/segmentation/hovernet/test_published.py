@@ -164,9 +164,10 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 
 
 def test_a_named_model_comes_from_the_cache_or_the_error_says_how(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(import_tiatoolbox("").rcParam, "TIATOOLBOX_HOME", tmp_path)
+    monkeypatch.setenv("NUCPIPE_CACHE", str(tmp_path))
+    monkeypatch.setitem(import_tiatoolbox("").rcParam, "TIATOOLBOX_HOME", tmp_path / "home")
     name = "hovernet_original-kumar"
     assert name in PUBLISHED
 
@@ -179,9 +180,14 @@ def test_a_named_model_comes_from_the_cache_or_the_error_says_how(
     assert str(raised.value).count("\n") == 0
     for part in (name, "(no route to host)", f"resolve/main/{name}.pth", str(tmp_path / "models" / f"{name}.pth")):
         assert part in str(raised.value)
-    zoo_path(name).parent.mkdir()
-    zoo_path(name).write_bytes(b"")
-    assert find_model("segmentor", name) == tmp_path / "models" / f"{name}.pth"
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"Fetching the weights of {name} once, about 180 MB: https://huggingface.co/TIACentre/")
+    assert said.endswith(f" -> {tmp_path / 'models' / f'{name}.pth'}")
+    for folder in (tmp_path / "models", tmp_path / "home" / "models"):  # nucpipe's, and what tiatoolbox fetched before
+        folder.mkdir(parents=True)
+        (folder / f"{name}.pth").write_bytes(b"")
+        assert find_model("segmentor", name) == zoo_path(name) == folder / f"{name}.pth"
+    assert capsys.readouterr().err == ""
 
 
 def test_types_stand_in_the_store_and_in_the_geojson(tmp_path: Path) -> None:
