@@ -16,16 +16,10 @@ import numpy as np
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
+from pipeline.store.changes import differences
 from segmentation.nuclei import Nuclei
 
 DIGEST_BYTES = 16
-HINTS = {
-    "slide_fingerprint": "the slide's file was changed or is another of the same name; ",
-    "models.segmentor.fingerprint": "give the --segmentor of then, or ",
-    "models.classifier.fingerprint": "give the --classifier of then, or ",
-    "region_size": "give the --region-size of then to go on, or ",
-}
-"""What a user may do about a setting that changed."""
 
 
 class Journal:
@@ -61,7 +55,9 @@ class Journal:
             check_unchanged(folder, "an unfinished run", _read_header(header), fingerprint)
             return cls(folder, _whole_regions(folder))
         if any(folder.glob("*.region")):
-            raise OutputError(f"{folder}: regions without their journal.json; use --overwrite or another --out.")
+            raise OutputError(
+                f"{folder}: regions of an unfinished run without their journal.json; use --overwrite or another --out."
+            )
         with written_whole(header) as partial:
             partial.write_text(json.dumps(fingerprint, indent=1), "utf-8")
         return cls(folder)
@@ -187,40 +183,19 @@ def _read_header(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise OutputError(f"{path}: cannot be read ({error}); use --overwrite or another --out.") from error
     if not isinstance(fingerprint, dict):
-        raise OutputError(f"{path}: no journal of nucpipe; use another --out.")
+        raise OutputError(f"{path}: not a journal of nucpipe; use --overwrite or another --out.")
     return fingerprint
 
 
 def check_unchanged(path: Path | str, what: str, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """See that ``what`` lies at ``path`` was made from the same slide, models and settings.
+    """Check that ``what`` at ``path`` was made from the same slide, models and settings.
 
     Raises:
-        OutputError: it was not; the message names what changed.
+        OutputError: it was not; the message names what differs.
     """
     if old == new:
         return
-    before, now = _flat(old), _flat(new)
-    keys = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) or (key in before) != (key in now)
-    ]
-    changed = "; ".join(f"{key} {_short(before, key)} -> {_short(now, key)}" for key in keys)
-    hints = [hint for key, hint in HINTS.items() if key in keys]
     raise OutputError(
-        f"{path}: {what} with other settings lies here ({changed}); "
-        f"{''.join(hints)}use --overwrite to start again or another --out."
+        f"{path}: {what} with other settings already exists ({'; '.join(differences(old, new))}); "
+        "give the earlier settings, --overwrite to start again, or another --out."
     )
-
-
-def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in fields.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
-    return flat
-
-
-def _short(fields: dict[str, Any], key: str) -> str:
-    text = json.dumps(fields[key], ensure_ascii=False) if key in fields else "(absent)"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -190,7 +190,7 @@ def test_another_slide_of_the_same_name_is_noticed(tmp_path: Path) -> None:
         draw_slide(200, 200, seed=seed).save(tmp_path / name / "s.png")
     config = RunConfig(mpp=MPP, tissue="none")
     run_slide(tmp_path / "a" / "s.png", tmp_path / "o", models(), config, SilentReporter())
-    with pytest.raises(OutputError, match="slide_fingerprint"):
+    with pytest.raises(OutputError, match="file was changed, or is another of the same name"):
         run_slide(tmp_path / "b" / "s.png", tmp_path / "o", models(), config, SilentReporter())
 
 

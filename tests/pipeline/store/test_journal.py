@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,18 +135,77 @@ def test_killed_while_writing_leaves_only_whole_regions(tmp_path: Path) -> None:
         assert (labels.probabilities == index).all()
 
 
-def test_another_fingerprint_is_refused_and_says_what_changed(tmp_path: Path) -> None:
-    old = {"slide": "a", "models": {"segmentor": "sha256:1", "classifier": "sha256:2"}, "settings": {"mpp": 0.25}}
-    new = {"slide": "a", "models": {"segmentor": "sha256:9", "classifier": "sha256:2"}, "settings": {"tissue": None}}
-    Journal.open(tmp_path / "journal", old)
+FINGERPRINT: dict[str, Any] = {
+    "slide_name": "a",
+    "slide_fingerprint": "sha256:1",
+    "size_l0": [400, 300],
+    "mpp": 0.25,
+    "outputs": {"libraries": []},
+    "models": {
+        "segmentor": {"name": "hovernet-compact", "fingerprint": "sha256:2"},
+        "classifier": {"name": "fast", "fingerprint": "sha256:3"},
+    },
+    "settings": {"tissue": "auto", "precision": "fp32", "decide": {"kind": "argmax"}},
+    "nucpipe_version": "0.1.0",
+    "region_size": 1280,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {
+                "models": {
+                    "segmentor": {"name": "hovernet-compact", "fingerprint": "sha256:2"},
+                    "classifier": {"name": "joint-lite0", "fingerprint": "sha256:4"},
+                },
+                "outputs": {"libraries": ["another"]},
+            },
+            "--classifier was fast, is joint-lite0",
+        ),
+        (
+            {
+                "models": {
+                    "segmentor": {"name": "hovernet-compact", "fingerprint": "sha256:9"},
+                    "classifier": {"name": "fast", "fingerprint": "sha256:3"},
+                }
+            },
+            "--segmentor hovernet-compact is another file of that name",
+        ),
+        (
+            {
+                "settings": {
+                    "tissue": {"file": "roi.geojson", "sha256": "00"},
+                    "precision": "fp32",
+                    "decide": {"kind": "best", "threshold": 0.7},
+                    "tta": True,
+                }
+            },
+            "--tissue was auto, is roi.geojson; --decide was argmax, is best --threshold 0.7; --tta was off, is on",
+        ),
+        (
+            {"slide_fingerprint": "sha256:5", "size_l0": [4, 3]},
+            "the slide's file was changed, or is another of the same name",
+        ),
+        (
+            {"mpp": 0.5, "region_size": 640},
+            "the pixel size (--mpp) was 0.25 µm, is 0.5 µm; --region-size was 1280, is 640",
+        ),
+        ({"settings": 3, "models": None, "mpp": "x", "new_thing": [1]}, "new thing was not set, is [1]"),
+    ],
+)
+def test_another_fingerprint_is_refused_and_a_person_reads_what_changed(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    Journal.open(tmp_path / "journal", FINGERPRINT)
     with pytest.raises(OutputError) as caught:
-        Journal.open(tmp_path / "journal", new)
-    message = str(caught.value)
-    assert message == (
-        f"{tmp_path / 'journal'}: an unfinished run with other settings lies here "
-        '(models.segmentor "sha256:1" -> "sha256:9"; settings.mpp 0.25 -> (absent); '
-        "settings.tissue (absent) -> null); use --overwrite to start again or another --out."
-    )
+        Journal.open(tmp_path / "journal", FINGERPRINT | changed)
+    start, end = str(caught.value).split(told)
+    assert start.startswith(f"{tmp_path / 'journal'}: an unfinished run with other settings already exists (")
+    assert end == "); give the earlier settings, --overwrite to start again, or another --out."
+    assert "sha256" not in start
+    assert "absent" not in start
 
 
 def test_regions_of_unknown_origin_are_refused(tmp_path: Path) -> None:
