@@ -36,11 +36,20 @@ class DecisionRule:
         if self.kind not in KINDS:
             raise UsageError(f"--decide {self.kind}: expected one of {', '.join(KINDS)}.")
         if self.kind == "argmax" and self.threshold is not None:
-            raise UsageError("--threshold is used with --decide best or --decide threshold; argmax has none.")
+            raise UsageError("--threshold: --decide argmax has none; use --decide best, or leave --decide out.")
         if self.kind != "argmax" and self.threshold is None:
             raise UsageError(f"--decide {self.kind} needs --threshold, a probability such as 0.6.")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise UsageError(f"--threshold {self.threshold:g}: expected a probability above 0 and at most 1.")
+
+    @classmethod
+    def chosen(cls, kind: str | None, threshold: float | None) -> DecisionRule:
+        """The rule that ``--decide`` and ``--threshold`` ask for; a threshold alone asks for ``best``.
+
+        Raises:
+            UsageError: the two do not fit each other.
+        """
+        return cls(kind or ("argmax" if threshold is None else "best"), threshold)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> DecisionRule:

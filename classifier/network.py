@@ -78,7 +78,7 @@ def set_strides(backbone: nn.Module, strides: tuple[int, ...]) -> None:
     stages: list[nn.Sequential] = list(getattr(backbone, "blocks", []))
     stem = getattr(backbone, "conv_stem", None)
     if not stages or not isinstance(stem, nn.Conv2d):
-        raise UsageError(f"strides can be set of EfficientNets only, and {type(backbone).__name__} is none.")
+        raise UsageError(f"strides can be set of EfficientNets only, not of {type(backbone).__name__}.")
     convolutions = [stem, *(_strided(stage[0]) for stage in stages)]
     if len(strides) != len(convolutions) or not set(strides) <= {1, 2}:
         given = ",".join(map(str, strides))

@@ -29,4 +29,4 @@ class DataError(NucpipeError):
 
 
 class OutputError(NucpipeError):
-    """Results cannot be written, or stand there already."""
+    """Results cannot be written, or already exist."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
 
 @contextmanager
 def folder_written_whole(path: Path, sign: str = "zarr.json") -> Iterator[Path]:
-    """As :func:`written_whole`, for a folder; one that stands at ``path`` is replaced if an export wrote it.
+    """As :func:`written_whole`, for a folder; one that exists at ``path`` is replaced if an export wrote it.
 
     Args:
         path: of the folder.
@@ -54,19 +55,18 @@ def folder_written_whole(path: Path, sign: str = "zarr.json") -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written, or ``path`` is something else.
     """
-    partial, old = path.with_name(path.name + ".partial"), path.with_name(path.name + ".old")
+    mark = uuid.uuid4().hex[:8]  # no folder of anybody else has these names
+    partial, old = path.with_name(f"{path.name}.{mark}.partial"), path.with_name(f"{path.name}.{mark}.old")
     if path.exists() and not ((path / sign).is_file() and EXPORTED in (path / sign).read_text("utf-8")):
-        raise OutputError(f"{path}: stands there already and is no export of nucpipe; give another --out.")
+        raise OutputError(f"{path}: already exists and is not an export of nucpipe; give another --out.")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         partial.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

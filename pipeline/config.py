@@ -23,7 +23,8 @@ class RunConfig:
         precision: auto, fp32, bf16 or fp16.
         segmentor, classifier: a bundled model's name, or the path of a model file.
         primary: the library whose labels colour the nuclei.
-        decide, threshold: which labels a nucleus gets, see ``classifier.decision_rule``.
+        decide, threshold: which labels a nucleus gets, see ``DecisionRule`` in ``classifier.decision_rule``; None:
+            argmax, or best where a threshold is given.
         tissue: auto, none, or the path of a mask image or of a GeoJSON with regions of interest.
         region_size: side of a region's core in working pixels (0.25 um), a multiple of 32.
         batch_size: nuclei that the classifier sees at a time.
@@ -41,7 +42,7 @@ class RunConfig:
     segmentor: str = "hovernet-compact"
     classifier: str = "fast"
     primary: str = "PanNuke"
-    decide: str = "argmax"
+    decide: str | None = None
     threshold: float | None = None
     tissue: str = "auto"
     region_size: int = 1280
@@ -56,10 +57,10 @@ class RunConfig:
     @property
     def rule(self) -> DecisionRule:
         """How labels are decided on."""
-        return DecisionRule(self.decide, self.threshold)
+        return DecisionRule.chosen(self.decide, self.threshold)
 
     def __post_init__(self) -> None:
-        DecisionRule(self.decide, self.threshold)
+        DecisionRule.chosen(self.decide, self.threshold)
         if self.mpp is not None and not is_plausible_mpp(self.mpp):
             low, high = MIN_MPP, MAX_MPP
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")

@@ -77,7 +77,9 @@ def run_slide(
         journal = open_journal(prepared, config)
         if journal is not None:
             todo = [region for region in prepared.regions if region.index not in journal.done]
-            reporter.begin(slide.name, sum(map(prepared.mm2, todo)), len(todo))
+            before = [region for region in prepared.regions if region.index in journal.done]
+            mm2, mm2_before = (sum(map(prepared.mm2, some)) for some in (prepared.regions, before))
+            reporter.begin(slide.name, mm2, len(prepared.regions), mm2_before, len(before))
             clock.lap("prepare")
             run_regions(prepared, todo, journal, models, config, clock, reporter.advance, assert_lock_held)
             slide.forget()

@@ -100,7 +100,7 @@ def _check(header: ModelHeader) -> None:
         raise ValueError("a field of its header is not what it should be")
     numbers = [float(number) for number in (header.mpp, *header.mean, *header.std)]
     if len(numbers) != 7 or not all(map(math.isfinite, numbers)) or not header.mpp > 0 or min(header.std) <= 0:
-        raise ValueError("its pixel size, mean or std is no number, or not above 0")
+        raise ValueError("its pixel size, mean or std is not a number above 0")
 
 
 def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:

@@ -61,11 +61,13 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     """An image file as RGB (H, W, 3) uint8.
 
     Raises:
-        DataError: the file is missing or no image that OpenCV reads.
+        DataError: the file is missing, or not an image that OpenCV reads.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if not path.is_file():
+        raise DataError(f"{path}: expected an image; there is no such file.")
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise DataError(f"{path}: expected an image; it is missing or cannot be decoded. Fetch the data set again.")
+        raise DataError(f"{path}: expected an image (PNG, JPEG, TIFF); the file is something else, or cut off.")
     return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
 
 

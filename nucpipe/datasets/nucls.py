@@ -48,7 +48,7 @@ class NuclsImage(AnnotatedImage):
             try:
                 x0, y0, x1, y1 = (float(row[name]) for name in ("xmin", "ymin", "xmax", "ymax"))
             except (TypeError, ValueError) as error:
-                raise DataError(f"{self.csv_path}, line {line}: its box is no four numbers ({error}).") from error
+                raise DataError(f"{self.csv_path}, line {line}: its box is not four numbers ({error}).") from error
             # Boxes at the edge of a field can reach beyond it.
             points.append((min(max((x0 + x1) / 2, 0), width), min(max((y0 + y1) / 2, 0), height)))
             labels.append(label)

@@ -40,7 +40,7 @@ class PointsImage(AnnotatedImage):
             try:
                 points.append((float(row["x"]), float(row["y"])))
             except (TypeError, ValueError) as error:
-                raise DataError(f"{self.csv_path}, line {line}: x and y are no numbers ({error}).") from error
+                raise DataError(f"{self.csv_path}, line {line}: x and y are not numbers ({error}).") from error
             labels.append((row["label"] or "").strip())
             if not labels[-1]:
                 raise DataError(f"{self.csv_path}, line {line}: it has no label.")

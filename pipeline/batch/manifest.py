@@ -70,7 +70,7 @@ def read_manifest(path: Path, config: RunConfig) -> list[Row]:
         except UsageError as error:
             raise UsageError(f"{path}, line {number}: {error}") from error
     if not found:
-        raise UsageError(f"{path}: expected a line for each slide below the header; there is none.")
+        raise UsageError(f"{path}: expected a line for each slide below the header; the table is empty.")
     return found
 
 
@@ -79,7 +79,7 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     if "slide" not in columns:
         raise UsageError(f"{path}: expected a column 'slide', found {', '.join(columns) or 'nothing'}.")
     if repeated := {name for name in columns if columns.count(name) > 1}:
-        raise UsageError(f"{path}: column '{min(repeated)}' stands there twice.")
+        raise UsageError(f"{path}: column '{min(repeated)}' appears twice.")
     others = [name for name in columns if name not in known]
     absent = [name for name in known if name not in columns]
     for name in others:
@@ -94,7 +94,7 @@ def _row(folder: Path, row: dict[str | Any, str | Any], config: RunConfig) -> Ro
         raise ValueError("another number of fields than the header has.")
     slide, name = row["slide"].strip(), row.get("name", "").strip()
     if not slide or "\0" in slide:
-        raise ValueError("the field 'slide' is empty or no path.")
+        raise ValueError("the field 'slide' is empty or not a path.")
     _check_name(name)
     settings: dict[str, Any] = {}
     for key, convert in SETTINGS.items():
@@ -102,7 +102,7 @@ def _row(folder: Path, row: dict[str | Any, str | Any], config: RunConfig) -> Ro
         try:
             settings |= {key: convert(text)} if text else {}
         except ValueError as error:
-            raise ValueError(f"{key} '{text}' is no number.") from error
+            raise ValueError(f"{key} '{text}' is not a number.") from error
     tissue = settings.get("tissue", config.tissue)
     if "tissue" in settings and tissue not in ("auto", "none") and not is_remote(tissue):
         settings["tissue"] = str(folder / tissue)

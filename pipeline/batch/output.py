@@ -168,4 +168,4 @@ def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> Slid
             job.slide, target, "finished before", found["nuclei"], found["tissue_mm2"], counts=found["counts"]
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise OutputError(f"{target}: no result of nucpipe; use --overwrite or another --out.") from error
+        raise OutputError(f"{target}: not a result of nucpipe; use --overwrite or another --out.") from error

@@ -14,11 +14,20 @@ from pipeline.store.run_record import Reporter, SilentReporter, SlideResult
 LINE_SECONDS = 30
 
 
+def failure(result: SlideResult) -> str:
+    """The slide and what stopped it; most causes begin with the slide's name, which is not said twice."""
+    slide, cause = printable(result.slide), result.cause
+    for name in (slide, printable(result.slide.name)):
+        if cause.startswith((f"{name}: ", f"{name} ")):
+            cause = cause.removeprefix(name).lstrip(": ")
+    return f"{slide}: {cause}"
+
+
 def final_line(result: SlideResult) -> str:
     """One line that says what became of a slide."""
     name, folder = printable(result.slide.name), printable(result.folder)
     if result.status == "failed":
-        return f"FAILED {printable(result.slide)}: {result.cause}"
+        return f"FAILED {failure(result)}"
     if result.status == "finished before":
         return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
     if not result.tissue_mm2:
@@ -29,23 +38,24 @@ def final_line(result: SlideResult) -> str:
 class Lines:
     """Plain lines on standard error, one now and then."""
 
-    def begin(self, name: str, mm2: float, regions: int) -> None:
+    def begin(self, name: str, mm2: float, regions: int, mm2_before: float = 0.0, regions_before: int = 0) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""
-        self.name, self.mm2, self.done_mm2, self.nuclei = name, mm2, 0.0, 0
+        self.name, self.mm2, self.mm2_before, self.done_mm2, self.nuclei = name, mm2, mm2_before, mm2_before, 0
         self.began = self.last = time.monotonic()
-        print(f"{name}: {mm2:.3g} mm² of tissue in {regions} regions", file=sys.stderr, flush=True)
+        before = f", {regions_before} of them done before" if regions_before else ""
+        print(f"{name}: {mm2:.3g} mm² of tissue in {regions} regions{before}", file=sys.stderr, flush=True)
 
     def advance(self, nuclei: int, mm2: float) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""
         self.nuclei, self.done_mm2 = self.nuclei + nuclei, self.done_mm2 + mm2
         now = time.monotonic()
-        if now - self.last >= LINE_SECONDS and self.done_mm2 > 0:
+        if now - self.last >= LINE_SECONDS and self.done_mm2 > self.mm2_before:
             self.last = now
-            seconds = now - self.began
-            left = seconds * (self.mm2 / self.done_mm2 - 1)
+            speed = (self.done_mm2 - self.mm2_before) / (now - self.began)
+            left = (self.mm2 - self.done_mm2) / speed
             print(
                 f"{self.name}: {self.done_mm2:.3g} of {self.mm2:.3g} mm², {self.nuclei:,} nuclei, "
-                f"{self.done_mm2 / seconds:.3f} mm²/s, {left:.0f} s left",
+                f"{speed:.3f} mm²/s, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -63,8 +73,11 @@ class Bars:
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
-    def begin(self, name: str, mm2: float, regions: int) -> None:
+    def begin(self, name: str, mm2: float, regions: int, mm2_before: float = 0.0, regions_before: int = 0) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""
+        if regions_before:
+            self.console.print(f"{name}: {regions_before} of {regions} regions done before", markup=False)
+        self.mm2_before = mm2_before
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -75,14 +88,15 @@ class Bars:
             console=self.console,
             transient=True,
         )
-        self.task = self.bar.add_task(name, total=mm2, nuclei=0, speed="")
+        self.task = self.bar.add_task(name, total=mm2, completed=mm2_before, nuclei=0, speed="")
         self.bar.start()
 
     def advance(self, nuclei: int, mm2: float) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""
         if self.bar is not None:
             task = self.bar.tasks[0]
-            speed = f"{(task.completed + mm2) / task.elapsed:.3f} mm²/s" if task.elapsed else ""
+            done = task.completed + mm2 - self.mm2_before
+            speed = f"{done / task.elapsed:.3f} mm²/s" if task.elapsed else ""
             self.bar.update(self.task, advance=mm2, nuclei=task.fields["nuclei"] + nuclei, speed=speed)
 
     def end(self, result: SlideResult) -> None:

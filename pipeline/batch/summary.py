@@ -77,5 +77,5 @@ class Summary:
         except (OSError, csv.Error) as error:
             raise OutputError(f"{self.path}: cannot be read ({error}); move it away or use another --out.") from error
         if any(None in row or None in row.values() or not row.keys() >= set(COLUMNS) for row in rows):
-            raise OutputError(f"{self.path}: no summary of nucpipe; move it away or use another --out.")
+            raise OutputError(f"{self.path}: not a summary of nucpipe; move it away or use another --out.")
         return {row["folder"]: row for row in rows}

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from nucpipe.errors import UsageError
+from nucpipe.files import written_whole
 from pipeline.cli.options import decided
 from pipeline.config import RunConfig
 
@@ -26,6 +27,15 @@ def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[flo
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: the terminal]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="A table for people, or JSON with every probability.",
+)
 @click.option(
     "--mpp",
     type=float,
@@ -52,12 +62,22 @@ def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[flo
     show_default=True,
     help="tiatoolbox's, for normalise.",
 )
-@click.option("--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True)
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: the terminal]")
+@click.option(
+    "--classifier",
+    metavar="NAME|PATH",
+    default=DEFAULT.classifier,
+    show_default=True,
+    help="Model that names them: see nucpipe models, or a file.",
+)
 @decided
 @click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]), default="auto", show_default=True)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default=DEFAULT.precision,
+    show_default=True,
+    help="Arithmetic of the network.",
+)
 def classify(
     images: tuple[Path, ...],
     mpp: float | None,
@@ -70,10 +90,12 @@ def classify(
     out: Path | None,
     device: str,
     precision: str,
-    decide: str,
+    decide: str | None,
     threshold: float | None,
 ) -> None:
-    """Name single nuclei: five labels for each image, of any size, with a nucleus in its middle.
+    """Name single nuclei, each in the middle of an image.
+
+    An image may have any size; each library gives its label.
 
     Exit status: 0 all done, 1 some image could not be read (each is named), 2 wrong usage.
     """
@@ -81,14 +103,16 @@ def classify(
     from classifier.images import as_json, as_table, classify_images, preparation
     from pipeline.inference.models import find_model
 
-    rule = DecisionRule(decide, threshold)
+    rule = DecisionRule.chosen(decide, threshold)
     prepare = preparation(preprocess, stain_target, stain_method)
     named = classify_images(images, find_model("classifier", classifier), mpp, at, prepare, device, precision)
     text = as_json(named, rule) if form == "json" else as_table(named, rule)
-    if out is None:
-        click.echo(text)
-    else:
-        out.write_text(text + "\n", encoding="utf-8")
+    if named.paths or form == "json":  # a table of no image is a heading alone
+        if out is None:
+            click.echo(text)
+        else:
+            with written_whole(out) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
     for path, cause in named.failed:
         click.echo(f"nucpipe: {path}: {cause}", err=True)
     if named.failed:

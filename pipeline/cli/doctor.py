@@ -15,7 +15,7 @@ COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "FAILED": "red"}
     "--out", type=click.Path(path_type=Path), default=Path(), show_default="this folder", help="Where results shall go."
 )
 def doctor(out: Path) -> None:
-    """Check the installation, the device, the readers, the models and the disk.
+    """Check the installation, device, readers, models and disk.
 
     Exit status: 0 if nucpipe can work, 1 if something failed.
     """

@@ -51,7 +51,10 @@ def evaluate() -> None:
 @library_option()
 @measure_options("predictions.csv")
 def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None, **options: Any) -> None:
-    """Measure a classifier: accuracy, F1, AUROC and calibration for each library, with bootstrap intervals."""
+    """Measure a classifier: accuracy, F1, calibration.
+
+    Accuracy, F1, AUROC and calibration for each library, with bootstrap intervals.
+    """
     from classifier.evaluation.report import evaluate_classifier
     from pipeline.inference.models import find_model
 
@@ -69,7 +72,10 @@ def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None,
 )
 @measure_options("images.csv")
 def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: Any) -> None:
-    """Measure a segmentor: Dice, AJI, DQ, SQ, PQ, detection, F_c of its own types, and a picture of the worst cases."""
+    """Measure a segmentor: Dice, AJI, PQ, detection.
+
+    Dice, AJI, DQ, SQ, PQ, detection, F_c of the segmentor's own types, and a picture of the worst cases.
+    """
     from pipeline.inference.models import find_model
     from segmentation.evaluation.report import evaluate_segmentor
 

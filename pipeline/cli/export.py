@@ -7,18 +7,29 @@ from typing import Any
 
 import click
 
-from nucpipe.errors import UsageError
 from pipeline.export.registry import FORMATS, IMAGE_MPP
 
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
 @click.option("--to", "form", type=click.Choice(list(FORMATS)), required=True, help="What to write.")
+@click.option("--out", type=click.Path(path_type=Path), help="File or folder to write.  [default: beside nuclei.zarr]")
+@click.option("--overwrite", is_flag=True, help="Replace an export that exists.")
 @click.option(
     "--primary", metavar="LIBRARY", help="Whose labels are the classes, and are meant by --label.  [default: the run's]"
 )
 @click.option(
     "--all-libraries", is_flag=True, help="A file for each library's classes (labels: all libraries in one folder)."
+)
+@click.option(
+    "--decide",
+    type=click.Choice(["argmax", "best", "threshold"]),
+    help="Decide on labels anew, from the stored probabilities (see run).  [default: as in the run; best with "
+    "--threshold]",
+)
+@click.option("--threshold", type=float, metavar="P", help="Least probability of a label, above 0 to 1.")
+@click.option(
+    "--label", "labels", multiple=True, metavar="LABEL", help="Only nuclei with this label; repeat it for several."
 )
 @click.option(
     "--window",
@@ -28,17 +39,8 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP
     metavar="X0 Y0 X1 Y1",
     help="Only nuclei whose centroid lies in this box of level-0 pixels.",
 )
-@click.option(
-    "--label", "labels", multiple=True, metavar="LABEL", help="Only nuclei with this label; repeat it for several."
-)
 @click.option("--centroids", is_flag=True, help="Points instead of outlines.")
 @click.option("--gz", is_flag=True, help="Compressed (geojson, csv).")
-@click.option(
-    "--decide",
-    type=click.Choice(["argmax", "best", "threshold"]),
-    help="Decide on labels anew, from the stored probabilities (see run).  [default: as in the run]",
-)
-@click.option("--threshold", type=float, metavar="P", help="A probability, for best and threshold.")
 @click.option(
     "--image-mpp",
     type=float,
@@ -47,13 +49,18 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP
     f"[default: {IMAGE_MPP:g}, if the slide is found]",
 )
 @click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
-@click.option("--out", type=click.Path(path_type=Path), help="File or folder to write.  [default: beside nuclei.zarr]")
 def export(
-    result: Path, form: str, decide: str | None, threshold: float | None, out: Path | None, **options: Any
+    result: Path,
+    form: str,
+    out: Path | None,
+    overwrite: bool,
+    decide: str | None,
+    threshold: float | None,
+    **options: Any,
 ) -> None:
-    """Write a finished RESULT (a slide's folder, or its nuclei.zarr) in another form.
+    """Write a finished result in another format.
 
-    For qupath, RESULT may be a folder of many slides' results.
+    RESULT is a slide's folder, or its nuclei.zarr; for qupath also a folder of many slides' results.
 
     \b
     geojson          QuPath and others; the labels of --primary are the classes, all others metadata
@@ -68,14 +75,12 @@ def export(
     from pipeline.export.registry import ExportOptions, export_for_qupath, export_result
     from pipeline.result import is_result, open_result, open_results
 
-    if decide is None and threshold is not None:
-        raise UsageError("--threshold needs --decide best or --decide threshold.")
-    rule = None if decide is None else DecisionRule(decide, threshold)
+    rule = None if decide is None and threshold is None else DecisionRule.chosen(decide, threshold)
     wanted = ExportOptions(rule=rule, **options)
     if form == "qupath" and result.is_dir() and not is_result(result):
         target = out or result / "qupath"
-        written = [(target, export_for_qupath(open_results(result), wanted, target))]
+        written = [(target, export_for_qupath(open_results(result), wanted, target, overwrite))]
     else:
-        written = export_result(open_result(result), form, wanted, out)
+        written = export_result(open_result(result), form, wanted, out, overwrite)
     for path, count in written:
         click.echo(f"{count:,} nuclei -> {path}")

@@ -22,7 +22,7 @@ def info(slide: Path, mpp: float | None) -> None:
 
 @click.command()
 def models() -> None:
-    """List the bundled models, and the published ones that are fetched once."""
+    """List the bundled and the published models."""
     from pipeline.inference.models import describe_models, published_models
 
     for path, header in describe_models():

@@ -14,7 +14,10 @@ from pipeline.config import RunConfig
 @match_options
 @library_option(required=False)
 def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float, match_table: Path | None) -> None:
-    """Print the libraries' labels with their short forms, and which label teaches which library, and why."""
+    """List the libraries' labels, and which teaches which.
+
+    Each label is listed with its short form, and with why it teaches another library's.
+    """
     from classifier.label_mapping import make_matching
     from classifier.libraries import LabelSpace, libraries_of
     from classifier.spec import unmeasured

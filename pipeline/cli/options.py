@@ -42,12 +42,10 @@ def decide_options() -> list[Callable[[Any], Any]]:
         click.option(
             "--decide",
             type=click.Choice(["argmax", "best", "threshold"]),
-            default="argmax",
-            show_default=True,
             help="The likeliest label of each library; that label if it reaches --threshold, else none; or every label "
-            "that reaches it.",
+            "that reaches it.  [default: argmax; best with --threshold]",
         ),
-        click.option("--threshold", type=float, metavar="P", help="A probability, for best and threshold."),
+        click.option("--threshold", type=float, metavar="P", help="Least probability of a label, above 0 to 1."),
     ]
 
 

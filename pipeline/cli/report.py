@@ -13,7 +13,10 @@ import click
 @click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
 @click.option("--out", type=click.Path(path_type=Path), help="HTML file to write.  [default: report.html in RESULT]")
 def report(result: Path, primary: str | None, slide: Path | None, out: Path | None) -> None:
-    """Write report.html, one file to read, print and pass on: of one slide, or of a folder of many slides' results."""
+    """Write report.html for one result or a folder of them.
+
+    RESULT is a slide's folder, or a folder of many slides' results. The report is one file to read, print and pass on.
+    """
     from pipeline.export.report.write import report_batch, report_slide
     from pipeline.result import is_result, open_result, open_results
 

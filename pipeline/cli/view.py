@@ -22,9 +22,10 @@ PORT = 8401
 )
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def view(result: Path, slide: Path | None, primary: str | None, port: int, no_browser: bool) -> None:
-    """Look at a finished RESULT (a slide's folder) in the browser: the slide with its nuclei on it.
+    """Show a finished result in the browser.
 
-    The page is served on this machine alone, and needs no internet. Ctrl-C ends it.
+    RESULT is a slide's folder; the slide is shown with its nuclei on it. The page is served on this machine alone, and
+    needs no internet. Ctrl-C ends it.
     """
     from pipeline.web.server import LOOPBACK, address, listen, serve
     from pipeline.web.viewer.app import viewer_app

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classifier.decision_rule import DecisionRule
-from nucpipe.errors import UsageError
+from nucpipe.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.result import Result
@@ -138,7 +138,11 @@ FORMATS = {
 
 
 def export_result(
-    result: Result, form: str, wanted: ExportOptions | None = None, out: Path | None = None
+    result: Result,
+    form: str,
+    wanted: ExportOptions | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
 ) -> list[tuple[Path, int]]:
     """Write a finished result in another form.
 
@@ -147,13 +151,14 @@ def export_result(
         form: a name of ``FORMATS``.
         wanted: what it shall hold; None: all nuclei, with the labels of the run.
         out: the file or folder to write; None: beside the store.
+        overwrite: replace what an earlier export (or the run) has written there.
 
     Returns:
         What was written, and how many nuclei it holds.
 
     Raises:
         UsageError: the form has no such option, or something that is named does not exist.
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or already exists.
         SlideError: the slide's pixels are wanted and cannot be read.
     """
     from pipeline.export.select import select_nuclei
@@ -165,25 +170,27 @@ def export_result(
     store = select_nuclei(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
     path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
     libraries = list(result.libraries) if wanted.all_libraries else [primary]
+    one = form == "labels" or len(libraries) == 1
+    files = [path] if one else [_named(path, kind, name) for name in libraries]
+    _check_free(files, overwrite)
     with ExitStack() as stack:
         slide = stack.enter_context(result.open_slide(wanted.slide)) if _pixels(result, kind, wanted) else None
-        if form == "labels" or len(libraries) == 1:
-            return [(path, kind.write(store, path, libraries, wanted, slide))]
-        each = [(_named(path, kind, name), name) for name in libraries]
-        return [(file, kind.write(store, file, [name], wanted, slide)) for file, name in each]
+        held = [libraries] if one else [[name] for name in libraries]
+        return [(file, kind.write(store, file, some, wanted, slide)) for file, some in zip(files, held, strict=True)]
 
 
-def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Path) -> int:
+def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Path, overwrite: bool = False) -> int:
     """One folder for QuPath with the nuclei of several slides; returns their number.
 
     Raises:
         UsageError: as for :func:`export_result`; two slides have one name.
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or already exists.
     """
     from pipeline.export.qupath import write_qupath
     from pipeline.export.select import select_nuclei
 
     _check("qupath", FORMATS["qupath"], wanted, path)
+    _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
     stores = [select_nuclei(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
     return write_qupath(stores, path, primary, wanted.centroids)
@@ -206,6 +213,12 @@ def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | Non
         raise UsageError(f"--out {out}: expected a name that ends in {' or '.join(kind.endings)}.")
     if out is not None and wanted.gz and not out.name.endswith(".gz"):
         raise UsageError(f"--out {out}: expected a name that ends in .gz with --gz.")
+
+
+def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
+    """Refuse to replace what exists unless that is asked for."""
+    if not overwrite and (taken := next((path for path in paths if path.exists()), None)) is not None:
+        raise OutputError(f"{taken}: already exists; give another --out, or --overwrite to replace an earlier export.")
 
 
 def _pixels(result: Result, kind: ExportFormat, wanted: ExportOptions) -> bool:

@@ -76,5 +76,5 @@ def _ring(positions: list[list[float]]) -> npt.NDArray[np.float64]:
     if len(ring) and (ring[0] == ring[-1]).all():
         ring = ring[:-1]
     if len(ring) < 3 or not np.isfinite(ring).all():
-        raise ValueError("a ring of fewer than three points, or one that is no number")
+        raise ValueError("a ring of fewer than three points, or one that is not a number")
     return ring

@@ -2,8 +2,8 @@
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what a library says, or else the kind of its error."""
+    """The first line of what a library says; in words where it says nothing or a bare key or number."""
     lines = str(error).strip().splitlines()
-    # The text of these is a bare key or number.
-    bare = isinstance(error, LookupError)
-    return lines[0].rstrip(".") if lines and not bare else type(error).__name__
+    if isinstance(error, LookupError) or not lines:  # the text of a LookupError is the key that was looked up
+        return f"no {error} in it" if isinstance(error, KeyError) else "data is missing from it"
+    return lines[0].rstrip(".")

@@ -61,7 +61,7 @@ def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:
         raise SlideError(
-            f"{path.name}: expected a {kind.upper()} image; it is cut off or broken ({cause(error)})."
+            f"{path.name}: expected a {kind.upper()} image; it is cut off or broken ({cause(error)}). Copy it again."
         ) from error
 
 

@@ -49,6 +49,6 @@ def check_bomb(path: Path, width: int, height: int) -> None:
     unpacked, packed = 3 * width * height, path.stat().st_size
     if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
         raise SlideError(
-            f"{path.name}: {width} x {height} pixels in {packed:,} bytes are no photograph; refused, for unpacking it "
-            "would take the memory."
+            f"{path.name}: {width} x {height} pixels in {packed:,} bytes are not a photograph; refused, as "
+            "unpacking it would fill the memory."
         )

@@ -50,7 +50,8 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
     for reader in READERS:
         if reader.recognises(path, head):
             return reader.open(path, mpp)
-    raise SlideError(f"{path.name}: {EXPECTED}; it is none of them, or the file is cut off.")
+    what = "the folder holds none of these" if path.is_dir() else "the file is something else, or cut off"
+    raise SlideError(f"{path.name}: {EXPECTED}; {what}.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _head(path: Path) -> bytes:
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror}).") from error
     if not head:
-        raise SlideError(f"{path.name}: {EXPECTED}; the file is empty.")
+        raise SlideError(f"{path.name}: {EXPECTED}; the file is empty. Copy it again.")
     return head
 
 

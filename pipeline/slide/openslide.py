@@ -26,7 +26,9 @@ class OpenSlideSlide(Slide):
         try:
             self._slide = openslide.OpenSlide(str(file or path))
         except openslide.OpenSlideError as error:
-            raise SlideError(f"{path.name}: expected a slide; it is cut off or broken ({cause(error)}).") from error
+            raise SlideError(
+                f"{path.name}: expected a slide; it is cut off or broken ({cause(error)}). Copy it again."
+            ) from error
         properties = dict(self._slide.properties)
         levels = zip(self._slide.level_dimensions, self._slide.level_downsamples, strict=True)
         try:

@@ -30,7 +30,9 @@ def broken_tiff(path: Path) -> Iterator[None]:
     except SlideError:
         raise
     except Exception as error:
-        raise SlideError(f"{path.name}: expected a TIFF image; it is cut off or broken ({cause(error)}).") from error
+        raise SlideError(
+            f"{path.name}: expected a TIFF image; it is cut off or broken ({cause(error)}). Copy it again."
+        ) from error
     finally:
         log.disabled = disabled
 
@@ -54,12 +56,12 @@ def check_whole(path: Path, series: tifffile.TiffPageSeries) -> None:
     """Refuse a file that ends before its pixels do, which would show only when they are read.
 
     Raises:
-        SlideError: so it is.
+        SlideError: the file is truncated.
     """
     size = path.stat().st_size
     for page in (page for level in series.levels for page in level.pages if page is not None):
         if any(start + n > size for start, n in zip(page.dataoffsets, page.databytecounts, strict=True)):
-            raise SlideError(f"{path.name}: expected a TIFF image; it is cut off after {size:,} bytes.")
+            raise SlideError(f"{path.name}: expected a TIFF image; it is cut off after {size:,} bytes. Copy it again.")
 
 
 def stated_mpp(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Mpp | None:

@@ -122,7 +122,7 @@ def finish(journal: Journal, regions: Sequence[int], path: Path, info: StoreInfo
         OutputError: ``path`` is there already or cannot be written; a region is missing or damaged.
     """
     if path.exists():
-        raise OutputError(f"{path}: stands there already; use --overwrite to replace it or another --out.")
+        raise OutputError(f"{path}: already exists; use --overwrite to replace it, or another --out.")
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -408,7 +408,9 @@ def open_store(path: Path) -> Store:
         version, count = int(fields.pop("schema_version")), int(fields.pop("nuclei"))
         info = StoreInfo.from_dict(fields) if version == SCHEMA_VERSION else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: expected a store that nucpipe wrote (nuclei.zarr); this is none.") from error
+        raise OutputError(
+            f"{path}: expected a store that nucpipe wrote (nuclei.zarr); this is something else."
+        ) from error
     if info is None:
         raise OutputError(
             f"{path}: written by another nucpipe (store version {version}, this one reads {SCHEMA_VERSION}); "

@@ -62,8 +62,14 @@ class SlideResult:
 class Reporter(Protocol):
     """Receives the progress of a run."""
 
-    def begin(self, name: str, mm2: float, regions: int) -> None:
-        """Report that a slide is begun, with ``mm2`` square millimetres in ``regions`` regions to do."""
+    def begin(self, name: str, mm2: float, regions: int, mm2_before: float = 0.0, regions_before: int = 0) -> None:
+        """Report that a slide is begun.
+
+        Args:
+            name: of the slide.
+            mm2, regions: tissue of the whole slide, square millimetres, and its regions.
+            mm2_before, regions_before: of these, what an earlier run has done.
+        """
 
     def advance(self, nuclei: int, mm2: float) -> None:
         """Report a finished region."""
@@ -75,7 +81,9 @@ class Reporter(Protocol):
 class SilentReporter:
     """Report nothing."""
 
-    def begin(self, name: str, mm2: float, regions: int) -> None:  # noqa: D102
+    def begin(  # noqa: D102
+        self, name: str, mm2: float, regions: int, mm2_before: float = 0.0, regions_before: int = 0
+    ) -> None:
         pass
 
     def advance(self, nuclei: int, mm2: float) -> None:  # noqa: D102

@@ -72,6 +72,14 @@ def test_rules_that_make_no_sense_are_refused(kind: str, threshold: float | None
         DecisionRule(kind, threshold)
 
 
+def test_a_threshold_alone_asks_for_the_best_label_that_reaches_it() -> None:
+    assert DecisionRule.chosen(None, 0.7) == DecisionRule("best", 0.7)
+    assert DecisionRule.chosen(None, None) == DecisionRule("argmax")
+    assert RunConfig(threshold=0.7).rule == DecisionRule("best", 0.7)
+    with pytest.raises(UsageError, match="argmax has none; use --decide best, or leave --decide out"):
+        RunConfig(decide="argmax", threshold=0.7)
+
+
 def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
     slide = draw_slide(400, 300).save(tmp_path / "tile.png")
     out = tmp_path / "out"
@@ -90,7 +98,9 @@ def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
 
     def exported(*options: str) -> list[dict[str, object]]:
         path = tmp_path / "a.geojson"
-        result = CliRunner().invoke(main, ["export", str(out), "--to", "geojson", "--out", str(path), *options])
+        result = CliRunner().invoke(
+            main, ["export", str(out), "--to", "geojson", "--out", str(path), "--overwrite", *options]
+        )
         assert result.exit_code == 0, result.output
         return [f["properties"] for f in json.loads(path.read_text())["features"]]
 
@@ -101,9 +111,8 @@ def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
     several = exported("--decide", "threshold", "--threshold", "0.2")
     labels = [f["metadata"].get("PanNuke", "").split("; ") for f in several]
     assert [sum(map(bool, some)) for some in labels] == (p >= np.float32(0.2)).sum(1).tolist()
-    with pytest.raises(OutputError, match="decide"):
+    sure_alone = exported("--threshold", str(half))
+    assert ["PanNuke" in f["metadata"] for f in sure_alone] == sure.tolist()
+    with pytest.raises(OutputError, match=r"--decide was best --threshold .*, is argmax"):
         run_slide(slide, out, models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     assert len(open_store(out / "nuclei.zarr")) == count
-    wrong = CliRunner().invoke(main, ["export", str(out), "--to", "geojson", "--threshold", "0.5"])
-    assert wrong.exit_code == 2
-    assert "--threshold needs --decide" in wrong.output

@@ -120,7 +120,24 @@ def test_a_bad_image_is_named_and_the_others_are_done(images: Path) -> None:
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
     assert [line.split()[0].rsplit("/")[-1] for line in lines[:3]] == ["image", "a.png", "b.tif"]
-    assert f"{images / 'broken.png'}: expected an image; it is missing or cannot be decoded" in result.stderr
+    assert f"{images / 'broken.png'}: expected an image (PNG, JPEG, TIFF); the file is something else" in result.stderr
+
+
+def test_no_image_is_no_table_but_an_error(images: Path, tmp_path: Path) -> None:
+    missing, out = images / "nofile.png", tmp_path / "table.txt"
+    for options in ((), ("--out", out)):
+        result = invoke(missing, *options)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert result.stderr == f"nucpipe: {missing}: expected an image; there is no such file.\n"
+    assert not out.exists()
+
+
+def test_an_output_that_cannot_be_written_is_told_in_a_line(images: Path) -> None:
+    result = invoke(images / "a.png", "--out", images / "no" / "such" / "folder.txt")
+    assert result.exit_code == 1
+    assert "folder.txt: cannot be written (No such file or directory); make room or give a folder" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_a_rule_can_give_none_or_several(images: Path) -> None:
@@ -137,7 +154,7 @@ def test_a_rule_can_give_none_or_several(images: Path) -> None:
         "epithelial 1.00",
         "neoplastic 0.50",
     ]
-    result = invoke(images / "a.png", "--decide", "best", "--threshold", "1")
+    result = invoke(images / "a.png", "--threshold", "1")
     assert result.exit_code == 0
     assert "-" in result.stdout.splitlines()[1].split()
 
@@ -149,7 +166,7 @@ def test_a_rule_can_give_none_or_several(images: Path) -> None:
         (("--at", "3,4"), "--at needs --mpp"),
         (("--mpp", "25"), "--mpp 25: expected micrometres"),
         (("--classifier", "none"), "no such model"),
-        (("--threshold", "0.5"), "argmax has none"),
+        (("--decide", "argmax", "--threshold", "0.5"), "argmax has none"),
         (("--preprocess", "normalise"), "--stain-target"),
     ],
 )

@@ -93,7 +93,7 @@ def test_strides_change_where_the_maps_are_halved_and_come_back_from_the_file(tm
     torch.testing.assert_close(again(pixels), strided(pixels), atol=0.02, rtol=0.02)
     with pytest.raises(UsageError, match=f"strides 1,1: expected {count} of 1 or 2"):
         JointClassifier(35, "test_efficientnet", 64, strides=(1, 1))
-    with pytest.raises(UsageError, match="strides can be set of EfficientNets only, and ResNet is none"):
+    with pytest.raises(UsageError, match="strides can be set of EfficientNets only, not of ResNet"):
         JointClassifier(35, "resnet10t", 64, strides=(1, 1))
 
 

@@ -310,9 +310,9 @@ def test_info_models_and_export(tmp_path: Path, demo_slide: Path) -> None:
     expect(call("models"), 0, "hovernet-compact", "segmentor")
     expect(call("models"), 0, "joint-lite0", "classifier")
     assert call("run", white(tmp_path / "w.png"), "--mpp", 0.25, "--out", tmp_path / "o").exit_code == 0
-    expect(
-        call("export", tmp_path / "o" / "w", "--to", "geojson", "--primary", "nucls"), 0, "0 nuclei", "nuclei.geojson"
-    )
+    again = ("export", tmp_path / "o" / "w", "--to", "geojson", "--primary", "nucls")
+    expect(call(*again), 1, "nuclei.geojson: already exists", "--overwrite")
+    expect(call(*again, "--overwrite"), 0, "0 nuclei", "nuclei.geojson")
     expect(call("export", tmp_path, "--to", "geojson"), 1, str(tmp_path))
 
 

@@ -69,7 +69,7 @@ class ClusterView:
         if self.is_live:
             self.live.stop()
 
-    def begin(self, name: str, mm2: float, regions: int) -> None:
+    def begin(self, name: str, mm2: float, regions: int, mm2_before: float = 0.0, regions_before: int = 0) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`; on a cluster the slides begin side by side."""
 
     def advance(self, nuclei: int, mm2: float) -> None:
@@ -94,7 +94,8 @@ class ClusterView:
         with self.lock:
             row = self.slides[key]
             row.state, row.total, row.done = "regions", total, total - todo
-        self._line(f"{row.name}: {todo} of {total} regions to do", at_once=True)
+        before = f", {total - todo} of them done before" if todo < total else ""
+        self._line(f"{row.name}: {total} regions{before}", at_once=True)
 
     def finishing(self, key: str) -> None:
         """A slide's regions are done."""

@@ -49,10 +49,13 @@ Mpp = Annotated[
     Form(ge=MIN_MPP, le=MAX_MPP, description="Micrometres per pixel; about 0.25 at 40x, 0.5 at 20x."),
 ]
 Decide = Annotated[
-    Literal["argmax", "best"],
-    Form(description="The likeliest label of each library; or that label only where it reaches the threshold."),
+    Literal["argmax", "best"] | None,
+    Form(
+        description="The likeliest label of each library; or that label only where it reaches the threshold. "
+        "Without it: argmax, or best where a threshold is given."
+    ),
 ]
-Threshold = Annotated[float | None, Form(gt=0, le=1, description="A probability, for best.")]
+Threshold = Annotated[float | None, Form(gt=0, le=1, description="Least probability of a label.")]
 REFUSALS = documented(400, 401, 403, 404, 408, 413, 415, 422, 500, 503, 504)
 
 DESCRIPTION = """Finds and outlines the nuclei of H&E images, and names each in the words of five label systems.
@@ -218,7 +221,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         mpp: Mpp,
         form: Annotated[Literal["json", "geojson"], Form(alias="format", description="Of the answer.")] = "json",
         primary: Annotated[str, Form(description="Library of the classification in GeoJSON.")] = "",
-        decide: Decide = "argmax",
+        decide: Decide = None,
         threshold: Threshold = None,
         probabilities: Annotated[bool, Form(description="In JSON, the probability of every label too.")] = False,
     ) -> Response:
@@ -259,7 +262,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
     async def labels(
         images: Annotated[list[UploadFile], File(description="Each shows one nucleus, in its middle.")],
         mpp: Mpp,
-        decide: Decide = "argmax",
+        decide: Decide = None,
         threshold: Threshold = None,
     ) -> Response:
         """Name the nucleus in the middle of each image; 16 x 16 µm round the middle are looked at."""
@@ -284,8 +287,8 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         return Response(schemas.dumped({"images": named}), media_type="application/json")
 
 
-def _rule(decide: str, threshold: float | None) -> DecisionRule:
+def _rule(decide: str | None, threshold: float | None) -> DecisionRule:
     try:
-        return DecisionRule(decide, threshold)
+        return DecisionRule.chosen(decide, threshold)
     except UsageError as error:
         raise ApiError(422, str(error).replace("--", "")) from error

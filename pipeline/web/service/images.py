@@ -37,7 +37,7 @@ def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
     head = content[:HEAD_BYTES]
     kind = next((kind for magic, kind in MAGIC.items() if head.startswith(magic) and kind in KINDS), None)
     if kind is None:
-        raise ApiError(415, "the image: expected a PNG, JPEG or TIFF file; it is none.")
+        raise ApiError(415, "the image: expected a PNG, JPEG or TIFF file; it is something else.")
     # The readers take files, as they do for everybody else.
     with tempfile.TemporaryDirectory(prefix="nucpipe-") as folder:
         path = Path(folder) / f"image.{kind}"

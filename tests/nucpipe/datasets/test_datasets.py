@@ -218,7 +218,7 @@ def test_brecahad_refuses_unknown_labels_and_points_outside(tmp_path: Path) -> N
     ("text", "message"),
     [
         ("x,y\n1,2\n", "lacks label"),
-        ("x,y,label\n1,b,round\n", "line 2: x and y are no numbers"),
+        ("x,y,label\n1,b,round\n", "line 2: x and y are not numbers"),
         ("x,y,label\n1,2,\n", "line 2: it has no label"),
         ("x,y,label\n1,2,round\n51,2,round\n", "outside its image of 50 x 40"),
         ("x,y,label,group\n1,2,round,a\n1,2,round,b\n", "one group, found a, b"),

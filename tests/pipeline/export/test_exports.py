@@ -421,14 +421,35 @@ def test_names_are_checked(result: Result, tmp_path: Path) -> None:
         export_result(result, "csv", ExportOptions(gz=True), tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("form", ["csv", "geojson", "labels"])
+def test_an_export_that_exists_is_replaced_on_demand_alone(form: str, result: Result, tmp_path: Path) -> None:
+    path, few = tmp_path / FORMATS[form].name, ExportOptions(window_l0=(0, 0, 500, 500))
+    ((_, count),) = export_result(result, form, None, path)
+    before = {file: file.read_bytes() for file in (path, *path.rglob("*")) if file.is_file()}
+    with pytest.raises(OutputError, match=r"already exists; give another --out, or --overwrite"):
+        export_result(result, form, few, path)
+    assert {file: file.read_bytes() for file in (path, *path.rglob("*")) if file.is_file()} == before
+    ((_, fewer),) = export_result(result, form, few, path, overwrite=True)
+    assert fewer < count
+    assert {file: file.read_bytes() for file in (path, *path.rglob("*")) if file.is_file()} != before
+
+
+def test_of_several_files_none_is_written_where_one_exists(result: Result, tmp_path: Path) -> None:
+    taken = tmp_path / "a-PanNuke.geojson"
+    taken.write_text("mine")
+    with pytest.raises(OutputError, match=r"a-PanNuke\.geojson: already exists"):
+        export_result(result, "geojson", ExportOptions(all_libraries=True), tmp_path / "a.geojson")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(taken.name, "mine")]
+
+
 def test_a_folder_that_is_no_export_is_never_replaced(result: Result, tmp_path: Path) -> None:
     mine = tmp_path / "mine.zarr"
     mine.mkdir()
     (mine / "precious").write_text("")
-    with pytest.raises(OutputError, match=r"stands there already and is no export"):
-        export_result(result, "labels", None, mine)
+    with pytest.raises(OutputError, match=r"already exists and is not an export"):
+        export_result(result, "labels", None, mine, overwrite=True)
     assert [p.name for p in mine.iterdir()] == ["precious"]
     assert [p.name for p in tmp_path.iterdir()] == ["mine.zarr"]
     for _ in range(2):
-        export_result(result, "labels", None, tmp_path / "other.zarr")
+        export_result(result, "labels", None, tmp_path / "other.zarr", overwrite=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.zarr", "other.zarr"]

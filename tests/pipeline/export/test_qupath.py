@@ -55,13 +55,24 @@ def test_the_folder_of_many_slides(results: Path) -> None:
 def test_one_slide(results: Path, tmp_path: Path) -> None:
     ((path, count),) = export_result(open_result(results / "a"), "qupath")
     assert (path, count) == (results / "a" / "qupath", 30)
-    export_result(
-        open_result(results / "a"), "qupath", ExportOptions(window_l0=(0, 0, 10, 10))
-    )  # takes the other's place
-    assert json.loads((path / "classes.json").read_text("utf-8"))["slides"]["a"]["nuclei"] == 0
-    (tmp_path / "mine").mkdir()
-    with pytest.raises(OutputError, match="stands there already and is no export"):
-        export_result(open_result(results / "a"), "qupath", None, tmp_path / "mine")
+    empty = ExportOptions(window_l0=(0, 0, 10, 10))
+    with pytest.raises(OutputError, match="qupath: already exists; give another --out, or --overwrite"):
+        export_result(open_result(results / "a"), "qupath", empty)
+    assert nuclei_in(path) == 30
+    mine = [tmp_path / name for name in ("mine", "results/a/qupath.old", "results/a/qupath.partial")]
+    for folder in mine:
+        folder.mkdir()
+        (folder / "precious").write_text("")
+    export_result(open_result(results / "a"), "qupath", empty, overwrite=True)
+    assert nuclei_in(path) == 0
+    with pytest.raises(OutputError, match="already exists and is not an export"):
+        export_result(open_result(results / "a"), "qupath", None, tmp_path / "mine", overwrite=True)
+    assert all((folder / "precious").is_file() for folder in mine)
+    assert {p.name for p in path.parent.iterdir()} == {"nuclei.zarr", "qupath", "qupath.old", "qupath.partial"}
+
+
+def nuclei_in(folder: Path) -> int:
+    return int(json.loads((folder / "classes.json").read_text("utf-8"))["slides"]["a"]["nuclei"])
 
 
 def test_two_slides_of_one_name(results: Path, tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_geojson_of_every_shape(png: Path, tmp_path: Path) -> None:
         ("[1, 2]", "expected GeoJSON with polygons; it cannot be read"),
         ('{"type": "Polygon"}', "expected GeoJSON with polygons; it cannot be read"),
         ('{"type": "Polygon", "coordinates": [[[1, 2], [3, 4]]]}', "fewer than three points"),
-        ('{"type": "Polygon", "coordinates": [[[1, 2], [3, NaN], [4, 4]]]}', "no number"),
+        ('{"type": "Polygon", "coordinates": [[[1, 2], [3, NaN], [4, 4]]]}', "not a number"),
         ('{"type": "FeatureCollection", "features": []}', "it holds none"),
         ('{"type": "Polygon", "coordinates": [[[900, 2], [990, 2], [950, 40]]]}', "outside tile.png of 400 x 300 pix"),
         ('{"type": "Polygon", "coordinates": [[[-9e9, 2], [-5e9, 2], [-5e9, 40]]]}', "outside tile.png of 400 x 300"),

@@ -119,8 +119,12 @@ def fluorescence(path: Path) -> None:
     [
         ("absent.svs", lambda path: None, "no such file"),
         ("empty.svs", lambda path: path.write_bytes(b""), "the file is empty"),
-        ("text.svs", lambda path: path.write_text("no slide, just words\n" * 50), "it is none of them, or the file is"),
-        ("folder", lambda path: path.mkdir(), "the folder is none"),
+        (
+            "text.svs",
+            lambda path: path.write_text("no slide, just words\n" * 50),
+            "the file is something else, or cut off",
+        ),
+        ("folder", lambda path: path.mkdir(), "the folder holds none of these"),
         ("results.zarr", lambda path: (path.mkdir(), (path / "zarr.json").write_text("{}")), "expected an NGFF"),
         (
             "cut.tif",
@@ -259,8 +263,10 @@ def test_truncated_svs(demo_slide: Path, tmp_path: Path) -> None:
     cut_off = tmp_path / "cut.svs"
     content = demo_slide.read_bytes()
     cut_off.write_bytes(content[: len(content) // 2])
-    with pytest.raises(SlideError, match=r"^cut\.svs: expected a TIFF image; it is cut off or broken \(.*\)\.$"):
+    with pytest.raises(SlideError) as error:
         open_slide(cut_off)
+    wanted = "cut.svs: expected a TIFF image; it is cut off or broken (data is missing from it). Copy it again."
+    assert str(error.value) == wanted
 
 
 def test_generic_tiled_tiff_states_its_pixel_size() -> None:

@@ -348,7 +348,7 @@ def test_a_library_that_was_not_taught_gives_missing_labels(tmp_path: Path) -> N
 
 def test_nothing_is_overwritten(made: tuple[Store, Nuclei, Predictions], tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "journal", {})
-    with pytest.raises(OutputError, match="stands there already; use --overwrite"):
+    with pytest.raises(OutputError, match="already exists; use --overwrite"):
         finish(journal, [], made[0].path, info())
 
 

@@ -127,6 +127,7 @@ def test_a_threshold_leaves_labels_out(client: httpx.Client) -> None:
     answer = ask(client, image, decide="best", threshold=0.99).json()
     assert {label for nucleus in answer["nuclei"] for label in nucleus["labels"].values()} == {None}
     assert "probabilities" not in answer["nuclei"][0]
+    assert ask(client, image, threshold=0.99).json() == answer
 
 
 def test_images_of_every_kind_and_nothing_found(client: httpx.Client, tmp_path: Path) -> None:
