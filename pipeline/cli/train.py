@@ -20,40 +20,51 @@ def train() -> None:
     """Train a model on your own or on published data."""
 
 
-def train_options(command: F) -> F:
-    """The options that both trainings share."""
-    options = [
-        click.option(
-            "--out", type=click.Path(path_type=Path), required=True, help="Model file to write (.safetensors)."
-        ),
-        click.option(
-            "--hold-out",
-            multiple=True,
-            metavar="NAME",
-            help="Image or group (patient, case, tissue) kept for validation; repeat it, wildcards allowed. "
-            "Of a set where none is found, about 15 % is held out.",
-        ),
-        click.option(
-            "--steps",
-            type=click.IntRange(min=0),
-            help="Number of batches; 0 only averages what --start-from names, and measures it.  "
-            "[default: 4300 for a segmentor, 1800 for a classifier]",
-        ),
-        click.option("--batch-size", type=int, help="Samples a batch."),
-        click.option("--learning-rate", type=float, help="The largest learning rate."),
-        click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers."),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16"]),
-            default="auto",
-            show_default=True,
-            help="auto takes bfloat16 where the device is fast in it.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+def train_options(steps: int, batch_size: int, learning_rate: float) -> Callable[[F], F]:
+    """The options that both trainings share, with the defaults of one of them."""
+
+    def add(command: F) -> F:
+        options = [
+            click.option(
+                "--out", type=click.Path(path_type=Path), required=True, help="Model file to write (.safetensors)."
+            ),
+            click.option(
+                "--hold-out",
+                multiple=True,
+                metavar="NAME",
+                help="Image or group (patient, case, tissue) kept for validation; repeat it, wildcards allowed. "
+                "Of a set where none is found, about 15 % is held out.",
+            ),
+            click.option(
+                "--steps",
+                type=click.IntRange(min=0),
+                default=steps,
+                show_default=True,
+                help="Number of batches; 0 only averages what --start-from names, and measures it.",
+            ),
+            click.option("--batch-size", type=int, default=batch_size, show_default=True, help="Samples a batch."),
+            click.option(
+                "--learning-rate",
+                type=float,
+                default=learning_rate,
+                show_default=True,
+                help="The largest learning rate.",
+            ),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+            click.option(
+                "--precision",
+                type=click.Choice(["auto", "fp32", "bf16"]),
+                default="auto",
+                show_default=True,
+                help="auto takes bfloat16 where the device is fast in it.",
+            ),
+        ]
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def parsed_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +87,7 @@ def parsed_options(options: dict[str, Any]) -> dict[str, Any]:
     help="Folder in CoNSeP's, Kumar's or PanNuke's layout; repeat it.",
 )
 @click.option("--licence", default="", help="Licence of the data, for the model card.")
+@train_options(steps=4300, batch_size=4, learning_rate=1e-3)
 @click.option(
     "--architecture",
     type=click.Choice(["hovernet", "maskrcnn", "fasterrcnn"]),
@@ -97,9 +109,11 @@ def parsed_options(options: dict[str, Any]) -> dict[str, Any]:
     metavar="N,N,N",
     help="Channels of hovernet's decoder, coarse to fine.  [default: those of --start-from; 80,48,32]",
 )
-@train_options
 def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **options: Any) -> None:
-    """Train a network that finds and outlines nuclei. The same command goes on after an interruption."""
+    """Train a network that finds and outlines nuclei.
+
+    The same command goes on after an interruption.
+    """
     from pipeline.inference.models import find_model
     from segmentation.training.train import SegmentorTraining, train_segmentor
 
@@ -111,7 +125,7 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
 
 @train.command()
 @library_option()
-@train_options
+@train_options(steps=1800, batch_size=64, learning_rate=1e-3)
 @click.option("--backbone", metavar="NAME", help="Any classifier of timm.  [default: tf_efficientnet_lite0]")
 @click.option(
     "--size",
@@ -148,7 +162,7 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     type=click.Choice(["steps", "converged"]),
     help="After --steps, or sooner, once the loss on held-out nuclei falls no more.  [default: steps]",
 )
-@click.option("--tolerance", type=float, help="A fall by less than this share is none.  [default: 0.005]")
+@click.option("--tolerance", type=float, help="A fall by less than this share does not count.  [default: 0.005]")
 @click.option("--patience", type=int, help="Looks without a fall before it stops.  [default: 5]")
 @click.option("--check-every", type=int, metavar="STEPS", help="Steps between two looks.  [default: 100]")
 @click.option(
@@ -174,9 +188,9 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
 def classifier(
     data: tuple[tuple[str, Path], ...], size: int | None, strides: str | None, check: bool, **options: Any
 ) -> None:
-    """Train one classifier jointly on several libraries. The same command goes on after an interruption.
+    """Train one classifier jointly on several libraries.
 
-    A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
+    The same command goes on after an interruption. A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
     licence), given as --library NAME=FOLDER.
     """
     from classifier.training.config import ClassifierTraining

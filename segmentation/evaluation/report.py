@@ -19,14 +19,20 @@ from nucpipe.errors import DataError
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import score_images
 from segmentation.evaluation.metrics import match_by_iou
-from segmentation.evaluation.scores import ImageScore, draw_instances, figures_of, type_figures
+from segmentation.evaluation.scores import (
+    COLUMNS,
+    ImageScore,
+    draw_instances,
+    figure_lines,
+    figures_of,
+    type_figures,
+)
 from segmentation.nuclei import Nuclei
 from segmentation.registry import load_detector
 
 WORST = 4
 """Images in a picture of worst cases."""
 FOUND, WRONG = (40, 200, 60), (230, 30, 30)
-COLUMNS = ("dice", "aji", "dq", "sq", "pq")
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,8 @@ def evaluate_segmentor(
         figures[name] = figures_of(scores)
         if any(score.types.matched or score.types.missed for score in scores):
             figures[name]["types"] = type_figures(scores, detector.types)
-        tell(name, figures[name], say)
+        for line in ("", *figure_lines(name, figures[name])):
+            say(line)
     if out is not None:
         write(out, figures, cases)
         say(f"wrote {out / 'figures.json'}, images.csv and a picture of the worst cases of each set")
@@ -92,20 +99,6 @@ def evaluate_segmentor(
 def measure(detector: Detector, images: Sequence[AnnotatedImage]) -> list[Case]:
     """Every image that has outlines, measured."""
     return [Case(image, score, nuclei) for image in images for score, nuclei in score_images(detector, [image])]
-
-
-def tell(name: str, figures: dict[str, Any], say: Callable[[str], None]) -> None:
-    """The figures of a set, in lines."""
-    say(f"\n{name}: {figures['images']} images")
-    say("  mean over images   " + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in COLUMNS))
-    say("  all images as one  " + "  ".join(f"{key.upper()} {figures['set'][key]:.3f}" for key in COLUMNS))
-    say(
-        f"  detection within 3 µm: F1 {figures['detection_f1']:.3f}, precision {figures['detection_precision']:.3f}, "
-        f"recall {figures['detection_recall']:.3f}"
-    )
-    if "types" in figures:
-        of_types = "  ".join(f"{label} {value:.3f}" for label, value in figures["types"]["f1"].items())
-        say(f"  types: accuracy of matched nuclei {figures['types']['accuracy']:.3f}; F_c {of_types}")
 
 
 def write(out: Path, figures: dict[str, Any], cases: dict[str, list[Case]]) -> None:

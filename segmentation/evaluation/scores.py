@@ -16,6 +16,8 @@ from segmentation.nuclei import Nuclei
 
 RADIUS_UM = 3.0
 """Centroids this close count as one nucleus; 12 px at 0.25 um, as HoVer-Net's authors count."""
+COLUMNS = ("dice", "aji", "dq", "sq", "pq")
+"""The figures that are printed and tabulated."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,26 @@ def type_figures(
         "accuracy": round(pairs.accuracy, 4),
         "f1": {name: round(pairs.f1(name), 4) for name in types if name in seen},
     }
+
+
+def figure_lines(name: str, figures: dict[str, Any]) -> list[str]:
+    """The figures of a set for people.
+
+    Args:
+        name: of the set.
+        figures: see :func:`figures_of`; with :func:`type_figures` as ``types`` where types were judged.
+    """
+    lines = [
+        f"{name}: {figures['images']} images",
+        "  mean over images   " + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in COLUMNS),
+        "  all images as one  " + "  ".join(f"{key.upper()} {figures['set'][key]:.3f}" for key in COLUMNS),
+        f"  detection within {RADIUS_UM:g} µm: F1 {figures['detection_f1']:.3f}, "
+        f"precision {figures['detection_precision']:.3f}, recall {figures['detection_recall']:.3f}",
+    ]
+    if "types" in figures:
+        of_types = "  ".join(f"{label} {value:.3f}" for label, value in figures["types"]["f1"].items())
+        lines.append(f"  types: accuracy of matched nuclei {figures['types']['accuracy']:.3f}; F_c {of_types}")
+    return lines
 
 
 def draw_instances(nuclei: Nuclei, shape: tuple[int, int]) -> npt.NDArray[np.int32]:

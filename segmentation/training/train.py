@@ -110,6 +110,7 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
         DataError: a data set is incomplete, has no outlines, or the checkpoint has other settings.
     """
     from segmentation.evaluation.evaluate import evaluate_segmentor
+    from segmentation.evaluation.scores import figure_lines
 
     sets = {path: split_groups(open_dataset(path), config.hold_out) for path in config.data}
     train = [image for images, _ in sets.values() for image in images]
@@ -128,7 +129,8 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
 
     config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
     for name, values in figures.items():
-        say(f"{name}: " + ", ".join(f"{key} {value}" for key, value in values.items()))
+        for line in figure_lines(name, values):
+            say(line)
     say(f"wrote {config.out}")
     return header
 
