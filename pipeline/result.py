@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from nucpipe.errors import OutputError, SlideError, UsageError
 from pipeline.store.reader import Store, open_store
+from pipeline.store.run_record import label_counts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,8 @@ Window = tuple[float, float, float, float]
 """x0, y0, x1, y1 in level-0 pixels; the nuclei whose centroid has ``x0 <= x < x1`` and ``y0 <= y < y1`` are in it."""
 
 STORE_NAME = "nuclei.zarr"
+COMMON_LABELS = 3
+"""Labels of each library that a printed result names."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,27 @@ class Result:
 
     def __len__(self) -> int:
         return len(self.store)
+
+    def __repr__(self) -> str:
+        return f"<Result {self.name}: {len(self):,} nuclei, {self.folder}>"
+
+    def __str__(self) -> str:
+        """Return a few lines for people: the slide, its nuclei, each library's commonest labels, and the folder."""
+        width, height = self.size_l0
+        lines = [
+            f"{self.name}: {len(self):,} nuclei in {self.folder}",
+            f"  {width:,} x {height:,} pixels of {self.mpp:.4g} µm "
+            f"({width * self.mpp / 1000:.2f} x {height * self.mpp / 1000:.2f} mm)",
+        ]
+        wide = max(map(len, self.libraries))
+        for library in self.store.info.outputs.libraries:
+            counts = label_counts(self.store, library.name, library.labels)
+            common = sorted(counts, key=lambda label: -counts[label])[:COMMON_LABELS]
+            texts = [f"{label} {counts[label]:,}" for label in common if counts[label]]
+            others = len(self) - sum(counts[label] for label in common)
+            texts += [f"others {others:,}"] if others else []
+            lines.append(f"  {library.name:<{wide}}  {', '.join(texts) or 'no label'}")
+        return "\n".join(lines)
 
     @property
     def name(self) -> str:

@@ -99,3 +99,13 @@ class OpenVINOBackend:
         full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing else pixels
         result: Floats = request.infer([np.ascontiguousarray(full)], share_inputs=True)[0]
         return assert_finite(result[: len(pixels)].copy())  # the request's own memory is used again
+
+
+def openvino_facts() -> tuple[str, str]:
+    """Return OpenVINO's version and the name of the processor on which it runs networks.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+    """
+    openvino = import_openvino()
+    return openvino.__version__.partition("-")[0], str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")).strip()

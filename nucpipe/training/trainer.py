@@ -107,7 +107,7 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     changed = [k for k, v in settings.items() if state["settings"].get(k) != v]
     if changed:
         raise DataError(
-            f"{path}: this checkpoint was made with another {', '.join(changed)}; "
+            f"{path}: this checkpoint was made with another {', '.join(changed).replace('_', ' ')}; "
             "give the same settings to go on, or delete it to start again."
         )
     return state

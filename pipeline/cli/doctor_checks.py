@@ -67,6 +67,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     checks: tuple[tuple[str, Callable[[], Iterator[Finding]]], ...] = (
         ("installation", _installation),
         ("device", _device),
+        ("OpenVINO", _openvino),
         ("memory", _memory),
         ("readers", _readers),
         ("models", _models),
@@ -76,7 +77,7 @@ def examine(folder: Path) -> Iterator[Finding]:
     for subject, check in checks:
         try:
             yield from check()
-        except Exception as error:  # a doctor that faints is no help: whatever is broken is a finding
+        except Exception as error:  # whatever is broken is a finding
             yield Finding("FAILED", subject, f"{type(error).__name__}: {error}")
 
 
@@ -119,6 +120,17 @@ def _device() -> Iterator[Finding]:
     else:
         yield Finding("note", "device", "no CUDA device; nucpipe runs on the processor")
     yield Finding("ok", "precision", f"{precision} on {device}")
+
+
+def _openvino() -> Iterator[Finding]:
+    from nucpipe.backends.openvino import openvino_facts
+
+    try:
+        version, processor = openvino_facts()
+    except ImportError:
+        yield Finding("note", "OpenVINO", "not installed; PyTorch runs the networks on the processor, slower on x86")
+    else:
+        yield Finding("ok", "OpenVINO", f"{version} on the CPU ({processor})")
 
 
 def _memory() -> Iterator[Finding]:

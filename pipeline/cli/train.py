@@ -190,8 +190,8 @@ def classifier(
 ) -> None:
     """Train one classifier jointly on several libraries.
 
-    The same command goes on after an interruption. A library of your own: a folder with images/, labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp,
-    licence), given as --library NAME=FOLDER.
+    The same command goes on after an interruption. A library of your own is a folder with images/,
+    labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp, licence), given as --library NAME=FOLDER.
     """
     from classifier.training.config import ClassifierTraining
     from classifier.training.train import train_classifier

@@ -55,6 +55,21 @@ def test_what_it_says_agrees_with_the_table(result: nucpipe.Result) -> None:
     np.testing.assert_array_equal(result.centroids(), table.obsm["spatial"])
 
 
+def test_it_prints_in_a_few_lines(result: nucpipe.Result) -> None:
+    head, size, *libraries = str(result).splitlines()
+    assert head == f"slide: 200 nuclei in {result.folder}"
+    assert size == "  4,000 x 3,000 pixels of 0.25 µm (1.00 x 0.75 mm)"
+    assert [line.split()[0] for line in libraries] == list(result.libraries)
+    for line in libraries:
+        name, texts = line.split(maxsplit=1)
+        counts = result.labels(name).value_counts()
+        first, *_, last = texts.split(", ")
+        assert first == f"{counts.index[0]} {counts.iloc[0]}"
+        assert sum(int(text.rsplit(" ", 1)[1]) for text in texts.split(", ")) == 200
+        assert last.startswith("others") == (sum(counts > 0) > 3)
+    assert repr(result) == f"<Result slide: 200 nuclei, {result.folder}>"
+
+
 def test_a_window_gives_the_nuclei_in_it_in_every_answer(result: nucpipe.Result) -> None:
     x, y = result.centroids().T
     x0, y0, x1, y1 = WINDOW

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 import nucpipe
 from nucpipe.errors import OutputError, SlideError, UsageError
 from pipeline import run_slide as run_module
+from pipeline.batch.progress import Lines
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.inference.models import load_models
@@ -80,7 +81,9 @@ def test_performance_and_the_timeline(tile: Path, tmp_path: Path) -> None:
     assert cv2.imread(str(tmp_path / "out" / "profile.png")).shape[1] > 1000
 
 
-def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = draw_slide(900, 700).save(tmp_path / "slide.png")
     config = RunConfig(mpp=MPP, tissue="none", region_size=256)
     run_slide(path, tmp_path / "whole", models(), config, SilentReporter())
@@ -98,7 +101,11 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(tmp_path: Path, monk
     assert not (tmp_path / "stopped" / "nuclei.zarr").exists()
     again = []
     monkeypatch.setattr(Journal, "write", lambda j, i, *rest: (again.append(i), write(j, i, *rest))[1])
-    run_slide(path, tmp_path / "stopped", models(), config, SilentReporter())
+    capsys.readouterr()
+    run_slide(path, tmp_path / "stopped", models(), config, Lines())
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == f"slide: 0.0394 mm² of tissue in {len(written) + len(again)} regions, 5 of them done before"
+    assert " on 0.0394 mm² in " in last
     assert not set(again) & set(written)
     whole, stopped = (open_store(tmp_path / name / "nuclei.zarr") for name in ("whole", "stopped"))
     np.testing.assert_array_equal(whole.ids, stopped.ids)
@@ -290,7 +297,9 @@ def test_bad_slides_are_one_line(tmp_path: Path, demo_slide: Path) -> None:
     (tmp_path / "cut.svs").write_bytes(demo_slide.read_bytes()[:300_000])
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("text.svs", "cut.svs", "empty.png"):
-        expect(call("run", tmp_path / name, "--out", tmp_path / "o", "--mpp", 0.25), 1, f"{name}: {name}", "expected")
+        result = call("run", tmp_path / name, "--out", tmp_path / "o", "--mpp", 0.25)
+        expect(result, 1, f"FAILED {tmp_path / name}: expected a", "cut.svs" if name == "cut.svs" else "file")
+        assert "Error" not in result.output
     expect(call("run", white(tmp_path / "w.png"), "--out", tmp_path / "o"), 1, "w.png", "--mpp")
     expect(call("run", tmp_path / "nowhere.svs", "--out", tmp_path / "o"), 2, "nowhere.svs", "no such slide")
     (tmp_path / "none").mkdir()

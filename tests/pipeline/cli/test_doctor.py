@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,11 @@ def test_a_sound_installation_passes(tmp_path: Path) -> None:
     subjects = {line.split()[1] for line in lines[:-1]}
     assert {"nucpipe", "torch", "precision", "processors", "OpenSlide", "models", "results", "[serve]"} <= subjects
     assert not any(line.startswith("FAILED") for line in lines)
+    (openvino,) = (line for line in lines if line.split()[1] == "OpenVINO")
+    if importlib.util.find_spec("openvino") is None:
+        assert "not installed; PyTorch runs the networks" in openvino
+    else:
+        assert re.search(rf" {re.escape(importlib.metadata.version('openvino'))} on the CPU \(\w.*\)$", openvino)
     assert [line for line in lines if "reader" in line and "read back as written" in line]
     assert not (tmp_path / "not").exists()
     assert list(tmp_path.iterdir()) == []

@@ -67,6 +67,9 @@ def test_resumed_training_gives_the_model_of_an_uninterrupted_one(
     said: list[str] = []
     train_segmentor(config(data, tmp_path / "parts.safetensors", 4), said.append)
     assert "going on from step 2" in said
+    assert f"{data.name}: 1 images" in said
+    assert any(line.startswith("  all images as one  DICE 0.") for line in said)
+    assert not any("{" in line for line in said)
     whole, parts = (read_hovernet(tmp_path / f"{n}.safetensors")[0].state_dict() for n in ("whole", "parts"))
     for name, tensor in whole.items():
         torch.testing.assert_close(tensor, parts[name], rtol=0, atol=0, msg=name)

@@ -1,0 +1,65 @@
+"""Lines for people: what became of a slide, and how far a run is."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from pipeline.batch import progress
+from pipeline.batch.progress import Bars, Lines, failure, final_line
+from pipeline.store.run_record import SlideResult
+
+FOLDER = Path("out/cut")
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        ("cut.svs: expected a slide; it is cut off.", "in/cut.svs: expected a slide; it is cut off."),
+        ("cut.svs states no pixel size; give one.", "in/cut.svs: states no pixel size; give one."),
+        ("in/cut.svs: no such file.", "in/cut.svs: no such file."),
+        ("out/cut/journal: cannot be written.", "in/cut.svs: out/cut/journal: cannot be written."),
+        ("cut.svs2: another file.", "in/cut.svs: cut.svs2: another file."),
+    ],
+)
+def test_a_failure_names_the_slide_once(cause: str, told: str) -> None:
+    result = SlideResult(Path("in/cut.svs"), FOLDER, "failed", cause=cause)
+    assert failure(result) == told
+    assert final_line(result) == f"FAILED {told}"
+
+
+def test_lines_of_a_run_that_goes_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter((100.0, 110.0))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(progress, "LINE_SECONDS", 5)
+    lines = Lines()
+    lines.begin("a", 4.0, 40, 1.5, 11)
+    lines.advance(70, 0.5)
+    assert capsys.readouterr().err.splitlines() == [
+        "a: 4 mm² of tissue in 40 regions, 11 of them done before",
+        "a: 2 of 4 mm², 70 nuclei, 0.050 mm²/s, 40 s left",
+    ]
+
+
+def test_lines_of_a_new_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Lines().begin("a", 4.0, 40)
+    assert capsys.readouterr().err == "a: 4 mm² of tissue in 40 regions\n"
+
+
+def test_the_bar_of_a_run_that_goes_on_begins_at_what_is_done() -> None:
+    bars = Bars()
+    bars.console = Console(file=io.StringIO(), force_terminal=True)
+    bars.begin("a", 4.0, 40, 1.5, 11)
+    try:
+        assert bars.bar is not None
+        task = bars.bar.tasks[0]
+        assert (task.completed, task.total) == (1.5, 4.0)
+        bars.advance(70, 0.5)
+        assert task.completed == 2.0
+        assert float(task.fields["speed"].split()[0]) == pytest.approx(0.5 / task.elapsed, rel=0.9)
+    finally:
+        bars.end(SlideResult(Path("a.svs"), FOLDER, "failed", cause="stopped"))
+    assert "a: 11 of 40 regions done before" in bars.console.file.getvalue()  # type: ignore[attr-defined]
