@@ -193,13 +193,17 @@ def open_result(result: str | Path) -> Result:
         result: a slide's folder, or the ``nuclei.zarr`` in it.
 
     Raises:
-        OutputError: there is none, or it is of a later version of nucpipe.
+        OutputError: there is none, its run is not finished, or it is of a later version of nucpipe.
     """
     path = Path(result)
-    if not (path / STORE_NAME).exists():
-        store = open_store(path)
-        return Result(path.parent, store)
-    return Result(path, open_store(path / STORE_NAME))
+    if (path / STORE_NAME).exists():
+        return Result(path, open_store(path / STORE_NAME))
+    if (path / "journal").is_dir():
+        raise OutputError(f"{path}: the run of this slide is not finished; give the same run command again.")
+    if path.is_dir() and not (path / "zarr.json").exists():
+        inside = next((f", such as {store.parent}" for store in sorted(path.glob(f"*/{STORE_NAME}"))), "")
+        raise OutputError(f"{path}: expected a slide's folder of results, with {STORE_NAME} in it{inside}.")
+    return Result(path.parent, open_store(path))
 
 
 def open_results(folder: str | Path) -> list[Result]:
@@ -215,5 +219,5 @@ def open_results(folder: str | Path) -> list[Result]:
             found.append(Path(here))
             names.clear()  # a result holds no other
     if not found:
-        raise OutputError(f"{root}: no finished result in it; expected a folder that nucpipe run wrote to.")
+        raise OutputError(f"{root}: holds no finished result; expected a folder that nucpipe run wrote to.")
     return [open_result(path) for path in sorted(found)]

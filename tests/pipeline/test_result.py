@@ -39,6 +39,18 @@ def test_a_folder_and_its_store_open_alike(tmp_path: Path) -> None:
         nucpipe.open(tmp_path / "nowhere")
 
 
+def test_a_folder_that_is_not_a_result_says_what_to_give(tmp_path: Path) -> None:
+    random_store(tmp_path / "results" / "a")
+    with pytest.raises(OutputError, match=r"results: expected a slide's folder .* such as .*results/a\.$"):
+        nucpipe.open(tmp_path / "results")
+    (tmp_path / "b" / "journal").mkdir(parents=True)
+    with pytest.raises(OutputError, match="b: the run of this slide is not finished; give the same run command again"):
+        nucpipe.open(tmp_path / "b")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OutputError, match=r"empty: expected a slide's folder of results, with nuclei\.zarr in it\.$"):
+        nucpipe.open(tmp_path / "empty")
+
+
 def test_what_it_says_agrees_with_the_table(result: nucpipe.Result) -> None:
     table = result.table
     assert (len(result), result.name, result.mpp, result.size_l0) == (200, "slide", 0.25, (4000, 3000))

@@ -49,5 +49,5 @@ def _one_result(path: Path) -> Path:
     found = sorted(store.parent for store in path.rglob(STORE_NAME))
     if len(found) > 1:
         names = ", ".join(str(folder) for folder in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise OutputError(f"{path}: {len(found)} results lie in it; give one of them, such as {names}.")
+        raise OutputError(f"{path}: holds {len(found)} results; give one of them, such as {names}.")
     return found[0] if found else path

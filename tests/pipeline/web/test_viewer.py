@@ -359,7 +359,7 @@ def test_without_its_slide_a_result_is_shown_alone(result: Path, tmp_path: Path)
 def test_one_result_is_asked_for_where_several_lie(tmp_path: Path) -> None:
     for name in ("a", "b"):
         random_store(tmp_path / name, 3)
-    with pytest.raises(OutputError, match="2 results lie in it"):
+    with pytest.raises(OutputError, match="holds 2 results"):
         open_viewed(tmp_path, None, None)
 
 
