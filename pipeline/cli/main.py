@@ -12,9 +12,12 @@ from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
 from pipeline.cli import classify, doctor, evaluate, export, info, libraries, report, run, serve, train, view
 
+GO_ON = ("run", "demo", "train")
+"""Commands that keep what is done when they are stopped."""
+
 
 class OneLineErrors(click.Group):
-    """Turns the errors that nucpipe raises on purpose into one line and their exit status."""
+    """Turns the errors that a user can act on into one line and their exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -23,8 +26,16 @@ class OneLineErrors(click.Group):
         except NucpipeError as error:
             click.echo(f"nucpipe: {error}", err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is None:  # a pipe that was closed, which click ends quietly; or nothing to name
+                raise
+            why = error.strerror or type(error).__name__
+            click.echo(f"nucpipe: {error.filename}: cannot be read or written ({why}); give another place.", err=True)
+            ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("nucpipe: stopped; the same command goes on where it stopped.", err=True)
+            goes_on = ctx.invoked_subcommand in GO_ON
+            then = "the same command goes on where it stopped" if goes_on else "the same command starts again"
+            click.echo(f"nucpipe: stopped; {then}.", err=True)
             ctx.exit(130)
 
 
