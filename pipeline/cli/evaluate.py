@@ -19,6 +19,9 @@ def measure_options(table: str) -> Callable[[F], F]:
     def add(command: F) -> F:
         options = [
             click.option(
+                "--out", type=click.Path(path_type=Path), help=f"Folder for figures.json, {table} and pictures."
+            ),
+            click.option(
                 "--hold-out",
                 multiple=True,
                 metavar="NAME",
@@ -27,9 +30,6 @@ def measure_options(table: str) -> Callable[[F], F]:
             ),
             click.option(
                 "--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model."
-            ),
-            click.option(
-                "--out", type=click.Path(path_type=Path), help=f"Folder for figures.json, {table} and pictures."
             ),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
             click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16."),

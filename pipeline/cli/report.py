@@ -9,9 +9,9 @@ import click
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
-@click.option("--primary", metavar="LIBRARY", help="The library that is shown first.  [default: the run's]")
-@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
 @click.option("--out", type=click.Path(path_type=Path), help="HTML file to write.  [default: report.html in RESULT]")
+@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
+@click.option("--primary", metavar="LIBRARY", help="The library that is shown first.  [default: the run's]")
 def report(result: Path, primary: str | None, slide: Path | None, out: Path | None) -> None:
     """Write report.html for one result or a folder of them.
 

@@ -24,6 +24,23 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
     type=click.Path(path_type=Path),
     help=f"File with a token that clients must send. Or set {TOKEN_VARIABLE}.",
 )
+@click.option(
+    "--segmentor",
+    metavar="NAME|PATH",
+    default=DEFAULT.segmentor,
+    show_default=True,
+    help="Model that finds the nuclei.",
+)
+@click.option(
+    "--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True, help="Model that names them."
+)
+@click.option(
+    "--primary",
+    metavar="LIBRARY",
+    default=DEFAULT.primary,
+    show_default=True,
+    help="Whose labels are the classes in GeoJSON.",
+)
 @click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--precision",
@@ -32,14 +49,11 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
     show_default=True,
     help="Arithmetic of the networks.",
 )
-@click.option("--segmentor", metavar="NAME|PATH", default=DEFAULT.segmentor, show_default=True, help="Finds nuclei.")
-@click.option("--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True, help="Names them.")
-@click.option("--primary", metavar="LIBRARY", default=DEFAULT.primary, show_default=True, help="Classes in GeoJSON.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=DEFAULT.batch_size, show_default=True, help="Nuclei at a time."
 )
-@click.option("--max-mb", type=float, default=64, show_default=True, help="Megabytes of a request.")
-@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Pixels of an image.")
+@click.option("--max-mb", type=float, default=64, show_default=True, help="Most megabytes of a request.")
+@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Most pixels of an image.")
 @click.option("--max-waiting", type=int, default=64, show_default=True, help="Requests that wait; more are refused.")
 @click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Seconds to an answer.")
 def serve(host: str, port: int, token_file: Path | None, max_mb: float, **options: Any) -> None:
