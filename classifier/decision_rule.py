@@ -42,6 +42,23 @@ class DecisionRule:
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise UsageError(f"--threshold {self.threshold:g}: expected a probability above 0 and at most 1.")
 
+    @property
+    def in_words(self) -> str:
+        """The rule as a sentence for a methods section."""
+        match self.kind:
+            case "argmax":
+                return "Each nucleus has, in each library, the label of the largest probability."
+            case "best":
+                return (
+                    "Each nucleus has, in each library, the label of the largest probability if that is at least "
+                    f"{self.threshold:g}, else no label."
+                )
+            case _:
+                return (
+                    f"Each nucleus has every label whose probability is at least {self.threshold:g}: none, one or "
+                    "several of a library. Where one label is asked for, it is the most probable of them."
+                )
+
     @classmethod
     def chosen(cls, kind: str | None, threshold: float | None) -> DecisionRule:
         """The rule that ``--decide`` and ``--threshold`` ask for; a threshold alone asks for ``best``.
@@ -92,6 +109,24 @@ def best_labels(
             reached = probabilities[:, columns].max(1) >= np.float32(rule.threshold)
             best[name] = np.where(reached, best[name], np.int8(-1)).astype(np.int8)
     return best
+
+
+def label_probabilities(
+    probabilities: npt.NDArray[np.float32], outputs: LabelSpace, numbers: dict[str, npt.NDArray[np.int8]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """By library name (N,) float32: the probability of each nucleus's label, NaN where it has none.
+
+    Args:
+        probabilities: (N, columns).
+        outputs: the columns.
+        numbers: of the labels, as :func:`best_labels` gives them.
+    """
+    chosen = {}
+    for name, columns in outputs.slices.items():
+        number = numbers[name]
+        p = probabilities[np.arange(len(number)), columns.start + np.maximum(number, 0)]
+        chosen[name] = np.where(number < 0, np.float32(np.nan), p)
+    return chosen
 
 
 def short_form(library: str, number: int) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decision_rule import DecisionRule, best_labels, decide
+from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
 from classifier.libraries import Library
 from nucpipe.files import written_whole
 from pipeline.export.jsontext import CategoricalText, features_text
@@ -103,11 +103,8 @@ def _measurements(
     """What is measured of each nucleus, by name; NaN where it is missing."""
     columns = {"Detection probability": part.detection_p, "Area µm^2": part.area_um2}
     columns |= {name: part.measure(measure) for measure, name in MEASUREMENTS.items()}
-    for name, columns_of in part.info.outputs.slices.items():
-        number = numbers[name]
-        best = probabilities[np.arange(len(number)), columns_of.start + np.maximum(number, 0)]
-        columns[f"{name} probability"] = np.where(number < 0, np.float32(np.nan), best)
-    return columns
+    p = label_probabilities(probabilities, part.info.outputs, numbers)
+    return columns | {f"{name} probability": values for name, values in p.items()}
 
 
 def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[CategoricalText]:

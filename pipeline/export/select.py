@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from classifier.decision_rule import DecisionRule, best_labels, decide
+from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
 from classifier.libraries import Library
 from nucpipe.errors import UsageError
 from pipeline.store.reader import Store
@@ -97,11 +97,10 @@ def columns_of(part: Store) -> dict[str, Column]:
     if part.info.segmentor_types:
         columns["segmentor_type"] = pd.Categorical.from_codes(part.type_numbers, pd.Index(part.info.segmentor_types))
     numbers = best_labels(probabilities, outputs, rule)
+    p = label_probabilities(probabilities, outputs, numbers)
     for library in outputs.libraries:
-        number = numbers[library.name]
-        best = probabilities[np.arange(len(part)), outputs.slices[library.name].start + np.maximum(number, 0)]
-        columns[library.name] = pd.Categorical.from_codes(number, pd.Index(library.labels))
-        columns[f"{library.name}_p"] = np.where(number < 0, np.float32(np.nan), best)
+        columns[library.name] = pd.Categorical.from_codes(numbers[library.name], pd.Index(library.labels))
+        columns[f"{library.name}_p"] = p[library.name]
     if is_multilabel(part):
         for name, texts in all_labels(part, decide(probabilities, outputs, rule)).items():
             columns[f"{name}_labels"] = texts

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from classifier.decision_rule import DecisionRule, best_labels, short_form
+from classifier.decision_rule import DecisionRule, best_labels, label_probabilities, short_form
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError
@@ -203,11 +203,10 @@ def table_rows(nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> dict[str
         values[f"table/obs/{name}"] = np.full(len(nuclei), np.nan) if nuclei.measures is None else nuclei.measures[:, k]
     if nuclei.types is not None and info.segmentor_types:
         values["table/obs/segmentor_type/codes"] = nuclei.types
-    for name, number in best_labels(labels.probabilities, info.outputs, info.rule).items():
-        group = labels.probabilities[:, info.outputs.slices[name]]
-        chosen = group[np.arange(len(group)), np.maximum(number, 0)]
-        values[f"table/obs/{name}/codes"] = number
-        values[f"table/obs/{name}_p"] = np.where(number < 0, np.float32(np.nan), chosen)
+    numbers = best_labels(labels.probabilities, info.outputs, info.rule)
+    values |= {f"table/obs/{name}/codes": number for name, number in numbers.items()}
+    for name, p in label_probabilities(labels.probabilities, info.outputs, numbers).items():
+        values[f"table/obs/{name}_p"] = p
     return values
 
 

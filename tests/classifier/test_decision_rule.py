@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from classifier.decision_rule import DecisionRule, best_labels, decide
-from classifier.libraries import LabelSpace, Library
+from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
+from classifier.libraries import LabelSpace, Library, published_libraries
 from nucpipe.errors import OutputError, UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
@@ -116,3 +116,27 @@ def test_a_run_decides_by_its_rule_and_an_export_anew(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"--decide was best --threshold .*, is argmax"):
         run_slide(slide, out, models(), RunConfig(mpp=MPP, tissue="none"), SilentReporter())
     assert len(open_store(out / "nuclei.zarr")) == count
+
+
+def test_the_probability_is_that_of_the_label() -> None:
+    outputs = LabelSpace(published_libraries(), (True,) * 35)
+    probabilities = np.random.default_rng(0).random((40, 35), np.float32)
+    numbers = best_labels(probabilities, outputs, DecisionRule("best", 0.9))
+    found = label_probabilities(probabilities, outputs, numbers)
+    for name, columns in outputs.slices.items():
+        best = probabilities[:, columns].max(1)
+        assert 0 < (best < 0.9).sum() < 40
+        np.testing.assert_array_equal(found[name], np.where(best >= np.float32(0.9), best, np.nan))
+        assert found[name].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (DecisionRule(), "the label of the largest probability."),
+        (DecisionRule("best", 0.6), "if that is at least 0.6, else no label."),
+        (DecisionRule("threshold", 0.25), "every label whose probability is at least 0.25: none, one or several"),
+    ],
+)
+def test_a_rule_in_words(rule: DecisionRule, words: str) -> None:
+    assert words in rule.in_words

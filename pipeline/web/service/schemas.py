@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from classifier.decision_rule import DecisionRule, best_labels
+from classifier.decision_rule import DecisionRule, best_labels, label_probabilities
 from classifier.libraries import LabelSpace
 from pipeline.export.geojson import write_geojson
 from pipeline.store.reader import Store
@@ -139,11 +139,12 @@ def given_labels(
 ) -> list[dict[str, dict[str, Any] | None]]:
     """For each row, by library, the label that the rule gives, or None."""
     numbers = best_labels(probabilities, outputs, rule)
+    p = label_probabilities(probabilities, outputs, numbers)
     rows: list[dict[str, dict[str, Any] | None]] = [{} for _ in range(len(probabilities))]
     for library in outputs.libraries:
-        group = probabilities[:, outputs.slices[library.name]].astype(float).round(4)
-        for row, number, values in zip(rows, numbers[library.name].tolist(), group.tolist(), strict=True):
-            row[library.name] = None if number < 0 else {"label": library.labels[number], "p": values[number]}
+        values = p[library.name].astype(float).round(4).tolist()
+        for row, number, value in zip(rows, numbers[library.name].tolist(), values, strict=True):
+            row[library.name] = None if number < 0 else {"label": library.labels[number], "p": value}
     return rows
 
 
