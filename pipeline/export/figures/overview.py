@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from classifier.libraries import Library
 from nucpipe.files import written_whole
+from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.store.reader import Store
 
 Picture = npt.NDArray[np.uint8]
@@ -203,14 +204,7 @@ def _legend(store: Store, library: Library, unit: float) -> Image.Image:
 def _scale_bar(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int, width_um: float, unit: float) -> None:
     """From ``at`` to the right, for a picture whose ``width`` pixels are ``width_um`` micrometres."""
     x, y = at
-    length_um = round_length(width_um / 4)
+    length_um, text = scale_bar(width_um)
     end = x + length_um * width / width_um
     draw.rectangle((x, y - 3 * unit, end, y + 3 * unit), BLACK)
-    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
     draw.text((end + 14 * unit, y), text, BLACK, _font(20 * unit), anchor="lm")
-
-
-def round_length(most_um: float) -> float:
-    """The largest of 1, 2, 5, 10, 20, 50, ... that is not above ``most_um``."""
-    ten = 10.0 ** math.floor(math.log10(most_um))
-    return max(step * ten for step in (1, 2, 5) if step * ten <= most_um)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.errors import UsageError
-from pipeline.export.figures.overview import NO_LABEL, round_length
+from pipeline.export.figures.overview import NO_LABEL
+from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.result import Result, Window
 
 if TYPE_CHECKING:
@@ -132,9 +133,7 @@ def _draw_nuclei(
 
 
 def _draw_scale_bar(ax: Axes, x0: float, x1: float, y0: float, y1: float, mpp: float) -> None:
-    """A bar of a round length, at most a quarter of the width."""
-    length_um = round_length((x1 - x0) * mpp / 4)
+    length_um, text = scale_bar((x1 - x0) * mpp)
     left, y = x0 + 0.03 * (x1 - x0), y1 - 0.04 * (y1 - y0)
     ax.plot([left, left + length_um / mpp], [y, y], color="black", linewidth=4, solid_capstyle="butt")
-    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
     ax.text(left, y - 0.015 * (y1 - y0), text, va="bottom", bbox={"color": "white", "alpha": 0.6, "pad": 1})
