@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, fields
 
 from classifier.decision_rule import DecisionRule
 from nucpipe.errors import UsageError
@@ -58,6 +59,16 @@ class RunConfig:
     def rule(self) -> DecisionRule:
         """How labels are decided on."""
         return DecisionRule.chosen(self.decide, self.threshold)
+
+    def command(self, slide: str, out: str) -> str:
+        """The ``nucpipe run`` that has these settings: an option for each field that is not at its default."""
+        words = ["nucpipe", "run", slide, "--out", out]
+        for option in fields(self):
+            value, name = getattr(self, option.name), option.name.replace("_", "-")
+            if value != option.default:
+                words += [f"--no-{name}"] if value is False else [f"--{name}"]
+                words += [] if isinstance(value, bool) else [str(value)]
+        return shlex.join(words)
 
     def __post_init__(self) -> None:
         DecisionRule.chosen(self.decide, self.threshold)

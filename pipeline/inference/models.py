@@ -101,6 +101,32 @@ def describe_models() -> list[tuple[Path, ModelHeader]]:
     return [(path, read_header(path)) for kind in KINDS for path in bundled_models(kind).values()]
 
 
+def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dict[str, dict[str, Any]]:
+    """What a result says of its models, with the licence and the training data that their files state.
+
+    Args:
+        described: by kind, the model's name, its fingerprint, and more.
+        names: of model files, or their paths; the bundled ones need not be named.
+
+    Returns:
+        The same; a model whose file is found, by its fingerprint, has also ``licence`` and ``data``, a list of
+        ``name``, ``images`` and ``licence``. A published HoVer-Net has the name of its data alone.
+    """
+    result = {}
+    for kind, model in described.items():
+        paths = [*(bundled_models(kind).values() if kind in KINDS else ()), *map(Path, names)]
+        same = (path for path in paths if path.is_file() and fingerprint(path) == model.get("fingerprint"))
+        facts: dict[str, Any] = {}
+        if (path := next(same, None)) is not None and path.suffix == ".safetensors":
+            header = read_header(path)
+            data = [{key: one[key] for key in ("name", "images", "licence") if key in one} for one in header.data]
+            facts = {"licence": header.licence, "data": data}
+        elif kind == "segmentor" and model.get("name") in PUBLISHED:
+            facts = {"data": [{"name": PUBLISHED[model["name"]]}]}
+        result[kind] = {**model, **facts}
+    return result
+
+
 def published_models() -> list[tuple[str, str, str]]:
     """Of each published HoVer-Net its name, what taught it, and where its weights lie or will be put."""
     from segmentation.hovernet.zoo import zoo_path

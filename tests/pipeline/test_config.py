@@ -1,0 +1,46 @@
+"""The settings of a run, and the command line that gives them."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+
+import pytest
+
+from pipeline.cli.run import config_of, run
+from pipeline.config import RunConfig
+
+CHANGED = RunConfig(
+    mpp=0.499,
+    device="cpu",
+    precision="fp32",
+    segmentor="a model.safetensors",
+    classifier="joint-lite0",
+    primary="CoNSeP",
+    decide="best",
+    threshold=0.6,
+    tissue="none",
+    region_size=640,
+    batch_size=32,
+    workers=3,
+    overwrite=True,
+    geojson=False,
+    nuclei="nuclei.geojson",
+    tta=True,
+    profile=True,
+)
+
+
+@pytest.mark.parametrize("config", [RunConfig(), CHANGED])
+def test_the_command_gives_the_settings_again(config: RunConfig) -> None:
+    words = shlex.split(config.command("a slide.svs", "results"))
+    assert words[:2] == ["nucpipe", "run"]
+    options = run.make_context("run", words[2:]).params
+    assert (options.pop("slides"), options.pop("out")) == (("a slide.svs",), "results")
+    for name in ("max_failures", "dry_run", "cluster"):  # of the batch, not of a slide
+        del options[name]
+    assert config_of(**options) == config
+
+
+def test_every_setting_is_in_the_command() -> None:
+    assert all(getattr(CHANGED, field.name) != field.default for field in fields(RunConfig))
