@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nucpipe._version import __version__
 from nucpipe.addresses import RemotePath
@@ -15,7 +16,7 @@ from pipeline.export.figures.overview import draw_overview
 from pipeline.export.geojson import write_geojson
 from pipeline.export.report.page import write_report
 from pipeline.inference.engine import halo_w, process_regions, window_grid_w
-from pipeline.inference.models import ModelIdentity, Models
+from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock
 from pipeline.regions.external_nuclei import ExternalNuclei, nuclei_file, read_external_nuclei
 from pipeline.regions.region import Region, cut_regions, region_mm2
@@ -35,6 +36,7 @@ from pipeline.store.run_record import (
     TIMELINE,
     Reporter,
     SlideResult,
+    describe_run,
     described_models,
     remove_result,
     result_settings,
@@ -78,8 +80,10 @@ def run_slide(
         if journal is not None:
             todo = [region for region in prepared.regions if region.index not in journal.done]
             before = [region for region in prepared.regions if region.index in journal.done]
-            mm2, mm2_before = (sum(map(prepared.mm2, some)) for some in (prepared.regions, before))
-            reporter.begin(slide.name, mm2, len(prepared.regions), mm2_before, len(before))
+            area = prepared.tissue.area_mm2
+            reporter.begin(slide.name, area, len(prepared.regions), sum(map(prepared.mm2, before)), len(before))
+            # Tissue without external nuclei is in no region: nothing is to be done there.
+            reporter.advance(0, area - sum(map(prepared.mm2, prepared.regions)))
             clock.lap("prepare")
             run_regions(prepared, todo, journal, models, config, clock, reporter.advance, assert_lock_held)
             slide.forget()
@@ -89,13 +93,20 @@ def run_slide(
 
 @dataclass(frozen=True)
 class PreparedSlide:
-    """A slide that is open and cut into regions, and what its store will say of itself."""
+    """A slide that is open and cut into regions, and what its store will say of itself.
+
+    Attributes:
+        tissue: its area is the one that is reported.
+        search: where nuclei are looked for: the tissue, or the whole slide for external nuclei.
+        regions: of ``search``; with external nuclei those that own one.
+    """
 
     slide: Slide
     folder: Path
     info: StoreInfo
     external_nuclei: ExternalNuclei | None
     tissue: TissueMask
+    search: TissueMask
     grid: WorkingGrid
     regions: list[Region]
 
@@ -150,14 +161,15 @@ def prepare(slide: Slide, folder: Path, info: StoreInfo, models: Models, config:
         external = read_external_nuclei(nuclei_file(config.nuclei, slide.path), slide)
         if external.types:
             info = info.with_segmentor_types(external.types)
-    # External nuclei are taken whether tissue is found round them or not.
-    tissue = tissue_from("none" if external is not None and config.tissue == "auto" else config.tissue, slide)
+    tissue = tissue_from(config.tissue, slide)
+    # External nuclei are taken whether tissue is found round them or not; the area is the tissue's all the same.
+    search = tissue_from("none", slide) if external is not None and config.tissue == "auto" else tissue
     grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
-    regions = cut_regions(grid, tissue, config.region_size, halo_w(models.detector), *window_grid_w(models.detector))
+    regions = cut_regions(grid, search, config.region_size, halo_w(models.detector), *window_grid_w(models.detector))
     if external is not None:
         centroids_w = grid.to_w(external.nuclei_l0.centroids)
         regions = [region for region in regions if region.owns(centroids_w).any()]
-    return PreparedSlide(slide, folder, info, external, tissue, grid, regions)
+    return PreparedSlide(slide, folder, info, external, tissue, search, grid, regions)
 
 
 def open_journal(prepared: PreparedSlide, config: RunConfig) -> Journal | None:
@@ -198,8 +210,8 @@ def run_regions(
     """
     workers = config.workers or available_processors()
     external_l0 = None if prepared.external_nuclei is None else prepared.external_nuclei.nuclei_l0
-    slide, grid, tissue, timer = prepared.slide, prepared.grid, prepared.tissue, clock.timer
-    for done in process_regions(slide, grid, tissue, regions, models, config.batch_size, workers, external_l0, timer):
+    slide, grid, search, timer = prepared.slide, prepared.grid, prepared.search, clock.timer
+    for done in process_regions(slide, grid, search, regions, models, config.batch_size, workers, external_l0, timer):
         assert_lock_held()
         with timer.measure("write"):
             journal.write(done.region.index, done.nuclei_l0, done.labels)
@@ -236,20 +248,27 @@ def finalize(
             clock.lap("store")
         assert_lock_held()
         store = open_store(prepared.store_path)
-        export(store, prepared, config, helpers, thumbnail)
+        record = describe_run(origin, prepared.info, config, prepared.tissue.area_mm2)
+        record["models"] = with_training_data(record["models"], config.segmentor, config.classifier)
+        export(store, prepared, config, record, helpers, thumbnail)
     clock.lap("exports")
     if config.profile:
         from pipeline.inference.timeline import draw_timeline  # late: matplotlib takes a third of a second to import
 
         draw_timeline(clock.timer.spans, prepared.folder / TIMELINE)
     area = prepared.tissue.area_mm2
-    counts = write_run_json(prepared.folder, origin, store, config, area, clock.seconds(), clock.performance())
+    counts = write_run_json(prepared.folder, record, store, clock.seconds(), clock.performance())
     Journal(prepared.journal_path).remove()
     return SlideResult(prepared.slide.path, prepared.folder, "done", len(store), area, clock.total(), counts=counts)
 
 
 def export(
-    store: Store, prepared: PreparedSlide, config: RunConfig, helpers: Executor, thumbnail: Future[Image]
+    store: Store,
+    prepared: PreparedSlide,
+    config: RunConfig,
+    record: dict[str, Any],
+    helpers: Executor,
+    thumbnail: Future[Image],
 ) -> None:
     """Write what people open: the GeoJSON, the overview and the report."""
 
@@ -257,8 +276,7 @@ def export(
         draw_overview(store, thumbnail.result(), prepared.folder / OVERVIEW, config.primary)
 
     def report() -> None:
-        facts = {"tissue_mm2": prepared.tissue.area_mm2}
-        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, facts, thumbnail.result())
+        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, thumbnail.result())
 
     made: Iterable[Future[None]] = [helpers.submit(draw) for draw in (overview, report)]
     # What may take long stays in this thread, the only one that Ctrl-C interrupts.

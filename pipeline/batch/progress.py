@@ -30,7 +30,7 @@ def final_line(result: SlideResult) -> str:
         return f"FAILED {failure(result)}"
     if result.status == "finished before":
         return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
-    if not result.tissue_mm2:
+    if not result.tissue_mm2 and not result.nuclei:
         return f"{name}: 0 nuclei, no tissue found (--tissue none looks everywhere) -> {folder}"
     return f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
 

@@ -50,7 +50,7 @@ class Summary:
             "folder": printable(folder),
             "status": result.status,
             "nuclei": str(result.nuclei),
-            "tissue_mm2": f"{result.tissue_mm2:.4f}",
+            "tissue_mm2": f"{result.tissue_mm2:.6f}",
             "seconds": f"{result.seconds:.1f}",
             "cause": printable(result.cause),
         }

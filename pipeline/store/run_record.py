@@ -15,7 +15,7 @@ from nucpipe.backends.model_file import fingerprint
 from nucpipe.files import cannot_write, written_whole
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
-from pipeline.store.reader import Store
+from pipeline.store.reader import Store, StoreInfo
 
 STORE, GEOJSON, OVERVIEW, REPORT, RUN_JSON, TIMELINE = (
     "nuclei.zarr",
@@ -43,7 +43,7 @@ class SlideResult:
         folder: where its results lie; an address where ``--out`` is one.
         status: ``done``, ``finished before`` (its results stood there already) or ``failed``.
         nuclei: how many were found.
-        tissue_mm2: area that was looked at, square millimetres.
+        tissue_mm2: area of the tissue, found or given by ``--tissue``, square millimetres.
         seconds: wall time of this run.
         cause: of the failure; "" otherwise.
         counts: how many nuclei have each label, by library and label; empty where it failed.
@@ -155,23 +155,36 @@ def remove_result(folder: Path) -> None:
             raise cannot_write(path, error) from error
 
 
+def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, tissue_mm2: float) -> dict[str, Any]:
+    """Return what ``run.json`` and the report say of a run: date, slide, command, versions, models, settings, area.
+
+    Args:
+        origin: where a person finds the slide.
+        info: of the store.
+        config: the settings.
+        tissue_mm2: area of the tissue, square millimetres.
+    """
+    record = info.to_dict()
+    del record["outputs"]
+    slide = str(origin.absolute() if isinstance(origin, Path) else origin)
+    return record | {
+        "slide": slide,
+        "command": config.command(slide, "results"),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": {**record["settings"], "primary": config.primary, "region_size": config.region_size},
+        "tissue_mm2": round(tissue_mm2, 6),
+    }
+
+
 def write_run_json(
-    folder: Path,
-    origin: Path | RemotePath,
-    store: Store,
-    config: RunConfig,
-    tissue_mm2: float,
-    seconds: dict[str, float],
-    performance: dict[str, Any],
+    folder: Path, record: dict[str, Any], store: Store, seconds: dict[str, float], performance: dict[str, Any]
 ) -> dict[str, dict[str, int]]:
-    """Write ``run.json``: where the slide lies, versions, models, settings, times and counts.
+    """Write ``run.json``: what :func:`describe_run` gives, times and counts.
 
     Args:
         folder: of the result.
-        origin: where a person finds the slide.
+        record: of the run.
         store: finished.
-        config: the settings.
-        tissue_mm2: area that was looked at, square millimetres.
         seconds: by stage, and ``total``.
         performance: from :meth:`pipeline.inference.profiling.StageTimer.performance`.
 
@@ -183,15 +196,9 @@ def write_run_json(
     """
     info = store.info
     counts = {library.name: label_counts(store, library.name, library.labels) for library in info.outputs.libraries}
-    record = info.to_dict()
-    del record["outputs"]
-    record |= {
-        "slide": str(origin.absolute() if isinstance(origin, Path) else origin),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": {**record["settings"], "primary": config.primary, "region_size": config.region_size},
+    record = record | {
         "seconds": seconds,
         "performance": performance,
-        "tissue_mm2": round(tissue_mm2, 4),
         "nuclei": len(store),
         "counts": counts,
         "untrained_labels": [

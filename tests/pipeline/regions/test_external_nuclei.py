@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -14,8 +15,12 @@ import tifffile
 
 from nucpipe.errors import NucpipeError, SlideError, UsageError
 from pipeline.batch.plan import plan
+from pipeline.batch.progress import final_line
+from pipeline.batch.summary import Summary
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import read_external_nuclei
+from pipeline.regions.tissue import tissue_mask
+from pipeline.result import open_result
 from pipeline.run_slide import run_slide
 from pipeline.slide.open import open_slide
 from pipeline.store.reader import Store, open_store
@@ -202,6 +207,47 @@ def test_a_folder_has_a_file_for_each_slide(detected: tuple[Path, Path, Store], 
     other.with_suffix(".toml").touch()
     with pytest.raises(UsageError, match=r"ends in \.geojson"):
         plan([slide], RunConfig(nuclei=str(other.with_suffix(".toml"))))
+
+
+class Begun(SilentReporter):
+    """Remembers what a run said it would do, and how far it came."""
+
+    def begin(self, name: str, mm2: float, regions: int) -> None:
+        self.mm2, self.done_mm2 = mm2, 0.0
+
+    def advance(self, nuclei: int, mm2: float) -> None:
+        self.done_mm2 += mm2
+
+
+def test_the_area_is_that_of_the_tissue_with_external_nuclei_too(tmp_path: Path) -> None:
+    """One area everywhere, whatever found the nuclei; nuclei on the glass are kept."""
+    drawn = draw_slide(3000, 400, spacing=100)
+    drawn.image[:, 1500:] = 250  # glass
+    slide = drawn.save(tmp_path / "slide.png")
+    tissue = drawn.centres[:, 0] < 1450
+    rings = [
+        [(x - 5, y - 5), (x + 5, y - 5), (x + 5, y + 5), (x - 5, y + 5)]
+        for x, y in [*drawn.centres[tissue][:3], (2900, 200)]
+    ]
+    features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[*r, r[0]]]}} for r in rings]
+    (tmp_path / "nuclei.geojson").write_text(json.dumps(features))
+    with open_slide(slide, MPP) as opened:
+        mm2 = tissue_mask(opened).area_mm2
+    assert mm2 == pytest.approx(1500 * 400 * MPP**2 / 1e6, rel=0.1)
+    for external in (None, str(tmp_path / "nuclei.geojson")):
+        out, begun = tmp_path / f"out{external is None}", Begun()
+        config = RunConfig(mpp=MPP, nuclei=external, region_size=256)
+        result = run_slide(slide, out / "slide", models(), config, begun)
+        assert result.nuclei == (tissue.sum() if external is None else 4)
+        assert result.tissue_mm2 == begun.mm2 == mm2
+        assert begun.done_mm2 == pytest.approx(mm2)
+        assert f"on {mm2:.3g} mm²" in final_line(result)
+        Summary(out).write(result, Path("slide"))
+        rows = list(csv.DictReader((out / "summary.csv").read_text("utf-8").splitlines()))
+        assert float(rows[0]["tissue_mm2"]) == open_result(out / "slide").run_facts["tissue_mm2"] == round(mm2, 6)
+        report = (out / "slide" / "report.html").read_text("utf-8")
+        assert f"<b>{mm2:.3g}</b>mm² of tissue" in report
+        assert f"<b>{result.nuclei / mm2:,.0f}</b>nuclei per mm²" in report
 
 
 def test_measures_stand_in_the_geojson_under_qupaths_names(detected: tuple[Path, Path, Store]) -> None:
