@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -58,8 +59,25 @@ def test_one_slide(results: Path, square: Path, tmp_path: Path, capsys: pytest.C
     assert min(picture.shape[:2]) > 500
 
 
-def test_til_density(results: Path, tmp_path: Path) -> None:
+def test_the_tumour_of_til_density_is_where_tumour_nuclei_are_the_most() -> None:
+    """Not all the tissue: the left half is tumour with an infiltrate, the right half stroma with a few stray labels."""
+    counts = {name: np.zeros((10, 20)) for name in ("neoplastic", "inflammatory", "connective", "dead", "epithelial")}
+    counts["neoplastic"][:, :10] = 2
+    counts["inflammatory"][:, :10] = 9
+    counts["connective"][:, 10:] = 3
+    counts["neoplastic"][:, 10:] = 1
+    counts["inflammatory"][3, 3] = counts["neoplastic"][3, 3] = 0  # a gap
+    tumour = example("til_density").tumour_tiles(counts)
+    expected = np.tile(np.arange(20) < 10, (10, 1))
+    expected[3, 3] = False
+    np.testing.assert_array_equal(tumour, expected)
+
+
+def test_til_density(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
     densities = example("til_density").main(str(results / "square"), str(tmp_path / "out.png"))
+    tumour, tissue = map(float, re.findall(r"([\d.]+)(?= of|\smm²)", capsys.readouterr().out.splitlines()[0]))
+    assert 0 <= tumour <= tissue == pytest.approx(nucpipe.open(results / "square").run_facts["tissue_mm2"], abs=5e-4)
     plt.close("all")
     assert cv2.imread(str(tmp_path / "out.png")) is not None
     assert list(densities) == ["PanNuke inflammatory", "MoNuSAC lymphocyte", "both"]
