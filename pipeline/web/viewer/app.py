@@ -62,6 +62,7 @@ def viewer_app(viewed: Viewed) -> Starlette:
     routes = [
         Route("/", pages.index),
         Route("/api/result", pages.describe),
+        Route("/api/counts", pages.counts),
         Route("/api/nuclei/at", pages.nucleus_at),
         Route("/api/nuclei/uncertain", pages.uncertain),
         Route("/api/nuclei/{number:int}", pages.nucleus),
@@ -103,6 +104,9 @@ class _Pages:
         viewed = self.viewed
         facts = describe_result(viewed.result, viewed.nuclei, viewed.primary, viewed.note)
         return JSONResponse({**facts, "version": self.version})
+
+    def counts(self, request: Request) -> Response:
+        return JSONResponse(self.viewed.nuclei.counts(self._choice(request)).tolist())
 
     def nucleus(self, request: Request) -> Response:
         number = request.path_params["number"]

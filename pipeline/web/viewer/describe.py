@@ -9,9 +9,10 @@ import numpy as np
 
 from classifier.decision_rule import decide
 from pipeline.export.figures.overview import NO_LABEL
+from pipeline.export.figures.scale_bar import LENGTHS_UM, length_text
 from pipeline.result import Result
 from pipeline.store.reader import Store
-from pipeline.web.viewer.nuclei import NucleiMap
+from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, OVERLAP_PX, TILE_PX, Pyramid
 
 
@@ -36,6 +37,7 @@ def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str) 
         "overlap": OVERLAP_PX,
         "fullLevel": Pyramid(info.size_l0).full_level,
         "enlargedLevels": ENLARGED_LEVELS,
+        "scaleBars": [(length_um, length_text(length_um)) for length_um in LENGTHS_UM],
         "libraries": [_describe_library(nuclei, library.name) for library in info.outputs.libraries],
     }
 
@@ -44,11 +46,9 @@ def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
     """Its labels, "no label" last; the place of a label in the list is its number."""
     outputs = nuclei.store.info.outputs
     library = outputs.library(name)
-    numbers, _ = nuclei.labels(name)
-    count = len(library.labels)
-    counts = np.bincount(np.where(numbers < 0, count, numbers), minlength=count + 1)
+    counts = nuclei.counts(Choice(name))
     names, colours = [*library.labels, "no label"], [*library.colours, NO_LABEL]
-    trained = [*outputs.trained[outputs.slices[name]], bool(counts[count])]
+    trained = [*outputs.trained[outputs.slices[name]], bool(counts[-1])]
     return {
         "name": name,
         "labels": [

@@ -139,6 +139,15 @@ class NucleiMap:
         visible: npt.NDArray[np.bool_] = on[numbers[rows]]
         return np.logical_and(visible, p[rows] >= choice.least_p) if choice.least_p > 0 else visible
 
+    def counts(self, choice: Choice) -> npt.NDArray[np.int64]:
+        """(labels + 1,) how many nuclei of each label the filters leave, "no label" last.
+
+        A label that is switched off has the number that switching it on would show.
+        """
+        numbers = self.labels(choice.library)[0][self.shown(slice(None), replace(choice, off=frozenset()))]
+        count = len(self.store.info.outputs.library(choice.library).labels)
+        return np.bincount(np.where(numbers < 0, count, numbers), minlength=count + 1)
+
     def rows_in(self, box_l0: BoxL0, reach: bool = False) -> Rows:
         """Numbers of the nuclei in the cells that a box touches: all in the box and some round it.
 

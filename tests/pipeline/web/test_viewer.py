@@ -197,6 +197,19 @@ def test_what_is_switched_off_is_not_drawn(nuclei: NucleiMap, store: Store, l0_p
     assert (only[only[..., 3] > 0][:, :3] == expected).all()
 
 
+@pytest.mark.parametrize(
+    "choice", [Choice("CoNSeP"), Choice("CoNSeP", frozenset({1, 3}), 0.5), Choice("NuCLS", frozenset(), 0.31)]
+)
+def test_the_legend_counts_what_the_filters_leave(nuclei: NucleiMap, store: Store, choice: Choice) -> None:
+    obs = store.table.obs
+    left = obs[obs[f"{choice.library}_p"] >= choice.least_p]
+    counts = nuclei.counts(choice)
+    assert counts.tolist() == [*left[choice.library].value_counts(sort=False), 0]
+    assert 0 < counts.sum() <= len(store)
+    on = [n for label, n in enumerate(counts) if label not in choice.off]
+    assert sum(on) == nuclei.shown(slice(None), choice).sum()
+
+
 def test_a_nucleus_without_a_label_is_grey_and_can_be_switched_off(tmp_path: Path) -> None:
     store = random_store(tmp_path, 40, (400, 400), settings={"decide": {"kind": "best", "threshold": 0.6}})
     nuclei = NucleiMap(store)

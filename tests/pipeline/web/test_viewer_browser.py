@@ -115,6 +115,26 @@ def test_the_slide_and_its_nuclei_are_seen_and_nothing_comes_from_elsewhere(brow
     assert browser.find_element(By.ID, "scale-bar").text == "20 µm"
 
 
+def legend(browser: Driver) -> dict[str, int]:
+    """The numbers of nuclei that the legend shows, by label."""
+    rows = (one.text.rsplit("\n", 1) for one in browser.find_elements(By.CSS_SELECTOR, "#labels label"))
+    return {name: int(count.replace(",", "")) for name, count in rows}
+
+
+def test_the_legend_counts_what_is_shown(browser: Driver, address: str) -> None:
+    opened(browser, f"{address}#library=PanNuke&p=0.21")
+    query = {"library": "PanNuke", "p": 0.21}
+    counts = httpx.get(f"{address}api/counts", params=query).json()
+    total = httpx.get(f"{address}api/result").json()["nuclei"]
+    assert 0 < sum(counts) < total
+    until(browser, lambda b: sum(legend(b).values()) == sum(counts))
+    assert browser.find_element(By.ID, "facts").text.startswith(f"{sum(counts):,} of {total:,} nuclei")
+    row = browser.find_element(By.CSS_SELECTOR, "#labels label")
+    row.find_element(By.TAG_NAME, "input").click()
+    until(browser, lambda b: b.find_element(By.ID, "facts").text.startswith(f"{sum(counts[1:]):,} of"))
+    assert sum(legend(browser).values()) == sum(counts)
+
+
 def test_classes_are_switched_and_the_least_probable_hidden(browser: Driver, address: str) -> None:
     opened(browser, address)
     by_name = colours_of(address, "PanNuke")
@@ -137,6 +157,8 @@ def test_classes_are_switched_and_the_least_probable_hidden(browser: Driver, add
     browser.execute_script("arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", slider)
     until(browser, lambda b: link(b).get("p") == "1")
     settled(browser)
+    until(browser, lambda b: set(legend(b).values()) == {0})
+    assert browser.find_element(By.ID, "facts").text.startswith("0 of ")
     np.testing.assert_array_equal(canvas(browser), bare)
 
 

@@ -6,6 +6,8 @@ const result = await (await fetch("/api/result")).json();
 const [width, height] = result.size;
 const hasSlide = !result.note;
 const GALLERY = 12;
+const mm = (px) => (px * result.mpp / 1000).toPrecision(3);
+const size = `${mm(width)} × ${mm(height)} mm`;
 
 // What is shown. The address keeps all of it, so that a link leads back to it.
 const state = { library: result.primary, off: new Set(), leastP: 0, nucleus: null };
@@ -92,7 +94,7 @@ function drawNuclei() {
 let waiting;
 function changed() {
   clearTimeout(waiting);
-  waiting = setTimeout(() => { drawNuclei(); uncertainStart = 0; fillGallery(); writeLink(); }, 120);
+  waiting = setTimeout(() => { drawNuclei(); fillCounts(); uncertainStart = 0; fillGallery(); writeLink(); }, 120);
 }
 
 function extent() {
@@ -134,10 +136,9 @@ async function readLink() {
 }
 function showPlace() {
   const um = result.mpp / zoomOf();  // of a pixel of the screen
-  const most = 160 * um, ten = 10 ** Math.floor(Math.log10(most));
-  const length = [5, 2, 1].map((step) => step * ten).find((step) => step <= most);
+  const [length, text] = result.scaleBars.findLast(([one]) => one <= 160 * um) ?? result.scaleBars[0];
   $("scale-bar").style.width = `${length / um}px`;
-  $("scale-bar").firstElementChild.textContent = length >= 1000 ? `${length / 1000} mm` : `${Number(length.toPrecision(1))} µm`;
+  $("scale-bar").firstElementChild.textContent = text;
   const [x, y] = centre();
   $("place").textContent = `x ${Math.round(x)}, y ${Math.round(y)}`;
 }
@@ -160,13 +161,25 @@ function showControls() {
     } });
     const swatch = element("span", { className: "swatch" });
     swatch.style.background = colour(label.colour);
-    const row = element("label", {}, box, swatch, element("span", { textContent: words(label.name) }),
-      element("span", { className: "count", textContent: number(label.count) }));
+    const count = element("span", { className: "count", textContent: number(label.count) });
+    count.dataset.label = i;
+    const row = element("label", {}, box, swatch, element("span", { textContent: words(label.name) }), count);
     if (!label.count) row.classList.add("never");
     return [element("li", {}, row)];
   }));
   $("least-p").value = state.leastP;
   $("least-p-value").textContent = state.leastP.toFixed(2);
+}
+// The legend counts the nuclei that the filters leave.
+async function fillCounts() {
+  const asked = choice();
+  const counts = await ask("/api/counts", asked);
+  if (String(asked) !== String(choice())) return;
+  for (const shown of $("labels").querySelectorAll(".count")) {
+    shown.textContent = number(counts[shown.dataset.label]);
+  }
+  const seen = counts.reduce((sum, n, label) => state.off.has(label) ? sum : sum + n, 0);
+  $("facts").textContent = `${seen < result.nuclei ? `${number(seen)} of ` : ""}${number(result.nuclei)} nuclei · ${size}`;
 }
 function chooseLibrary(name) {
   if (name === state.library) return;
@@ -322,8 +335,6 @@ addEventListener("keydown", (event) => {
 
 document.title = `${result.name} – nucpipe`;
 $("name").textContent = result.name;
-const mm = (px) => (px * result.mpp / 1000).toPrecision(3);
-$("facts").textContent = `${number(result.nuclei)} nuclei · ${mm(width)} × ${mm(height)} mm`;
 if (!hasSlide) {
   $("note").hidden = false;
   $("note").textContent = `The nuclei alone: ${result.note}`;
@@ -333,4 +344,5 @@ viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), true)
 extent();
 await readLink();
 drawNuclei();
+fillCounts();
 fillGallery();
