@@ -1,24 +1,55 @@
-"""The report of one slide, and that of a batch: one HTML file each, with all that it shows inside."""
+"""The report of one slide, and that of a batch: one HTML file each, with all that it shows inside.
+
+The figures come from :mod:`pipeline.export.report.stats`; what the page looks like stands in ``templates``.
+"""
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Sequence
-from importlib import resources
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import numpy as np
+
 from classifier.libraries import Library
 from nucpipe._version import __version__
+from nucpipe.errors import UsageError
 from nucpipe.files import written_whole
-from pipeline.export.report import sections
-from pipeline.export.report.charts import stacked_bar, tabs, words
-from pipeline.export.report.pictures import Picture, legend_colour, stain
-from pipeline.export.report.stats import ReportStats, compute_stats, libraries_without_images, merge_stats
+from pipeline.export.figures.scale_bar import scale_bar
+from pipeline.export.report.charts import Cell, Label, heat_row, histogram, label_of, words
+from pipeline.export.report.pictures import Picture, crop, density_map, overviews
+from pipeline.export.report.stats import (
+    AREA_EDGES_UM2,
+    P_EDGES,
+    STAIN_EDGES,
+    ReportStats,
+    compute_batch_stats,
+    compute_stats,
+    merge_stats,
+)
+from pipeline.inference.models import with_training_data
 from pipeline.result import Result
 from pipeline.slide.base import Slide
-from pipeline.store.reader import Store
+from pipeline.store.reader import Store, StoreInfo
+
+BLUE, VIOLET = (31, 78, 140), "#5a3ca0"
+CONTRADICTIONS, MIN_CONTRADICTION = 12, 0.002  # at most so many are listed, of more than that share of the nuclei
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the counts say of a label."""
+
+    label: Label
+    count: int
+    share: float
+    per_mm2: float | None
+    mean_p: float | None
+    trained: bool
 
 
 def write_report(
@@ -28,7 +59,7 @@ def write_report(
 
     Args:
         store: its nuclei.
-        slide: open, or None where it is gone: then there are no pictures of tissue, no crops and no stain.
+        slide: open, or None where it is gone: then there are no pictures of tissue and no crops.
         path: of the HTML file.
         primary: name of the library that is shown first.
         run: what ``run.json`` says; {} for nothing.
@@ -39,26 +70,21 @@ def write_report(
         OutputError: the file cannot be written.
         SlideError: the slide cannot be read.
     """
-    first = store.info.outputs.library(primary).name
-    facts = compute_stats(store)
-    mm2 = run.get("tissue_mm2")
-    info = store.info
-    (width, height), mpp = info.size_l0, info.mpp
-    body = [
-        f"<h1>{html.escape(info.slide_name)}</h1>",
-        f'<p class="faint">{width:,} × {height:,} pixels, {width * mpp / 1000:.3g} × {height * mpp / 1000:.3g} mm, '
-        f"{mpp:.4g} µm per pixel</p>",
-        sections.numbers(facts, mm2),
-        sections.caveats(facts, libraries_without_images(info.models), info.rule),
-        sections.overview(store, slide, thumbnail, facts, first),
-        sections.counts(facts, mm2, first),
-        sections.density(facts, info, first),
-        sections.distributions(facts, stain(store, slide) if slide is not None and len(store) else {}, first),
-        sections.crosswalk(facts, first),
-        sections.gallery(facts, store, slide),
-        sections.methods_table(info, run),
-    ]
-    _write(path, f"{info.slide_name}: nuclei", body)
+    info, facts = store.info, compute_stats(store)
+    first = info.outputs.library(primary).name
+    width_um = info.size_l0[0] * info.mpp
+    length_um, length = scale_bar(width_um)
+    content = {
+        "info": info,
+        "overviews": overviews(store, slide, thumbnail),
+        "scale": {"share": 100 * length_um / width_um, "text": length},
+        "cell_um": _cell_um(facts, info),
+        "maps": {library.name: _density_maps(facts, library) for library in info.outputs.libraries},
+        "crops": {item.row: crop(slide, store, item.row, item.centroid_l0) for item in facts.uncertain if slide},
+        "uncertain": facts.uncertain if slide else (),
+        "methods": methods(info, run),
+    }
+    _write(path, "slide.html", _shared(facts, info, run.get("tissue_mm2"), first) | content)
 
 
 def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> None:
@@ -75,66 +101,177 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
     """
     outputs = results[0].store.info.outputs
     first = outputs.library(primary).name
-    sections.check_same_libraries(results)
-    each = [compute_stats(result.store) for result in results]
-    facts = merge_stats(each)
-    areas = [result.run_facts.get("tissue_mm2") for result in results]
-    mm2 = sum(area for area in areas if area is not None) if None not in areas else None
-    untaught = libraries_without_images(results[0].store.info.models)
-    body = [
-        f"<h1>{len(results):,} slides</h1>",
-        sections.numbers(facts, mm2),
-        sections.caveats(facts, untaught, results[0].store.info.rule),
-        "<h2>Slides</h2>",
-        tabs("slides", [(lib.name, _slides(results, each, areas, lib, path)) for lib in outputs.libraries], first),
-        sections.counts(facts, mm2, first),
-        sections.distributions(facts, {}, first),
-        sections.crosswalk(facts, first),
-        sections.methods_table(results[0].store.info, {}),
+    for result in results:
+        if result.store.info.outputs.columns != outputs.columns:
+            raise UsageError(
+                f"{result.folder} has other libraries than {results[0].folder}; report them one by one, or run them "
+                "again with one classifier."
+            )
+    each = [compute_batch_stats(result.store) for result in results]
+    runs = [result.run_facts for result in results]
+    areas = [run.get("tissue_mm2") for run in runs]
+    slides = [
+        {
+            "name": result.name,
+            "link": _link(result.folder / "report.html", path),
+            "mm2": mm2,
+            "nuclei": facts.nuclei,
+            "rows": {library.name: rows(facts, library, mm2) for library in outputs.libraries},
+        }
+        for result, facts, mm2 in zip(results, each, areas, strict=True)
     ]
-    _write(path, f"{len(results):,} slides: nuclei", body)
+    mm2 = sum(area for area in areas if area is not None) if None not in areas else None
+    content = {"slides": slides, "methods": batch_methods(results, runs)}
+    _write(path, "batch.html", _shared(merge_stats(each), results[0].store.info, mm2, first) | content)
 
 
-def _slides(
-    results: Sequence[Result], each: Sequence[ReportStats], areas: Sequence[float | None], library: Library, path: Path
-) -> str:
-    """A line a slide: its size, and the shares of one library's labels."""
-    lines = []
-    for result, facts, mm2 in zip(results, each, areas, strict=True):
-        report = result.folder / "report.html"
-        name = html.escape(result.name)
-        if report.is_file():
-            place = Path(os.path.relpath(report, path.parent)).as_posix()
-            name = f'<a href="{html.escape(place, quote=True)}">{name}</a>'
-        labels = [*library.labels, "no label"]
-        parts = [
-            (label, legend_colour(library, k), int(facts.counts[library.name][k])) for k, label in enumerate(labels)
-        ]
-        density = f"{facts.nuclei / mm2:,.0f}" if mm2 else ""
-        lines.append(
-            f'<tr><td>{name}</td><td class="num">{"" if mm2 is None else f"{mm2:.2f}"}</td>'
-            f'<td class="num">{facts.nuclei:,}</td><td class="num">{density}</td><td>{stacked_bar(parts)}</td></tr>'
-        )
-    legend = " ".join(
-        f"<small>{sections.dotted(library, k)}</small>"
-        for k in range(len(library.labels))
-        if sum(int(facts.counts[library.name][k]) for facts in each)
+def _shared(facts: ReportStats, info: StoreInfo, mm2: float | None, first: str) -> dict[str, Any]:
+    """What the report of a slide and that of a batch both show."""
+    libraries = facts.outputs.libraries
+    pairs = zip(facts.outputs.columns, facts.outputs.trained, strict=True)
+    data = with_training_data(info.models).get("classifier", {}).get("data", ())
+    return {
+        "facts": facts,
+        "mm2": mm2,
+        "first": first,
+        "names": [library.name for library in libraries],
+        "rule": info.rule,
+        "without_images": [one["name"] for one in data if one.get("images") == 0],
+        "untrained": [column for column, trained in pairs if not trained],
+        "rows": {library.name: rows(facts, library, mm2) for library in libraries},
+        "areas": {
+            library.name: histogram(
+                [(label_of(library, k), values) for k, values in enumerate(facts.areas[library.name])],
+                AREA_EDGES_UM2,
+                "µm²",
+            )
+            for library in libraries
+        },
+        "certainty": {
+            name: histogram([(Label("nuclei", "#1f4e8c"), values)], P_EDGES, "probability")
+            for name, values in facts.confidence.items()
+        },
+        "stain": histogram(
+            [(Label("haematoxylin", VIOLET), facts.haematoxylin_od.histogram(STAIN_EDGES))], STAIN_EDGES, "OD"
+        ),
+        "contradictions": [c for c in facts.contradictions() if c.nuclei > MIN_CONTRADICTION * facts.nuclei][
+            :CONTRADICTIONS
+        ],
+        "crosswalk": {
+            a.name: [_pair(facts, a, b) for b in libraries if b is not a] for a in (libraries if facts.nuclei else ())
+        },
+    }
+
+
+def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
+    """Counts, shares, densities and mean probabilities of a library's labels, with "no label" last if there is any."""
+    result = []
+    for k, (count, mean) in enumerate(
+        zip(facts.counts[library.name].tolist(), facts.mean_p[library.name].tolist(), strict=True)
+    ):
+        if k < len(library.labels) or count:
+            trained = k == len(library.labels) or facts.trained(library)[k]
+            share = 100 * count / max(1, facts.nuclei)
+            mean_p = None if np.isnan(mean) else mean
+            result.append(Row(label_of(library, k), count, share, count / mm2 if mm2 else None, mean_p, trained))
+    return result
+
+
+def _cell_um(facts: ReportStats, info: StoreInfo) -> float:
+    """Side of a cell of the density maps."""
+    cells = next(iter(facts.density.values())).shape[1:]
+    return max(info.size_l0) * info.mpp / max(cells)
+
+
+def _density_maps(facts: ReportStats, library: Library) -> list[dict[str, Any]]:
+    """Pictures of where nuclei, and those of each label, lie densest; each is scaled to its own densest cell."""
+    cells = facts.density[library.name]
+    maps = [(Label("all nuclei", ""), cells.sum(0), BLUE)]
+    for k, colour in enumerate(library.colours):
+        if cells[k].any():
+            maps.append((label_of(library, k), cells[k], colour))
+    return [
+        {"name": label.name, "picture": density_map(counts, float(counts.max()), colour), "most": int(counts.max())}
+        for label, counts, colour in maps
+    ]
+
+
+def _pair(facts: ReportStats, a: Library, b: Library) -> dict[str, Any]:
+    """How the labels of one library meet those of another."""
+    table = facts.crosswalk[a.name, b.name]
+    lines = [k for k in range(len(a.labels) + 1) if table[k].sum()]
+    columns = [k for k in range(len(b.labels) + 1) if facts.counts[b.name][k]]
+    meant = np.zeros(table.shape, bool)
+    for k, label in enumerate(a.labels):
+        meant[k, :-1] = facts.matching.targets(a.name, label)[facts.outputs.slices[b.name]]
+    cells: list[tuple[Label, list[Cell], int]] = [
+        (label_of(a, k), heat_row(table[k, columns], meant[k, columns]), int(table[k].sum())) for k in lines
+    ]
+    agree, total = facts.agreement(a, b)
+    columns_of = [label_of(b, k) for k in columns]
+    return {"a": a.name, "b": b.name, "agree": agree, "total": total, "columns": columns_of, "rows": cells}
+
+
+def methods(info: StoreInfo, run: dict[str, Any]) -> dict[str, str]:
+    """What a methods section says: date, slide, command, version, models with what they learnt from, settings."""
+    width, height = info.size_l0
+    slide = f"{info.slide_name}, {width:,} × {height:,} pixels of {info.mpp:.4g} µm"
+    found = {"date": run["finished"].replace("T", " ").replace("+00:00", " UTC")} if "finished" in run else {}
+    found |= {"slide": f"{slide} ({info.slide_fingerprint[:19]})" if info.slide_fingerprint else slide}
+    found |= {"command": run["command"]} if "command" in run else {}
+    found["nucpipe"] = info.nucpipe_version
+    for kind, model in with_training_data(run.get("models", info.models)).items():
+        found[kind] = f"{model.get('name', '')} ({str(model.get('fingerprint', ''))[:19]}){_learnt_from(model)}"
+    found["decision rule"] = info.rule.in_words
+    return found | {key: _setting(key, value) for key, value in info.settings.items() if key != "decide"}
+
+
+def _learnt_from(model: dict[str, Any]) -> str:
+    """The data that taught a model, with the licences."""
+    data = [one for one in model.get("data", ()) if one.get("images") != 0]
+    names = [f"{one['name']} ({one['licence']})" if "licence" in one else one["name"] for one in data]
+    licence = model.get("licence") if not all("licence" in one for one in data) else ""
+    return (f", trained on {', '.join(names)}" if names else "") + (f". Licences: {licence}" if licence else "")
+
+
+def _setting(key: str, value: Any) -> str:
+    if key == "tissue":
+        file = value.get("file") if isinstance(value, dict) else value
+        return {"auto": "found by nucpipe", "none": "the whole slide"}.get(str(file), f"given by {file}")
+    return "yes" if value is True else str(value)
+
+
+def batch_methods(results: Sequence[Result], runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What is common to the slides; what is not says so."""
+    each = [methods(result.store.info, run) for result, run in zip(results, runs, strict=True)]
+    dates = sorted(one["date"] for one in each if "date" in one)
+    common = {"date": f"{dates[0]} to {dates[-1]}"} if dates else {}
+    for key in dict.fromkeys(key for one in each for key in one if key not in ("date", "slide", "command")):
+        values = {one.get(key, "") for one in each}
+        common[key] = values.pop() if len(values) == 1 else "differs between the slides, see their own reports"
+    return common
+
+
+def _link(report: Path, page: Path) -> str | None:
+    """A slide's report as seen from the batch's; None where there is none."""
+    return Path(os.path.relpath(report, page.parent)).as_posix() if report.is_file() else None
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    """The templates; every value is escaped."""
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.export.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    head = (
-        '<th>slide</th><th class="num">tissue, mm²</th><th class="num">nuclei</th><th class="num">per mm²</th>'
-        f"<th>{words(library.name)}</th>"
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table><p>{legend}</p>"
+    templates.filters["words"] = words
+    templates.globals["version"] = __version__
+    return templates
 
 
-def _write(path: Path, title: str, body: Sequence[str]) -> None:
-    style = resources.files("pipeline.export.report").joinpath("report.css").read_text("utf-8")
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{style}</style></head><body>{''.join(body)}"
-        f'<p class="faint">Made by nucpipe {html.escape(__version__)}. For research; not a medical device.</p>'
-        "</body></html>\n"
-    )
+def _write(path: Path, template: str, content: dict[str, Any]) -> None:
     with written_whole(path) as partial:
-        partial.write_text(page, "utf-8")
+        partial.write_text(_templates().get_template(template).render(content), "utf-8")

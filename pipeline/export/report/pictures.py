@@ -11,15 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from classifier.libraries import Library
-from pipeline.export.figures.overview import NO_LABEL, paint
+from pipeline.export.figures.overview import paint
 from pipeline.slide.base import Slide, shrunk_size
 from pipeline.store.reader import Store
 
 OVERVIEW_PX = 1400
 CROP_UM, CROP_PX = 32.0, 128
-STAIN_SAMPLE = 300
-STAIN_EDGES = np.linspace(0, 2, 41)  # optical density
 
 Picture = npt.NDArray[np.uint8]
 
@@ -83,33 +80,3 @@ def _square(slide: Slide, left: int, top: int, side: int) -> Picture:
     if x0 < x1 and y0 < y1:
         square[y0 - top : y1 - top, x0 - left : x1 - left] = slide.read_level(0, (x0, y0, x1, y1))
     return square
-
-
-def stain(store: Store, slide: Slide, seed: int = 0) -> dict[str, npt.NDArray[np.float64]]:
-    """Mean optical density of haematoxylin and of eosin inside nuclei that are drawn at random.
-
-    Stains are separated by Ruifrok and Johnston's matrix (Analytical and Quantitative Cytology and Histology 23, 2001).
-    """
-    from skimage.color import rgb2hed
-    from skimage.draw import polygon
-
-    rng = np.random.default_rng(seed)
-    rows = np.sort(rng.choice(len(store), min(STAIN_SAMPLE, len(store)), replace=False))
-    drawn = replace(store, rows=np.asarray(store.rows)[rows])
-    offsets, points = drawn.contours()
-    found: list[npt.NDArray[np.float64]] = []
-    for k in range(len(rows)):
-        ring = points[offsets[k] : offsets[k + 1]]
-        left, top = np.floor(ring.min(0)).astype(int)
-        side = int(np.ceil((ring - (left, top)).max())) + 1
-        hed = rgb2hed(_square(slide, int(left), int(top), side))
-        inside = polygon(ring[:, 1] - top - 0.5, ring[:, 0] - left - 0.5, hed.shape[:2])  # type: ignore[no-untyped-call]
-        if len(inside[0]):
-            found.append(hed[inside].mean(0) * 6)  # scikit-image divides by the density of 1e-6
-    values = np.array(found).reshape(-1, 3)
-    return {"haematoxylin": values[:, 0], "eosin": values[:, 1]}
-
-
-def legend_colour(library: Library, number: int) -> tuple[int, int, int]:
-    """A label's colour; grey for no label."""
-    return NO_LABEL if number in (-1, len(library.labels)) else library.colours[number]

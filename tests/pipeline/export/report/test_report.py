@@ -4,54 +4,93 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from itertools import permutations
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+import nucpipe
+from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.errors import UsageError
 from pipeline.cli.main import main
-from pipeline.export.report.stats import GALLERY, compute_stats, merge_stats
+from pipeline.config import RunConfig
+from pipeline.export.report.charts import words
+from pipeline.export.report.stats import (
+    AREA_EDGES_UM2,
+    GALLERY,
+    P_EDGES,
+    STAIN_EDGES,
+    Distribution,
+    compute_batch_stats,
+    compute_stats,
+    merge_stats,
+)
 from pipeline.export.report.write import report_batch, report_slide
+from pipeline.inference.models import find_model
 from pipeline.result import open_result, open_results
+from pipeline.run_slide import run_slide
 from pipeline.store.reader import Store
+from pipeline.store.run_record import SilentReporter
 from tests.support.stores import random_store
+from tests.support.synthetic import MPP, draw_slide, models
 
 LIBRARIES = ("NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke")
-VOID = {"meta", "img", "input", "br", "rect", "line"}
 
 
-class Page(HTMLParser):
-    """Checks that tags are closed, and gathers text and addresses."""
+class Page:
+    """A report's page, which is well-formed XML too: its elements, its text and the addresses that it names."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.addresses: list[str] = []
-        self.scripts = 0
-        self.feed(text)
-        self.close()
-        assert not self.open
+    def __init__(self, path: Path) -> None:
+        text = path.read_text("utf-8")
+        assert text.startswith("<!doctype html>")
+        self.root = ElementTree.fromstring(text.removeprefix("<!doctype html>"))
+        self.text = squeezed(self.root.find("body"))
+        self.addresses = [
+            e.get("src") or e.get("href") or "" for e in self.root.iter() if {"src", "href"} & set(e.keys())
+        ]
+        self.scripts = len(list(self.root.iter("script")))
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
-        self.scripts += tag == "script"
-        if tag not in VOID:
-            self.open.append(tag)
+    def section(self, heading: str) -> list[ElementTree.Element]:
+        """The elements from a heading to the next."""
+        body = list(self.root.find("body") or ())
+        start = next(i for i, e in enumerate(body) if e.tag == "h2" and e.text == heading)
+        stop = next((i for i, e in enumerate(body) if i > start and e.tag == "h2"), len(body))
+        return body[start + 1 : stop]
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
+    def panels(self, heading: str) -> dict[str, ElementTree.Element]:
+        """The panels of a section's tabs, by name."""
+        tabs = next(e for e in self.section(heading) if e.get("class") == "tabs")
+        return {squeezed(e[0]): e for e in tabs if e.get("class") == "panel"}
 
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
+
+def squeezed(element: ElementTree.Element | None) -> str:
+    """The text in an element, without needless blanks."""
+    assert element is not None
+    return " ".join("".join(element.itertext()).split())
+
+
+def table(element: ElementTree.Element) -> list[list[str]]:
+    """The texts of the cells of an element's first table, its head left out."""
+    body = element.find(".//tbody")
+    return [[squeezed(cell) for cell in line] for line in body or ()]
+
+
+def bars(chart: ElementTree.Element) -> dict[str, int]:
+    """What a histogram says of its bars: nuclei, by label and interval."""
+    found: dict[str, int] = {}
+    for rect in chart.iter("rect"):
+        label, count, interval = re.fullmatch(r"(.+): ([\d,]+) at (.+)", squeezed(rect)).groups()  # type: ignore[union-attr]
+        found[f"{label} at {interval}"] = int(count.replace(",", ""))
+    return found
 
 
 def test_the_facts_are_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +98,8 @@ def test_the_facts_are_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Store.batches, "__defaults__", (77,))
     facts = compute_stats(store)
     table = store.table
-    assert facts.nuclei == 300
+    assert facts.nuclei == facts.area_um2.total == 300
+    assert facts.area_um2.median == pytest.approx(np.median(store.area_um2), rel=1e-6)
     for library in store.info.outputs.libraries:
         name = library.name
         counts = table.obs[name].value_counts()
@@ -81,6 +121,112 @@ def test_the_facts_are_the_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert worst.labels["PanNuke"][0] == table.obs["PanNuke"].iloc[worst.row]
 
 
+@pytest.mark.parametrize("rule", [{}, {"kind": "best", "threshold": 0.6}])
+def test_every_figure_of_the_page_is_the_tables(tmp_path: Path, rule: dict[str, Any]) -> None:
+    """Each number is reckoned anew with pandas from the table that the store gives to everybody."""
+    random_store(tmp_path, 500, settings={"decide": rule})
+    (tmp_path / "run.json").write_text('{"tissue_mm2": 0.0123}', "utf-8")
+    result = open_result(tmp_path)
+    page, obs = Page(report_slide(result)), result.table.obs
+    shown = {name: obs[name].cat.add_categories("no label").fillna("no label") for name in LIBRARIES}
+    median = obs["area_um2"].median()
+    assert f"500nuclei 0.0123mm² of tissue {500 / 0.0123:,.0f}nuclei per mm² {median:.1f}µm², median area" in page.text
+    trained = result.table.var["trained"]
+    counts, areas, maps = page.panels("Counts"), page.panels("Size of nuclei"), page.panels("Density")
+    certain = next(e for e in page.section("Certainty") if e.get("class") == "charts")
+    for name, chart in zip(LIBRARIES, certain, strict=True):
+        p, labels = obs[f"{name}_p"], shown[name]
+        lines = {line[0]: line[1:] for line in table(counts[name])}
+        assert set(lines) == {
+            words(label) for label in labels.cat.categories if label != "no label" or (labels == label).any()
+        }
+        for label, count in labels.value_counts().items():
+            if label != "no label" and not trained[f"{name}:{label}"]:
+                assert lines[words(label)] == ["taught by nothing, never given"]
+            elif count or label != "no label":
+                mean = f"{p[labels == label].mean():.2f}" if count and label != "no label" else ""
+                expected = [f"{count:,}", f"{count / 5:.1f} %", "", f"{count / 0.0123:,.0f}", mean]
+                assert lines[words(label)] == expected
+        assert bars(chart) == expected_bars(
+            pd.Series("nuclei", obs.index)[p.notna()], p.dropna(), P_EDGES, "probability"
+        )
+        assert bars(areas[name]) == expected_bars(labels, obs["area_um2"], AREA_EDGES_UM2, "µm²")
+        cell = 4000 / 72
+        cells = pd.DataFrame(result.centroids() // cell, obs.index).value_counts()
+        by_label = pd.DataFrame(result.centroids() // cell, obs.index).groupby(labels, observed=True).value_counts()
+        most = {"all nuclei": cells.max()} | {
+            words(k): by_label[k].max() for k in by_label.index.levels[0] if k != "no label"
+        }
+        texts = [squeezed(figure) for figure in maps[name].iter("figure")]
+        assert texts == [f"{label} up to {n} in a cell".replace(" up", "up") for label, n in most.items()]
+    for a, panel in page.panels("Crosswalk between libraries").items():
+        tables = panel.findall("table")
+        for b, found in zip([name for name in LIBRARIES if name != a], tables, strict=True):
+            pairs = pd.crosstab(shown[a], shown[b])
+            assert [squeezed(e) for e in found.find("thead/tr")][1:-1] == [words(label) for label in pairs.columns]  # type: ignore[union-attr]
+            for line, (label, row) in zip(found.find("tbody") or (), pairs.iterrows(), strict=True):
+                assert (squeezed(line[0]), squeezed(line[-1])) == (words(label), str(row.sum()))
+                for cell_, n in zip(line[1:-1], row, strict=True):
+                    assert cell_.get("title") == f"{n} nuclei, {100 * n / row.sum():.1f} % of the row"
+                    assert squeezed(cell_) in (f"{100 * n / row.sum():.0f}", "·" if n else "")
+
+
+def test_the_stain_is_the_tables(tmp_path: Path) -> None:
+    """The column of the store, not a measure of the report's own."""
+    drawn = draw_slide(400, 300)
+    config = RunConfig(mpp=MPP, tissue="none")
+    run_slide(drawn.save(tmp_path / "slide.png"), tmp_path / "out", models(), config, SilentReporter())
+    result = open_result(tmp_path / "out")
+    page, stain = Page(tmp_path / "out" / "report.html"), result.table.obs["haematoxylin_od"]
+    section = next(e for e in page.section("Stain") if e.get("class") == "charts")
+    assert squeezed(section).endswith(f"median {stain.median():.2f}")
+    labels = pd.Series("haematoxylin", stain.index)
+    assert bars(section) == expected_bars(labels, stain, STAIN_EDGES, "OD")
+
+
+def expected_bars(labels: pd.Series[str], values: pd.Series[float], edges: np.ndarray, unit: str) -> dict[str, int]:
+    """What the bars of a histogram must say."""
+    bins = pd.cut(values.clip(edges[0], edges[-1] - 1e-7), edges, right=False)
+    counts = pd.crosstab(labels.astype(str), bins).stack()
+    return {
+        f"{words(label)} at {interval.left:.3g} to {interval.right:.3g} {unit}": int(n)
+        for (label, interval), n in counts.items()
+        if n
+    }
+
+
+def test_the_methods_are_told(tmp_path: Path) -> None:
+    """Date, slide, command, models with the licences of their data, and the rule in words: at the run and later."""
+    slide = draw_slide(200, 200).save(tmp_path / "slide.png")
+    nucpipe.run(slide, tmp_path, mpp=MPP, tissue="none", decide="best", threshold=0.55, primary="CoNSeP")
+    folder = tmp_path / "slide"
+    at_once = page_methods(folder / "report.html")
+    report_slide(open_result(folder))
+    assert page_methods(folder / "report.html") == at_once
+    run = json.loads((folder / "run.json").read_text("utf-8"))
+    assert at_once["date"] == f"{run['finished'][:10]} {run['finished'][11:19]} UTC"
+    assert at_once["slide"].startswith("slide, 200 × 200 pixels of 0.25 µm (sha256:")
+    assert at_once["command"] == run["command"]
+    assert f"nucpipe run {slide} --out results --mpp 0.25 --primary CoNSeP" in at_once["command"]
+    header = read_header(find_model("classifier", RunConfig().classifier))
+    for data in header.data:
+        assert (f"{data['name']} ({data['licence']})" in at_once["classifier"]) == bool(data["images"])
+    segmentor = read_header(find_model("segmentor", RunConfig().segmentor))
+    assert all(data["name"] in at_once["segmentor"] for data in segmentor.data)
+    assert segmentor.licence in at_once["segmentor"]
+    assert at_once["decision rule"] == (
+        "Each nucleus has, in each library, the label of the largest probability if that is at least 0.55, "
+        "else no label."
+    )
+    assert at_once["tissue"] == "the whole slide"
+
+
+def page_methods(path: Path) -> dict[str, str]:
+    """The last table of a report."""
+    lines = Page(path).root.findall(".//table[@class='methods']/tr")
+    return {squeezed(line[0]): squeezed(line[1]) for line in lines}
+
+
 def test_contradictions_and_agreement_follow_the_label_table(tmp_path: Path) -> None:
     store = random_store(tmp_path, 400)
     facts, obs = compute_stats(store), store.table.obs
@@ -99,10 +245,21 @@ def test_contradictions_and_agreement_follow_the_label_table(tmp_path: Path) -> 
     assert agree + contradicted == total
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
+def test_a_distribution_has_numpys_median(n: int) -> None:
+    values = np.random.default_rng(n).integers(0, 12, n).astype(np.float32) * np.float32(0.37)
+    parts = [Distribution.of(np.append(part, np.float32(np.nan))) for part in np.array_split(values, 3)]
+    median = Distribution.merge(parts).median
+    assert median == (float(np.median(values.astype(float))) if n else None)
+
+
 def test_the_facts_of_slides_add_up(tmp_path: Path) -> None:
     stores = [random_store(tmp_path / name, n, seed=n) for name, n in (("a", 50), ("b", 120))]
-    both, each = merge_stats([compute_stats(store) for store in stores]), [compute_stats(store) for store in stores]
+    each = [compute_stats(store) for store in stores]
+    both = merge_stats([compute_batch_stats(store) for store in stores])
     assert both.nuclei == 170
+    areas = np.concatenate([store.area_um2 for store in stores])
+    assert both.area_um2.median == pytest.approx(np.median(areas), rel=1e-6)
     for name in LIBRARIES:
         assert both.counts[name].tolist() == (each[0].counts[name] + each[1].counts[name]).tolist()
         sums = sum(np.nan_to_num(f.mean_p[name]) * f.counts[name] for f in each)
@@ -112,30 +269,24 @@ def test_the_facts_of_slides_add_up(tmp_path: Path) -> None:
 def test_a_slides_report_stands_alone_and_says_all(tmp_path: Path, demo_slide: Path) -> None:
     random_store(tmp_path, 150, (2220, 2967), name="A <b>slide</b> & 'more'")
     result = open_result(tmp_path)
-    store = replace(
-        result.store, info=replace(result.store.info, mpp=0.499, models={"classifier": {"name": "joint-lite0"}})
-    )
+    path = find_model("classifier", "joint-lite0")
+    described = {"classifier": {"name": path.stem, "fingerprint": fingerprint(path)}}
+    store = replace(result.store, info=replace(result.store.info, mpp=0.499, models=described))
     path = report_slide(replace(result, store=store), slide=demo_slide)
     assert path == tmp_path / "report.html"
     assert path.stat().st_size < 4_000_000
-    page = Page(path.read_text("utf-8"))
-    text = "".join(page.text)
+    page, text = Page(path), Page(path).text
     assert page.scripts == 0
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
     assert "@import" not in text
     assert "url(" not in text
-    assert "A <b>slide</b> & 'more'" in text
-    assert "150nuclei" in text
-    for library in store.info.outputs.libraries:
-        for label, count in result.labels(library.name).value_counts().items():
-            assert f"{str(label).replace('_', ' ')}{count}{100 * count / 150:.1f} %" in text or not count
+    assert text.startswith("A <b>slide</b> & 'more' 2,220 × 2,967 pixels")
+    assert squeezed(page.root.find("head/title")) == "A <b>slide</b> & 'more': nuclei"
     assert text.count("the classifier saw no image of this library") == 1  # NuCLS, and of this classifier alone
     assert "NuCLS: the classifier saw no image of this library" in text
     assert "never given: NuCLS: plasma cell, BreCaHAD: non mitosis" in text
     assert text.count("taught by nothing, never given") == 2
-    assert "300 nuclei drawn" not in text
-    assert "150 nuclei drawn at random" in text
     pictures = [base64.b64decode(a.split(",", 1)[1]) for a in page.addresses if a.startswith("data:image/jpeg")]
     sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures]
     assert sizes[:5] == [(1048, 1400)] * 5
@@ -145,10 +296,8 @@ def test_a_slides_report_stands_alone_and_says_all(tmp_path: Path, demo_slide: P
 def test_without_the_slide_and_without_nuclei(tmp_path: Path) -> None:
     for count in (0, 30):
         random_store(tmp_path / str(count), count)
-        page = Page(report_slide(open_result(tmp_path / str(count))).read_text("utf-8"))
-        text = "".join(page.text)
-        assert f"{count}nuclei" in text
-        assert "drawn at random" not in text
+        text = Page(report_slide(open_result(tmp_path / str(count)))).text
+        assert f"pixel {count}nuclei" in text.replace(" nuclei", "nuclei")
         assert "The least certain nuclei" not in text
         assert ("Crosswalk" in text) == (count > 0)
     with pytest.raises(UsageError, match=r"it is not at nowhere\.svs"):
@@ -164,13 +313,15 @@ def test_the_report_of_a_batch(tmp_path: Path) -> None:
     report_slide(open_result(tmp_path / "sub" / "b & c"))
     done = CliRunner().invoke(main, ["report", str(tmp_path), "--primary", "consep"])
     assert done.exit_code == 0, done.output
-    page = Page((tmp_path / "report.html").read_text("utf-8"))
-    text = "".join(page.text)
+    page, text = Page(tmp_path / "report.html"), Page(tmp_path / "report.html").text
     assert page.addresses == ["sub/b & c/report.html"] * 5  # once for each library
     assert "2 slides" in text
-    assert "100nuclei" in text
-    assert "1.00mm² of tissue" in text
-    assert re.search(r"b & c\D*0\.5060120", text)
+    assert text.startswith("2 slides 100nuclei 1mm² of tissue 100nuclei per mm²")
+    for name, panel in page.panels("Slides").items():
+        assert [line[:4] for line in table(panel)] == [["a", "0.5", "40", "80"], ["b & c", "0.5", "60", "120"]]
+        parts = [part.get("title") for part in panel.findall(".//tr[2]//span")]
+        shown = open_result(tmp_path / "sub" / "b & c").labels(name).value_counts(sort=False)
+        assert parts == [f"{str(k).replace('_', ' ')}: {n} ({100 * n / 60:.1f} %)" for k, n in shown.items() if n]
     checked = re.findall(r'id="([a-z]+)-(\d)" checked', (tmp_path / "report.html").read_text("utf-8"))
     assert set(checked) == {("slides", "2"), ("counts", "2"), ("areas", "2"), ("crosswalk", "2")}
 
