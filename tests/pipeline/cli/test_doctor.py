@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from nucpipe.optional.extras import install_command
 from pipeline.cli import doctor_checks
 from pipeline.cli.doctor_checks import Finding, examine
 from pipeline.cli.main import main
@@ -74,4 +75,4 @@ def test_a_check_that_breaks_is_a_finding(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_part_that_is_not_installed_is_only_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_checks, "EXTRAS", {"serve": "no_such_module"})
     note = list(doctor_checks._extras())
-    assert note == [Finding("note", "[serve]", 'not installed; pip install "nucpipe[serve]" adds it')]
+    assert note == [Finding("note", "[serve]", f"not installed; to add it: {install_command('serve')}")]

@@ -14,7 +14,7 @@ import pytest
 from tests.support.browser import run_drawn, viewed
 from tests.support.synthetic import Drawn, draw_slide
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install '.[dev]')")
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
