@@ -79,9 +79,9 @@ def run_slide(
         journal = open_journal(prepared, config)
         if journal is not None:
             todo = [region for region in prepared.regions if region.index not in journal.done]
-            before = [region for region in prepared.regions if region.index in journal.done]
+            finished = [region for region in prepared.regions if region.index in journal.done]
             area = prepared.tissue.area_mm2
-            reporter.begin(slide.name, area, len(prepared.regions), sum(map(prepared.mm2, before)), len(before))
+            reporter.begin(slide.name, area, len(prepared.regions), sum(map(prepared.mm2, finished)), len(finished))
             # Tissue without external nuclei is in no region: nothing is to be done there.
             reporter.advance(0, area - sum(map(prepared.mm2, prepared.regions)))
             clock.lap("prepare")

@@ -88,7 +88,8 @@ class Bars:
             console=self.console,
             transient=True,
         )
-        self.task = self.bar.add_task(name, total=mm2, completed=mm2_before, nuclei=0, speed="")
+        self.task = self.bar.add_task(name, total=mm2, nuclei=0, speed="")
+        self.bar.update(self.task, completed=mm2_before)
         self.bar.start()
 
     def advance(self, nuclei: int, mm2: float) -> None:

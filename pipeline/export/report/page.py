@@ -180,7 +180,7 @@ def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
 def _cell_um(facts: ReportStats, info: StoreInfo) -> float:
     """Side of a cell of the density maps."""
     cells = next(iter(facts.density.values())).shape[1:]
-    return max(info.size_l0) * info.mpp / max(cells)
+    return float(max(info.size_l0) * info.mpp / max(cells))
 
 
 def _density_maps(facts: ReportStats, library: Library) -> list[dict[str, Any]]:
