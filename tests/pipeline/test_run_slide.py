@@ -102,7 +102,8 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
     again = []
     monkeypatch.setattr(Journal, "write", lambda j, i, *rest: (again.append(i), write(j, i, *rest))[1])
     capsys.readouterr()
-    run_slide(path, tmp_path / "stopped", models(), config, Lines())
+    lines = Lines()
+    lines.end(run_slide(path, tmp_path / "stopped", models(), config, lines))
     first, last = capsys.readouterr().err.splitlines()
     assert first == f"slide: 0.0394 mm² of tissue in {len(written) + len(again)} regions, 5 of them done before"
     assert " on 0.0394 mm² in " in last
