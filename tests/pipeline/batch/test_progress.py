@@ -49,7 +49,7 @@ def test_lines_of_a_new_run(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_bar_of_a_run_that_goes_on_begins_at_what_is_done() -> None:
     bars = Bars()
     written = io.StringIO()
-    bars.console = Console(file=written, force_terminal=True)
+    bars.console = Console(file=written, force_terminal=True, highlight=False)
     bars.begin("a", 4.0, 40, 1.5, 11)
     try:
         assert bars.bar is not None
