@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -41,10 +43,24 @@ def with_morphology(
     """
     values = np.empty((len(nuclei), len(MEASURES)), np.float64)
     points = nuclei.contour_points - np.asarray(origin, float)
-    _measure(points, nuclei.contour_offsets, pixels, float(px), _stain_table(), values)
+    hulls, hull_offsets = _enclose(points, nuclei.contour_offsets, values[:, MEASURES.index("max_diameter_um")])
+    _measure(points, nuclei.contour_offsets, hulls, hull_offsets, pixels, float(px), _stain_table(), values)
     lengths = [MEASURES.index(name) for name in ("perimeter_um", "max_diameter_um", "min_diameter_um")]
     values[:, lengths] *= mpp
     return replace(nuclei, measures=values.astype(np.float32))
+
+
+def _enclose(points: Floats, offsets: npt.NDArray[np.int64], diameters: Floats) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Fill ``diameters`` (N,) of the smallest circles round rings, and return the rings' convex hulls, concatenated."""
+    hulls: list[npt.NDArray[np.float32]] = [np.zeros((0, 2), np.float32)]
+    for i, (start, stop) in enumerate(pairwise(offsets)):
+        # Relative to a point of its own a ring keeps its exact place in OpenCV's float32.
+        ring = (points[start:stop] - points[start:stop][:1]).astype(np.float32)
+        hull = np.asarray(cv2.convexHull(ring), np.float32).reshape(-1, 2) if len(ring) else ring
+        hulls.append(hull)
+        diameters[i] = 2 * cv2.minEnclosingCircle(hull)[1] if len(hull) else 0.0
+    hull_offsets = np.cumsum([len(hull) for hull in hulls])
+    return np.concatenate(hulls).astype(np.float64), hull_offsets
 
 
 def _stain_table() -> npt.NDArray[np.float32]:
@@ -60,22 +76,23 @@ def _stain_table() -> npt.NDArray[np.float32]:
 def _measure(
     points: Floats,
     offsets: npt.NDArray[np.int64],
+    hulls: Floats,
+    hull_offsets: npt.NDArray[np.int64],
     pixels: npt.NDArray[np.uint8],
     px: float,
     stain: npt.NDArray[np.float32],
     values: Floats,
 ) -> None:
-    """Fill ``values`` (N, 6): perimeter, circularity, solidity, largest and smallest diameter, stain."""
+    """Fill ``values`` (N, 6), in the order of ``MEASURES``, but for the largest diameter."""
     for i in range(len(offsets) - 1):
         ring = points[offsets[i] : offsets[i + 1]]
         area = _area(ring)
         perimeter = _perimeter(ring)
-        hull = _hull(ring)
+        hull = hulls[hull_offsets[i] : hull_offsets[i + 1]]
         values[i, 0] = perimeter
         values[i, 1] = min(1.0, 4 * math.pi * area / perimeter**2) if perimeter > 0 else math.nan
         whole = _area(hull)
         values[i, 2] = area / whole if whole > 0 else math.nan
-        values[i, 3] = _circle(hull)
         values[i, 4] = _width(hull)
         values[i, 5] = _mean_stain(ring, pixels, px, stain)
 
@@ -109,36 +126,6 @@ def _perimeter(ring: Floats) -> float:
 
 
 @jit
-def _hull(ring: Floats) -> Floats:
-    """The convex hull (Andrew's monotone chain)."""
-    n = len(ring)
-    order = np.argsort(ring[:, 0] + 0.0, kind="mergesort")
-    # Of equal x by y: insertion, for runs of equal x are short.
-    for k in range(1, n):
-        here, j = order[k], k
-        while j > 0 and ring[order[j - 1], 0] == ring[here, 0] and ring[order[j - 1], 1] > ring[here, 1]:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = here
-    hull = np.empty((2 * n + 1, 2), np.float64)
-    m = 0
-    for turn in range(2):
-        base = m
-        for k in range(n):
-            point = ring[order[k] if turn == 0 else order[n - 1 - k]]
-            while m - base >= 2 and (
-                (hull[m - 1, 0] - hull[m - 2, 0]) * (point[1] - hull[m - 2, 1])
-                - (hull[m - 1, 1] - hull[m - 2, 1]) * (point[0] - hull[m - 2, 0])
-                <= 0
-            ):
-                m -= 1
-            hull[m] = point
-            m += 1
-        m -= 1  # the last point begins the other half
-    return hull[: max(m, 1)] if n else hull[:0]
-
-
-@jit
 def _width(hull: Floats) -> float:
     """The smallest distance of two parallel lines with the hull between them; one of them lies on a side."""
     n = len(hull)
@@ -155,38 +142,6 @@ def _width(hull: Floats) -> float:
             farthest = max(farthest, abs(dx * (hull[j, 1] - hull[k, 1]) - dy * (hull[j, 0] - hull[k, 0])) / length)
         least = min(least, farthest)
     return least
-
-
-@jit
-def _circle(hull: Floats) -> float:
-    """Diameter of the smallest circle round the points (Welzl's method, with the points in their order)."""
-    n = len(hull)
-    if n == 0:
-        return 0.0
-    x, y, r = hull[0, 0], hull[0, 1], 0.0
-    slack = 1 + 1e-12
-    for i in range(1, n):
-        if math.hypot(hull[i, 0] - x, hull[i, 1] - y) <= r * slack:
-            continue
-        x, y, r = hull[i, 0], hull[i, 1], 0.0
-        for j in range(i):
-            if math.hypot(hull[j, 0] - x, hull[j, 1] - y) <= r * slack:
-                continue
-            x, y = (hull[i, 0] + hull[j, 0]) / 2, (hull[i, 1] + hull[j, 1]) / 2
-            r = math.hypot(hull[i, 0] - hull[j, 0], hull[i, 1] - hull[j, 1]) / 2
-            for k in range(j):
-                if math.hypot(hull[k, 0] - x, hull[k, 1] - y) <= r * slack:
-                    continue
-                # The circle through the three points.
-                bx, by = hull[j, 0] - hull[i, 0], hull[j, 1] - hull[i, 1]
-                cx, cy = hull[k, 0] - hull[i, 0], hull[k, 1] - hull[i, 1]
-                cross = 2 * (bx * cy - by * cx)
-                if cross == 0:
-                    continue
-                b, c = bx * bx + by * by, cx * cx + cy * cy
-                ux, uy = (cy * b - by * c) / cross, (bx * c - cx * b) / cross
-                x, y, r = hull[i, 0] + ux, hull[i, 1] + uy, math.hypot(ux, uy)
-    return 2 * r
 
 
 @jit
