@@ -17,6 +17,8 @@ import nucpipe
 from pipeline.slide.open import open_slide
 from tests.support.paths import EXAMPLES
 
+pytestmark = pytest.mark.slow
+
 MPP = 0.499
 
 

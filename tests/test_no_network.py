@@ -30,6 +30,8 @@ from nucpipe.cache import cache_folder
 from tests.support.slides import tissue_texture, write_image, write_tiled_tiff
 from tests.support.synthetic import draw_slide
 
+pytestmark = pytest.mark.slow
+
 WATCH = Path(__file__).parent / "support" / "watch"
 MAY_WRITE = ("out", "cache", "tmp")
 UNSET = ("CI", "TF_BUILD", "JENKINS_URL", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "HF_HOME")

@@ -18,6 +18,8 @@ from pipeline.store.reader import open_store
 from tests.support.paths import EXAMPLES
 from tests.support.synthetic import draw_slide
 
+pytestmark = pytest.mark.slow
+
 LIBRARIES = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke", "Lab"]
 EXAMPLE = EXAMPLES / "points_from_qupath.py"
 

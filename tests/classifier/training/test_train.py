@@ -27,6 +27,8 @@ from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
 from pipeline.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 
 class Interrupted(Exception):
     pass

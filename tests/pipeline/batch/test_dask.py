@@ -25,7 +25,10 @@ from pipeline.store.run_record import SilentReporter
 from tests.support.synthetic import MPP, draw_slide
 
 distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
-pytestmark = pytest.mark.filterwarnings("default")  # Dask's own, of ports and of workers that are killed
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),  # Dask's own, of ports and of workers that are killed
+]
 
 
 def kill_a_worker_at_work(journal: Path, killed: list[int]) -> None:

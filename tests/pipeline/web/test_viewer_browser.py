@@ -21,6 +21,8 @@ from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
+pytestmark = pytest.mark.browser
+
 Driver = webdriver.Chrome
 SYSTEMS = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
 

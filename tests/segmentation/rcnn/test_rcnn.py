@@ -25,6 +25,8 @@ from segmentation.registry import load_detector
 from segmentation.training.train import SegmentorTraining, train_segmentor
 from tests.support.synthetic import MPP, draw_slide, models
 
+pytestmark = pytest.mark.slow
+
 
 class DarkBoxes(torch.nn.Module):
     """Shaped as torchvision's: finds what is dark in a tile, surer of larger boxes; ``masks`` only if wanted."""

@@ -20,6 +20,8 @@ from segmentation.hovernet.network import HoVerNet, read_hovernet, widen
 from segmentation.training.train import SegmentorTraining, train_segmentor
 from tests.support.synthetic import draw_slide
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
