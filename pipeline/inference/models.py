@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,10 +115,10 @@ def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dic
     """
     result = {}
     for kind, model in described.items():
-        paths = [*(bundled_models(kind).values() if kind in KINDS else ()), *map(Path, names)]
-        same = (path for path in paths if path.is_file() and fingerprint(path) == model.get("fingerprint"))
+        known = {fingerprint(path): path for path in map(Path, names) if path.is_file()} | _bundled(kind)
+        path = known.get(model.get("fingerprint", ""))
         facts: dict[str, Any] = {}
-        if (path := next(same, None)) is not None and path.suffix == ".safetensors":
+        if path is not None and path.suffix == ".safetensors":
             header = read_header(path)
             data = [{key: one[key] for key in ("name", "images", "licence") if key in one} for one in header.data]
             facts = {"licence": header.licence, "data": data}
@@ -125,6 +126,12 @@ def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dic
             facts = {"data": [{"name": PUBLISHED[model["name"]]}]}
         result[kind] = {**model, **facts}
     return result
+
+
+@cache
+def _bundled(kind: str) -> dict[str, Path]:
+    """The bundled models of that kind, by fingerprint."""
+    return {fingerprint(path): path for path in bundled_models(kind).values()} if kind in KINDS else {}
 
 
 def published_models() -> list[tuple[str, str, str]]:

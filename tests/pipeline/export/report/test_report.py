@@ -326,6 +326,24 @@ def test_the_report_of_a_batch(tmp_path: Path) -> None:
     assert set(checked) == {("slides", "2"), ("counts", "2"), ("areas", "2"), ("crosswalk", "2")}
 
 
+def test_names_and_labels_are_escaped(tmp_path: Path) -> None:
+    """A library of somebody's own may have any text as a label, and a folder any name."""
+    folder = tmp_path / "<img src=x onerror=alert(1)>"
+    random_store(folder, 40, name="<img src=x>")
+    result = open_result(folder)
+    first, *others = result.store.info.outputs.libraries
+    labels = tuple(f"<script>{label}</script>" for label in first.labels)
+    own = replace(first, name='Own "><b>', labels=labels, groups={}, synonyms={})
+    outputs = replace(result.store.info.outputs, libraries=(own, *others))
+    own_result = replace(result, store=replace(result.store, info=replace(result.store.info, outputs=outputs)))
+    page = Page(report_batch([own_result], tmp_path / "report.html", own.name))
+    assert page.scripts == 0
+    assert not list(page.root.iter("img"))
+    assert "<script>tumor</script>" in page.text
+    assert list(page.panels("Counts")) == ['Own "><b>', *LIBRARIES[1:]]
+    assert table(page.panels("Slides")["PanNuke"])[0][0] == "<img src=x>"
+
+
 def test_different_libraries_are_not_added_up(tmp_path: Path) -> None:
     for name in "ab":
         random_store(tmp_path / name, 5, name=name)
