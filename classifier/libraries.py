@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,20 @@ import numpy.typing as npt
 
 from nucpipe.errors import DataError, UsageError
 
-PALETTE = (
-    (200, 0, 0),
-    (60, 200, 60),
-    (90, 60, 200),
-    (255, 200, 0),
-    (0, 160, 220),
-    (255, 0, 220),
-    (150, 200, 150),
-    (255, 120, 120),
-    (160, 90, 160),
-    (0, 130, 90),
-    (200, 140, 90),
-    (50, 50, 50),
-)
-"""Colours for the labels of a user's library that states none; they come round again after the twelfth."""
+Colour = tuple[int, int, int]
+"""Red, green, blue, 0-255."""
+
+
+@cache
+def _published() -> dict[str, Any]:
+    """The content of ``libraries.toml``."""
+    return tomllib.loads(resources.files("classifier").joinpath("libraries.toml").read_text("utf-8"))
+
+
+def no_label_colour() -> Colour:
+    """The colour of a nucleus without a label."""
+    red, green, blue = _published()["no_label"]
+    return red, green, blue
 
 
 def plain(text: str) -> str:
@@ -54,7 +53,7 @@ class Library:
 
     name: str
     labels: tuple[str, ...]
-    colours: tuple[tuple[int, int, int], ...]
+    colours: tuple[Colour, ...]
     mpp: float
     licence: str
     citation: str
@@ -186,8 +185,8 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> LabelSpace:
-        """From the form that :meth:`to_dict` gives."""
-        libraries = tuple(Library.from_dict(f) for f in fields["libraries"])
+        """From the form that :meth:`to_dict` gives; published libraries have their colours of today."""
+        libraries = tuple(_recoloured(Library.from_dict(f)) for f in fields["libraries"])
         trained, temperatures = tuple(map(bool, fields["trained"])), tuple(map(float, fields.get("temperatures", ())))
         if len(trained) != sum(len(library.labels) for library in libraries) or not trained:
             raise ValueError(f"{len(trained)} flags of trained labels do not fit the libraries")
@@ -204,10 +203,18 @@ class LabelSpace:
         }
 
 
+@cache
 def published_libraries() -> tuple[Library, ...]:
     """The five libraries of ``libraries.toml``, in the order of the outputs."""
-    text = resources.files("classifier").joinpath("libraries.toml").read_text("utf-8")
-    return tuple(Library.from_dict(fields) for fields in tomllib.loads(text)["library"])
+    return tuple(Library.from_dict(fields) for fields in _published()["library"])
+
+
+def _recoloured(library: Library) -> Library:
+    """A library in the published one's colours, if it is one; its own colours are of when a model was trained."""
+    for published in published_libraries():
+        if (published.name, published.labels) == (library.name, library.labels):
+            return replace(library, colours=published.colours)
+    return library
 
 
 LIBRARY_FILE = "library.toml"
@@ -233,7 +240,8 @@ def load_library(path: Path) -> Library:
     if isinstance(labels, list):
         if len(set(map(str, labels))) < len(labels):
             raise DataError(f"{path}: a label stands in it twice.")
-        labels = {str(label): PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
+        palette = _published()["palette"]
+        labels = {str(label): palette[i % len(palette)] for i, label in enumerate(labels)}
     try:
         library = Library.from_dict({"citation": "", **fields, "labels": labels})
         valid = bool(library.labels) and library.mpp > 0

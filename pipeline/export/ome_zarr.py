@@ -11,7 +11,7 @@ import numpy.typing as npt
 import zarr
 
 from classifier.decision_rule import best_labels
-from classifier.libraries import Library
+from classifier.libraries import Library, no_label_colour
 from nucpipe._version import __version__
 from nucpipe.files import EXPORTED, folder_written_whole
 from pipeline.export.pyramid import (
@@ -30,7 +30,6 @@ from pipeline.slide.base import Slide
 from pipeline.store.reader import Store
 
 NUCLEI = "nuclei"
-NO_LABEL_RGBA = [150, 150, 150, 255]
 
 
 def write_labels(
@@ -103,7 +102,7 @@ def _write_label_images(store: Store, labels: zarr.Group, libraries: Sequence[Li
 
 def _meanings(library: Library) -> dict[str, Any]:
     """The colours and the names of a library's values."""
-    colours = [[*colour, 255] for colour in library.colours] + [NO_LABEL_RGBA]
+    colours = [[*colour, 255] for colour in (*library.colours, no_label_colour())]
     return {
         "colors": [{"label-value": k, "rgba": rgba} for k, rgba in enumerate(colours, 1)],
         "properties": [{"label-value": k, "label": label} for k, label in enumerate([*library.labels, "no label"], 1)],

@@ -13,20 +13,18 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from classifier.libraries import Library
+from classifier.libraries import Colour, Library, no_label_colour
 from nucpipe.files import written_whole
 from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.store.reader import Store
 
 Picture = npt.NDArray[np.uint8]
-Colour = tuple[int, int, int]
 
 MIN_SIDE_PX = 800  # a smaller slide is enlarged, so that its nuclei and the text beside it can be read
 DOT_PX = 3  # where nuclei are smaller in diameter, they are drawn as dots of this size
 ROW_PX = 40  # of the legend
 OUTLINE_PX = 6  # where they are larger, they are drawn with an outline
 SUBPIXEL_BITS = 4  # of the coordinates that OpenCV draws
-NO_LABEL: Colour = (150, 150, 150)
 BLACK, GREY, FAINT, LINE = (20, 20, 20), (110, 110, 110), (160, 160, 160), (200, 200, 200)
 
 
@@ -74,7 +72,7 @@ def _pale(image: Picture) -> Picture:
 def _nuclei_on(picture: Picture, store: Store, library: Library) -> Picture:
     h, w = picture.shape[:2]
     scale = np.array([w / store.info.size_l0[0], h / store.info.size_l0[1]])
-    colours = np.array([*library.colours, NO_LABEL], np.uint8)  # the last one is number -1
+    colours = np.array([*library.colours, no_label_colour()], np.uint8)  # the last one is number -1
     diameter_px = _typical_diameter_um(store) / store.info.mpp * float(scale.mean())
     drawn = picture.copy()
     for part in store.batches():
@@ -175,7 +173,7 @@ def _legend_rows(store: Store, library: Library) -> list[tuple[Colour, str, int]
         for colour, label, count, known in zip(library.colours, library.labels, counts, trained, strict=False)
         if known
     ]
-    return rows + ([(NO_LABEL, "no label", int(counts[-1]))] if counts[-1] else [])
+    return rows + ([(no_label_colour(), "no label", int(counts[-1]))] if counts[-1] else [])
 
 
 def _legend(store: Store, library: Library, unit: float) -> Image.Image:

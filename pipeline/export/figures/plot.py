@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from classifier.libraries import no_label_colour
 from nucpipe.errors import UsageError
-from pipeline.export.figures.overview import NO_LABEL
 from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.result import Result, Window
 
@@ -66,7 +66,7 @@ def plot(
     for number in [*range(len(known.labels)), -1]:
         which = np.flatnonzero(wanted & (numbers == number))
         if len(which):
-            colour = NO_LABEL if number < 0 else known.colours[number]
+            colour = no_label_colour() if number < 0 else known.colours[number]
             name = "no label" if number < 0 else known.labels[number].replace("_", " ")
             rgb = tuple(value / 255 for value in colour)
             centres = part.centroids_l0[which]

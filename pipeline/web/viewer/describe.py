@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from classifier.decision_rule import decide
-from pipeline.export.figures.overview import NO_LABEL
+from classifier.libraries import no_label_colour
 from pipeline.export.figures.scale_bar import LENGTHS_UM, length_text
 from pipeline.result import Result
 from pipeline.store.reader import Store
@@ -47,7 +47,7 @@ def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
     outputs = nuclei.store.info.outputs
     library = outputs.library(name)
     counts = nuclei.counts(Choice(name))
-    names, colours = [*library.labels, "no label"], [*library.colours, NO_LABEL]
+    names, colours = [*library.labels, "no label"], [*library.colours, no_label_colour()]
     trained = [*outputs.trained[outputs.slices[name]], bool(counts[-1])]
     return {
         "name": name,

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.export.figures.overview import NO_LABEL, SUBPIXEL_BITS
+from classifier.libraries import no_label_colour
+from pipeline.export.figures.overview import SUBPIXEL_BITS
 from pipeline.web.viewer.nuclei import BoxL0, Choice, NucleiMap, Outlines
 
 Picture = npt.NDArray[np.uint8]
@@ -59,7 +60,7 @@ def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice) -> Picture:
         UsageError: no such library.
     """
     library = nuclei.store.info.outputs.library(choice.library)
-    colours = np.array([*library.colours, NO_LABEL], np.uint8)[:, ::-1]  # the last one is number -1
+    colours = np.array([*library.colours, no_label_colour()], np.uint8)[:, ::-1]  # the last one is number -1
     tile = tile.widened(RIM_PX)
     width, height = tile.size
     colour, opacity = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)

@@ -120,7 +120,7 @@ def test_the_scripts_run(tmp_path: Path) -> None:
         println images*.data*.hierarchy*.objects*.size()
         println images*.saved
         run('colour-by-PanNuke.groovy')
-        println PathClass.known['epithelial'].color == (int) 0xff3cc83c
+        println PathClass.known['epithelial'].color == (int) 0xff73c8ff
         println images[0].data.hierarchy.fired
         println images[0].data.hierarchy.objects.every {{ it.pathClass.name == it.metadata.PanNuke }}
         println images[1].data.hierarchy.objects.every {{ it.pathClass.name == it.metadata.MoNuSAC }}
