@@ -14,7 +14,7 @@ from pipeline.cli.demo_slide import fetch_demo_slide
 from pipeline.slide.open import open_slide
 from pipeline.store.reader import open_store
 
-X, Y, SIDE, ZOOM, HEIGHT = 940, 1330, 240, 5, 1100
+X, Y, SIDE, ZOOM, HEIGHT = 940, 1330, 240, 5, 900
 
 
 def detail(result: Path, library_name: str) -> np.ndarray:

@@ -44,7 +44,7 @@ from pipeline.store.run_record import (
     write_run_json,
 )
 
-OVERVIEW_PX = 2400
+OVERVIEW_PX = 1800
 
 
 def run_slide(

@@ -1,4 +1,4 @@
-"""The overview: the slide in small with its nuclei in the colours of one library, for a first look and for a paper."""
+"""The overview: the stained slide in small and, beside it, its nuclei in the colours of one library."""
 
 from __future__ import annotations
 
@@ -23,13 +23,17 @@ Picture = npt.NDArray[np.uint8]
 MIN_SIDE_PX = 800  # a smaller slide is enlarged, so that its nuclei and the text beside it can be read
 DOT_PX = 3  # where nuclei are smaller in diameter, they are drawn as dots of this size
 ROW_PX = 40  # of the legend
+PAGE_ASPECT = 1.5  # width / height of what the overview is looked at on
 OUTLINE_PX = 6  # where they are larger, they are drawn with an outline
 SUBPIXEL_BITS = 4  # of the coordinates that OpenCV draws
 BLACK, GREY, FAINT, LINE = (20, 20, 20), (110, 110, 110), (160, 160, 160), (200, 200, 200)
 
 
 def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) -> None:
-    """Draw the nuclei on the slide, with a legend, their counts and a scale bar, and write a PNG.
+    """Draw the stained slide and the slide with its nuclei, a legend, their counts and a scale bar, and write a PNG.
+
+    The two lie side by side or one below the other, and the legend right of them or below, so that the
+    pictures are as large as can be on a page of 3 : 2.
 
     Args:
         store: the nuclei.
@@ -42,7 +46,8 @@ def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) ->
         OutputError: the file cannot be written.
     """
     library = store.info.outputs.library(primary)
-    page = _page(paint(thumbnail, store, library), store, library)
+    stained = _at_least(thumbnail, MIN_SIDE_PX)
+    page = _page(stained, paint(stained, store, library), store, library)
     with written_whole(path) as partial:
         page.save(partial, format="PNG", compress_level=1)  # a third to a half of the usual time, 7 to 20 % larger
 
@@ -117,20 +122,31 @@ def _draw_outlines(
             cv2.polylines(picture, ring, True, _darker(colour), 1, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
-def _page(picture: Picture, store: Store, library: Library) -> Image.Image:
-    """The picture with a title above it, a legend beside it and a scale bar below it."""
-    h, w = picture.shape[:2]
+def _page(stained: Picture, labelled: Picture, store: Store, library: Library) -> Image.Image:
+    """The pictures with a title above them, a scale bar below, and a legend, so that all fit a page best."""
+    h, w = stained.shape[:2]
     unit = max(h, w) / MIN_SIDE_PX  # text and margins grow with the picture
     margin, head, foot = round(40 * unit), round(90 * unit), round(50 * unit)
-    legend = _legend(store, library, unit)
-    height = max(h + foot, legend.height)
-    page = Image.new("RGB", (w + legend.width + 3 * margin, margin + head + height + margin // 2), "white")
-    page.paste(Image.fromarray(picture), (margin, margin + head))
-    page.paste(legend, (w + 2 * margin, margin + head))
+    left, top = margin, margin + head
+    layouts = []
+    for second in ((w + margin // 2, 0), (0, h + margin // 2)):
+        right, bottom = left + second[0] + w, top + second[1] + h
+        beside, below = _legend(store, library, unit), _legend(store, library, unit, right - left)
+        size = (right + 2 * margin + beside.width, max(bottom + foot, top + beside.height) + margin // 2)
+        layouts.append((size, second, bottom, beside, (right + margin, top)))
+        size = (max(right, left + below.width) + margin, bottom + foot + margin // 2 + below.height + margin // 2)
+        layouts.append((size, second, bottom, below, (left, bottom + foot + margin // 2)))
+    # The one in which the pictures are largest on a screen, or on a page of a paper.
+    layouts.sort(key=lambda layout: max(layout[0][0] / PAGE_ASPECT, layout[0][1]))
+    size, (dx, dy), bottom, legend, place = layouts[0]
+    page = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(page)
-    draw.rectangle((margin - 1, margin + head - 1, margin + w, margin + head + h), outline=LINE)
+    for picture, x, y in ((stained, left, top), (labelled, left + dx, top + dy)):
+        page.paste(Image.fromarray(picture), (x, y))
+        draw.rectangle((x - 1, y - 1, x + w, y + h), outline=LINE)
+    page.paste(legend, place)
     _title(draw, store, (margin, margin), page.width - 2 * margin, unit)
-    _scale_bar(draw, (margin, margin + head + h + foot // 2), w, store.info.size_l0[0] * store.info.mpp, unit)
+    _scale_bar(draw, (margin, bottom + foot // 2), w, store.info.size_l0[0] * store.info.mpp, unit)
     return page
 
 
@@ -176,26 +192,31 @@ def _legend_rows(store: Store, library: Library) -> list[tuple[Colour, str, int]
     return rows + ([(no_label_colour(), "no label", int(counts[-1]))] if counts[-1] else [])
 
 
-def _legend(store: Store, library: Library, unit: float) -> Image.Image:
-    """The library's name, and a row for each label: colour, name, nuclei, share."""
+def _legend(store: Store, library: Library, unit: float, width: int = 0) -> Image.Image:
+    """The library's name, and for each label its colour, name, nuclei and share, in as many columns as fit a width."""
     rows = _legend_rows(store, library)
     total = max(1, sum(count for _, _, count in rows))
     font, gap = _font(20 * unit), 24 * unit
     names_end = 32 * unit + max((font.getlength(label) for _, label, _ in rows), default=0)
     counts_end = names_end + gap + font.getlength(f"{total:,}")
     shares_end = counts_end + gap + font.getlength("100.0 %")
-    legend = Image.new("RGB", (math.ceil(shares_end), round((len(rows) + 1) * ROW_PX * unit)), "white")
+    across = shares_end + 2 * gap
+    columns = max(1, min(len(rows), int((width + 2 * gap) // across)))
+    lines = math.ceil(len(rows) / columns)
+    heading = _font(24 * unit, bold=True)
+    wide = max(columns * across - 2 * gap, heading.getlength(library.name))
+    legend = Image.new("RGB", (math.ceil(wide), round((lines + 1) * ROW_PX * unit)), "white")
     draw = ImageDraw.Draw(legend)
-    draw.text((0, 0), library.name, BLACK, _font(24 * unit, bold=True))
-    for i, (colour, label, count) in enumerate(rows, 1):
-        middle, radius = (i + 0.45) * ROW_PX * unit, 9 * unit
-        disc = (0, middle - radius, 2 * radius, middle + radius)
+    draw.text((0, 0), library.name, BLACK, heading)
+    for i, (colour, label, count) in enumerate(rows):
+        x, middle, radius = i // lines * across, (i % lines + 1.45) * ROW_PX * unit, 9 * unit
+        disc = (x, middle - radius, x + 2 * radius, middle + radius)
         draw.ellipse(disc, colour, _darker(colour), max(1, round(unit)))
         ink = BLACK if count else FAINT
-        draw.text((32 * unit, middle), label, ink, font, anchor="lm")
-        draw.text((counts_end, middle), f"{count:,}", ink, font, anchor="rm")
+        draw.text((x + 32 * unit, middle), label, ink, font, anchor="lm")
+        draw.text((x + counts_end, middle), f"{count:,}", ink, font, anchor="rm")
         if count:
-            draw.text((shares_end, middle), f"{100 * count / total:.1f} %", GREY, font, anchor="rm")
+            draw.text((x + shares_end, middle), f"{100 * count / total:.1f} %", GREY, font, anchor="rm")
     return legend
 
 

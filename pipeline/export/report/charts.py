@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.libraries import Library
-from pipeline.export.figures.overview import NO_LABEL
+from classifier.libraries import no_label_colour
 
 Colour = tuple[int, int, int]
 
@@ -70,7 +70,7 @@ def words(label: str) -> str:
 def label_of(library: Library, number: int) -> Label:
     """The label of that number; "no label" for -1 and for the number after the last."""
     if number in (-1, len(library.labels)):
-        return Label("no label", css(NO_LABEL))
+        return Label("no label", css(no_label_colour()))
     return Label(words(library.labels[number]), css(library.colours[number]))
 
 

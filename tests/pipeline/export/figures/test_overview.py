@@ -50,11 +50,45 @@ def page_of(store: Store, thumbnail: np.ndarray, path: Path, primary: str = "Pan
         return np.asarray(image)
 
 
+def pictures_of(page: np.ndarray, shape: tuple[int, int]) -> list[np.ndarray]:
+    """The slide's pictures, the stained one first, found by the upper left corners of their frames."""
+    line = (page == FRAME).all(2)
+    h, w = shape
+    corners = [
+        (y, x)
+        for y, x in np.argwhere(line[:-1, :-1] & line[1:, :-1] & line[:-1, 1:]).tolist()
+        if line[y : y + h + 2, x].all() and line[y, x : x + w + 2].all() and line[y + h + 1, x + w + 1]
+    ]
+    return [page[y + 1 : y + 1 + h, x + 1 : x + 1 + w] for y, x in sorted(corners)]
+
+
 def picture_of(page: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The slide's picture, found by its frame: the first long grey line of the page."""
-    top = int(np.flatnonzero((page == FRAME).all(2).sum(1) > shape[1])[0]) + 1
-    left = int(np.flatnonzero((page[top] == FRAME).all(1))[0]) + 1
-    return page[top : top + shape[0], left : left + shape[1]]
+    """The picture of the nuclei."""
+    _, labelled = pictures_of(page, shape)
+    return labelled
+
+
+@pytest.mark.parametrize("size", [(1000, 1000), (600, 1400), (1400, 600), (300, 3000), (3000, 300)])
+@pytest.mark.parametrize("primary", ["PanNuke", "NuCLS"])
+def test_the_stained_slide_is_seen_too_and_no_half_of_the_page_is_empty(
+    tmp_path: Path, size: tuple[int, int], primary: str
+) -> None:
+    width, height = size
+    store = make_store(tmp_path, (4 * width, 4 * height), np.array(size)[None] * 2.0, np.array([0]), 40)
+    thumbnail = np.random.default_rng(0).integers(100, 199, (height, width, 3), np.uint8)
+    page = page_of(store, thumbnail, tmp_path / "a.png", primary)
+    stained, labelled = pictures_of(page, (height, width))
+    np.testing.assert_array_equal(stained, thumbnail)
+    colour = store.info.outputs.library(primary).colours[0]
+    assert tuple(labelled[height // 2, width // 2]) == colour
+    share = 2 * width * height / (page.shape[0] * page.shape[1])
+    assert share > (0.4 if max(size) < 3 * min(size) else 0.1)  # of a band there is little to see
+    assert page.shape[1] > 0.5 * page.shape[0]
+    legend = page.copy()
+    for picture in pictures_of(legend, (height, width)):
+        picture[...] = 255
+    for each in store.info.outputs.library(primary).colours:
+        assert (legend == each).all(2).sum() > 50
 
 
 @pytest.mark.parametrize("side", [200, 20], ids=["outlines", "dots"])
@@ -86,7 +120,7 @@ def test_a_small_slide_is_enlarged(tmp_path: Path) -> None:
     assert dead.sum() == pytest.approx(80 * 80, rel=0.05)
 
 
-def test_the_slide_is_seen_pale_and_nearly_grey(tmp_path: Path) -> None:
+def test_under_the_nuclei_the_slide_is_pale_and_nearly_grey(tmp_path: Path) -> None:
     store = make_store(tmp_path, (1300, 1300), np.zeros((0, 2)), np.zeros(0, int), 10)
     thumbnail = np.full((1300, 1300, 3), (160, 60, 140), np.uint8)
     picture = picture_of(page_of(store, thumbnail, tmp_path / "a.png"), (1300, 1300)).astype(int)
@@ -98,7 +132,9 @@ def test_the_legend_shows_each_colour(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     store = make_store(tmp_path, (4000, 4000), rng.uniform(50, 3950, (500, 2)), rng.integers(0, 5, 500), 30)
     page = page_of(store, np.full((1500, 1500, 3), 240, np.uint8), tmp_path / "a.png")
-    legend = page[:, 1500 + 2 * 50 :]
+    for picture in pictures_of(page := page.copy(), (1500, 1500)):
+        picture[...] = 255
+    legend = page
     for colour in PANNUKE.colours:
         assert (legend == colour).all(2).sum() > 100
 
