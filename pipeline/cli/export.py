@@ -40,6 +40,11 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP
     help="Only nuclei whose centroid lies in this box of level-0 pixels.",
 )
 @click.option("--centroids", is_flag=True, help="Points instead of outlines.")
+@click.option(
+    "--exact-outlines",
+    is_flag=True,
+    help="Outlines along the edges of pixels, as they are stored, instead of smooth ones.",
+)
 @click.option("--gz", is_flag=True, help="Compressed (geojson, csv).")
 @click.option(
     "--image-mpp",

@@ -23,18 +23,21 @@ BATCH = 8192
 THREADS = 2
 
 MEASUREMENTS = {
-    "perimeter_um": "Length µm",
-    "circularity": "Circularity",
     "solidity": "Solidity",
     "max_diameter_um": "Max diameter µm",
     "min_diameter_um": "Min diameter µm",
     "haematoxylin_od": "Hematoxylin OD mean",
 }
-"""Names by which QuPath's users know what is measured of a nucleus."""
+"""Names by which QuPath's users know what is measured of a nucleus, besides :func:`_shape`."""
 
 
 def write_geojson(
-    store: Store, path: Path, primary: str, rule: DecisionRule | None = None, centroids: bool = False
+    store: Store,
+    path: Path,
+    primary: str,
+    rule: DecisionRule | None = None,
+    centroids: bool = False,
+    exact: bool = False,
 ) -> int:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
 
@@ -48,6 +51,7 @@ def write_geojson(
         primary: name of a library, in any case of letters.
         rule: how labels are decided on, from the stored probabilities; None: as in the run.
         centroids: points instead of outlines.
+        exact: outlines along the edges of pixels, as they are stored, see :mod:`pipeline.export.polygons`.
 
     Returns:
         The number of features.
@@ -61,7 +65,7 @@ def write_geojson(
         packing = Gzip(file) if path.suffix.lower() == ".gz" else Plain(file)
 
         def made(part: Store) -> tuple[Content, Content]:
-            text = _features(part, library, rule or store.info.rule, centroids)
+            text = _features(part, library, rule or store.info.rule, centroids, exact)
             return text, packing.pack(text)
 
         def write(text: bytes) -> None:
@@ -80,19 +84,24 @@ def write_geojson(
     return len(store)
 
 
-def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool) -> Content:
+def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool, exact: bool) -> Content:
     probabilities, outputs = part.probabilities, part.info.outputs
     numbers = best_labels(probabilities, outputs, rule)
     classification = [
         f'"classification":{json.dumps({"name": label, "color": list(colour)})},'
         for label, colour in zip(primary.labels, primary.colours, strict=True)
     ]
+    offsets, hundredths = coordinates_of(part, centroids, exact, part.info.origin_l0)
+    measurements = _measurements(part, probabilities, numbers)
+    if not centroids:
+        measurements |= _shape(offsets, hundredths, part.info.mpp)
     return features_text(
         part.ids,
-        *coordinates_of(part, centroids, part.info.origin_l0),
+        offsets,
+        hundredths,
         centroids,
         CategoricalText([*classification, ""], numbers[primary.name]),
-        _measurements(part, probabilities, numbers),
+        measurements,
         _metadata(part, decide(probabilities, outputs, rule)),
     )
 
@@ -105,6 +114,29 @@ def _measurements(
     columns |= {name: part.measure(measure) for measure, name in MEASUREMENTS.items()}
     p = label_probabilities(probabilities, part.info.outputs, numbers)
     return columns | {f"{name} probability": values for name, values in p.items()}
+
+
+def _shape(
+    offsets: npt.NDArray[np.int64], hundredths: npt.NDArray[np.int64], mpp: float
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Perimeter and circularity (4 pi area / perimeter^2) of closed rings, as QuPath measures what it is given.
+
+    Perimeters of stored outlines are estimated otherwise, see :func:`segmentation.morphology.with_morphology`.
+    """
+    if len(offsets) < 2:
+        return {}
+    starts = offsets[:-1]
+    points = (hundredths - np.repeat(hundredths[starts], np.diff(offsets), axis=0)).astype(np.float64)
+    (x, y), (next_x, next_y) = points[:-1].T, points[1:].T
+    # The step from one ring to the next has no length; its part of the area is zero, for rings begin at (0, 0).
+    sides = np.append(np.hypot(next_x - x, next_y - y), 0.0)
+    sides[offsets[1:] - 1] = 0.0
+    perimeter = np.add.reduceat(sides, starts)
+    area = np.abs(np.add.reduceat(np.append(x * next_y - next_x * y, 0.0), starts)) / 2
+    return {
+        "Length µm": (perimeter * (mpp / 100)).astype(np.float32),
+        "Circularity": (4 * np.pi * area / perimeter**2).astype(np.float32),
+    }
 
 
 def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[CategoricalText]:

@@ -19,7 +19,9 @@ SCRIPTS = resources.files("pipeline.export").joinpath("qupath_scripts")
 CLASSES = "classes.json"
 
 
-def write_qupath(stores: Sequence[Store], path: Path, primary: str, centroids: bool = False) -> int:
+def write_qupath(
+    stores: Sequence[Store], path: Path, primary: str, centroids: bool = False, exact: bool = False
+) -> int:
     """Write the folder.
 
     Args:
@@ -27,6 +29,7 @@ def write_qupath(stores: Sequence[Store], path: Path, primary: str, centroids: b
         path: of the folder.
         primary: name of the library whose labels are the classes at first.
         centroids: points instead of outlines.
+        exact: outlines along the edges of pixels, as they are stored.
 
     Returns:
         The number of nuclei.
@@ -46,7 +49,7 @@ def write_qupath(stores: Sequence[Store], path: Path, primary: str, centroids: b
         (partial / "nuclei").mkdir()
         for store, name in zip(stores, names, strict=True):
             file = f"nuclei/{name}.geojson.gz"
-            count += write_geojson(store, partial / file, known.name, centroids=centroids)
+            count += write_geojson(store, partial / file, known.name, centroids=centroids, exact=exact)
             width, height = store.info.size_l0
             slides[name] = {"file": file, "width": width, "height": height, "nuclei": len(store)}
         about = {

@@ -30,6 +30,7 @@ class ExportOptions:
         labels: only nuclei with one of these labels of the primary library.
         rule: how labels are decided on; None: as in the run.
         centroids: points instead of outlines.
+        exact_outlines: outlines along the edges of pixels, as they are stored, see :mod:`pipeline.export.polygons`.
         gz: compressed.
         slide: where the slide lies, if it has moved since the run.
         image_mpp: pixel size of the slide's pixels in the export, micrometres; 0 for none.
@@ -41,6 +42,7 @@ class ExportOptions:
     labels: Sequence[str] = ()
     rule: DecisionRule | None = None
     centroids: bool = False
+    exact_outlines: bool = False
     gz: bool = False
     slide: Path | None = None
     image_mpp: float | None = None
@@ -69,7 +71,7 @@ class ExportFormat:
 def _geojson(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.geojson import write_geojson
 
-    return write_geojson(store, path, libraries[0], centroids=wanted.centroids)
+    return write_geojson(store, path, libraries[0], centroids=wanted.centroids, exact=wanted.exact_outlines)
 
 
 def _csv(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
@@ -81,7 +83,7 @@ def _csv(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptio
 def _parquet(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.parquet import write_parquet
 
-    return write_parquet(store, path, wanted.centroids)
+    return write_parquet(store, path, wanted.centroids, wanted.exact_outlines)
 
 
 def _anndata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
@@ -93,7 +95,7 @@ def _anndata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportO
 def _spatialdata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.spatialdata import write_spatialdata
 
-    return write_spatialdata(store, path, slide, wanted.image_mpp or IMAGE_MPP)
+    return write_spatialdata(store, path, slide, wanted.image_mpp or IMAGE_MPP, wanted.exact_outlines)
 
 
 def _annotationstore(
@@ -101,7 +103,7 @@ def _annotationstore(
 ) -> int:
     from pipeline.export.annotationstore import write_annotation_store
 
-    return write_annotation_store(store, path, libraries[0], wanted.centroids)
+    return write_annotation_store(store, path, libraries[0], wanted.centroids, wanted.exact_outlines)
 
 
 def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
@@ -113,7 +115,7 @@ def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOp
 def _qupath(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
     from pipeline.export.qupath import write_qupath
 
-    return write_qupath([store], path, libraries[0], wanted.centroids)
+    return write_qupath([store], path, libraries[0], wanted.centroids, wanted.exact_outlines)
 
 
 FORMATS = {
@@ -121,15 +123,19 @@ FORMATS = {
         "nuclei.geojson",
         (".geojson", ".geojson.gz"),
         _geojson,
-        frozenset({"primary", "all_libraries", "centroids", "gz"}),
+        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz"}),
     ),
-    "qupath": ExportFormat("qupath", ("",), _qupath, frozenset({"primary", "centroids"})),
+    "qupath": ExportFormat("qupath", ("",), _qupath, frozenset({"primary", "centroids", "exact_outlines"})),
     "csv": ExportFormat("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
-    "parquet": ExportFormat("nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids"})),
+    "parquet": ExportFormat(
+        "nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids", "exact_outlines"})
+    ),
     "anndata": ExportFormat("nuclei.h5ad", (".h5ad",), _anndata),
-    "spatialdata": ExportFormat("nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image"})),
+    "spatialdata": ExportFormat(
+        "nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image", "exact_outlines"})
+    ),
     "annotationstore": ExportFormat(
-        "nuclei.db", (".db",), _annotationstore, frozenset({"primary", "all_libraries", "centroids"})
+        "nuclei.db", (".db",), _annotationstore, frozenset({"primary", "all_libraries", "centroids", "exact_outlines"})
     ),
     "labels": ExportFormat(
         "nuclei.ome.zarr", (".ome.zarr", ".zarr"), _labels, frozenset({"primary", "all_libraries", "image"})
@@ -193,7 +199,7 @@ def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Pa
     _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
     stores = [select_nuclei(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
-    return write_qupath(stores, path, primary, wanted.centroids)
+    return write_qupath(stores, path, primary, wanted.centroids, wanted.exact_outlines)
 
 
 def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | None) -> None:
@@ -201,12 +207,21 @@ def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | Non
     asked = {
         "all_libraries": ("--all-libraries", wanted.all_libraries, "it holds all libraries side by side"),
         "centroids": ("--centroids", wanted.centroids, "it always holds the centroids"),
+        "exact_outlines": (
+            "--exact-outlines",
+            wanted.exact_outlines,
+            "it is made from them" if form == "labels" else "it holds no outlines",
+        ),
         "gz": ("--gz", wanted.gz, "it is compressed already"),
         "image": ("--image-mpp", wanted.image_mpp is not None, "it holds no pixels"),
     }
     for option, (name, given, why) in asked.items():
         if given and option not in kind.takes:
             raise UsageError(f"{name} cannot be used with --to {form}: {why}.")
+    if wanted.centroids and wanted.exact_outlines:
+        raise UsageError(
+            "--exact-outlines cannot be used with --centroids, which leaves outlines out; give one of them."
+        )
     if wanted.image_mpp is not None and wanted.image_mpp < 0:
         raise UsageError(f"--image-mpp {wanted.image_mpp:g}: expected micrometres per pixel, or 0 for no pixels.")
     if out is not None and not out.name.endswith(kind.endings):

@@ -25,7 +25,9 @@ NUCLEI, IMAGE, TABLE = "nuclei", "slide", "table"
 REGION_KEY, INSTANCE_KEY = "region", "instance_id"
 
 
-def write_spatialdata(store: Store, path: Path, slide: Slide | None = None, image_mpp: float = 2.0) -> int:
+def write_spatialdata(
+    store: Store, path: Path, slide: Slide | None = None, image_mpp: float = 2.0, exact: bool = False
+) -> int:
     """Write a folder that ``spatialdata.read_zarr`` opens.
 
     Shapes ``nuclei`` (outlines, indexed by UUID), the table ``table`` that annotates them (the
@@ -38,6 +40,7 @@ def write_spatialdata(store: Store, path: Path, slide: Slide | None = None, imag
         path: of the folder, ``.zarr``.
         slide: whose pixels are embedded; None for no image.
         image_mpp: pixel size of the largest level of the image, micrometres, but never below the slide's own.
+        exact: outlines along the edges of pixels, as they are stored.
 
     Returns:
         The number of nuclei.
@@ -59,7 +62,7 @@ def write_spatialdata(store: Store, path: Path, slide: Slide | None = None, imag
             _write_image(slide, root.create_group("images"), image_mpp)
         # Last, for zarr looks at a folder's content and does not know the file.
         if len(store):
-            write_table(store, partial / "shapes" / NUCLEI / "shapes.parquet", "Polygon", index="id")
+            write_table(store, partial / "shapes" / NUCLEI / "shapes.parquet", "Polygon", index="id", exact=exact)
     return len(store)
 
 

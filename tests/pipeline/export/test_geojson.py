@@ -60,9 +60,9 @@ def make_store(
     return open_store(folder / "nuclei.zarr")
 
 
-def features_of(store: Store, path: Path, primary: str = "PanNuke") -> list[dict[str, Any]]:
+def features_of(store: Store, path: Path, primary: str = "PanNuke", exact: bool = True) -> list[dict[str, Any]]:
     """Written, read again as strict JSON, in the store's order."""
-    count = write_geojson(store, path, primary)
+    count = write_geojson(store, path, primary, exact=exact)
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("ascii")
 
@@ -98,8 +98,21 @@ def assert_valid(feature: dict[str, Any]) -> shapely.Polygon:
 
 def test_a_square_of_10x10_pixels_has_area_100(tmp_path: Path) -> None:
     (feature,) = features_of(make_store(tmp_path, [SQUARE]), tmp_path / "a.geojson")
+    measured = feature["properties"]["measurements"]
+    assert (measured["Length µm"], measured["Circularity"]) == (10, round(np.pi / 4, 4))
     assert assert_valid(feature).area == 100
     assert feature["geometry"]["coordinates"] == [[[40, 30], [50, 30], [50, 40], [40, 40], [40, 30]]]
+
+
+def test_corners_are_cut_by_default_and_measured_as_written(tmp_path: Path) -> None:
+    (feature,) = features_of(make_store(tmp_path, [SQUARE]), tmp_path / "a.geojson", exact=False)
+    polygon = assert_valid(feature)
+    assert polygon.area == 99.5
+    assert polygon.contains(shapely.Point(40.25, 30.25 + 1e-9))
+    assert len(feature["geometry"]["coordinates"][0]) == 9
+    measured = feature["properties"]["measurements"]
+    assert measured["Length µm"] == round(polygon.length * 0.25, 4)
+    assert measured["Circularity"] == round(4 * np.pi * polygon.area / polygon.length**2, 4)
 
 
 def test_numbers_are_short(tmp_path: Path) -> None:
@@ -133,6 +146,8 @@ def test_every_feature_is_as_qupath_wants_it(tmp_path: Path) -> None:
         assert properties["measurements"] == {
             "Detection probability": 0.9,
             "Area µm^2": 33.3333,
+            "Length µm": pytest.approx(polygon.length * 0.25, abs=1e-4),
+            "Circularity": pytest.approx(4 * np.pi * polygon.area / polygon.length**2, abs=1e-4),
             "NuCLS probability": 0.75,
             "BreCaHAD probability": 0.75,
             "CoNSeP probability": 0.75,
