@@ -159,7 +159,8 @@ class _Pages:
         tile = self.pyramid.nuclei_tile(*self._place(request))
         if tile is None:
             return _missing("tile")
-        drawn = draw_nuclei(self.viewed.nuclei, tile, self._choice(request))
+        filled = _number(request, "fill", 1.0) != 0
+        drawn = draw_nuclei(self.viewed.nuclei, tile, self._choice(request), filled)
         return self._kept(_encoded(".png", drawn, cv2.IMWRITE_PNG_COMPRESSION, 1), "image/png")
 
     @staticmethod

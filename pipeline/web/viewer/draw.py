@@ -53,8 +53,8 @@ class Tile:
         return replace(self, box=(x0 - rim_px, y0 - rim_px, x1 + rim_px, y1 + rim_px))
 
 
-def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice) -> Picture:
-    """The nuclei of a tile: (h, w, 4) uint8, blue, green, red, opacity.
+def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice, filled: bool = True) -> Picture:
+    """The nuclei of a tile: (h, w, 4) uint8, blue, green, red, opacity; outlines are filled or not.
 
     Raises:
         UsageError: no such library.
@@ -70,7 +70,7 @@ def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice) -> Picture:
         for part in nuclei.outlines(tile.box_l0):
             visible = np.flatnonzero(part.touching(tile.box_l0) & nuclei.shown(part.rows, choice))
             numbers = nuclei.labels(choice.library)[0][part.rows[visible]]
-            _draw_outlines(colour, opacity, part.select(visible), tile, colours[numbers], line_px)
+            _draw_outlines(colour, opacity, part.select(visible), tile, colours[numbers], line_px, filled)
     else:
         rows = nuclei.rows_in(tile.box_l0, reach=True)
         rows = rows[nuclei.shown(rows, choice)]
@@ -85,7 +85,7 @@ def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice) -> Picture:
 
 
 def _draw_outlines(
-    colour: Picture, opacity: Picture, outlines: Outlines, tile: Tile, colours: Picture, line_px: int
+    colour: Picture, opacity: Picture, outlines: Outlines, tile: Tile, colours: Picture, line_px: int, filled: bool
 ) -> None:
     # OpenCV's whole numbers are pixel centres, ours pixel corners.
     moved = outlines.points / np.float32(tile.l0_per_px) - np.array(tile.box[:2], np.float32) - np.float32(0.5)
@@ -93,8 +93,9 @@ def _draw_outlines(
     rings = [[fixed[start:stop]] for start, stop in itertools.pairwise(outlines.offsets.tolist())]
     # Colour reaches further than opacity: a blend with the black of what is empty would give dark fringes.
     for ring, bgr in zip(rings, colours.tolist(), strict=True):
-        cv2.fillPoly(opacity, ring, FILL, cv2.LINE_AA, SUBPIXEL_BITS)
-        cv2.fillPoly(colour, ring, bgr, cv2.LINE_8, SUBPIXEL_BITS)
+        if filled:
+            cv2.fillPoly(opacity, ring, FILL, cv2.LINE_AA, SUBPIXEL_BITS)
+            cv2.fillPoly(colour, ring, bgr, cv2.LINE_8, SUBPIXEL_BITS)
         cv2.polylines(colour, ring, True, bgr, line_px + 2, cv2.LINE_8, SUBPIXEL_BITS)
     for ring in rings:
         cv2.polylines(opacity, ring, True, 255, line_px, cv2.LINE_AA, SUBPIXEL_BITS)

@@ -235,3 +235,55 @@ def test_the_whole_slide_is_seen_first(browser: Driver, address: str) -> None:
     assert max(x, y) <= 0.001
     assert x + width >= 0.999
     assert y + height >= 600 / 700 - 0.001
+
+
+def test_outlines_are_filled_or_not(browser: Driver, address: str) -> None:
+    opened(browser, f"{address}#x=350&y=300&zoom=3")
+    colours = colours_of(address, "PanNuke")
+    filled = canvas(browser)
+    ActionChains(browser).send_keys("f").perform()
+    until(browser, lambda b: link(b).get("fill") == "0")
+    settled(browser)
+    bare = canvas(browser)
+    for colour in colours.values():
+        assert seen(bare, colour) > 0.9 * seen(filled, colour) > 100  # the lines themselves
+    changed = np.abs(bare.astype(int) - filled).max(2) > 3
+    assert changed.mean() > 0.02
+    browser.find_element(By.ID, "filled").click()
+    until(browser, lambda b: "fill" not in link(b))
+    settled(browser)
+    np.testing.assert_array_equal(canvas(browser), filled)
+
+
+@pytest.mark.parametrize("window", [(1200, 900), (500, 800)], ids=["desktop", "phone"])
+def test_the_card_never_hides_the_nucleus_that_was_clicked(
+    browser: Driver, address: str, drawn: Drawn, window: tuple[int, int]
+) -> None:
+    browser.set_window_size(*window)
+    try:
+        x, y = drawn.centres[40]
+        opened(browser, f"{address}#x={x}&y={y}&zoom=4")
+        slide = browser.find_element(By.ID, "slide")
+        width, height = slide.rect["width"], slide.rect["height"]
+        sides = set()
+        for dx, dy in ((-0.3, -0.2), (0.3, 0.2), (-0.3, 0.3), (0.0, 0.0), (0.3, -0.3)):
+            opened(browser, f"{address}#x={x - dx * width / 4}&y={y - dy * height / 4}&zoom=4")
+            slide = browser.find_element(By.ID, "slide")
+            move = ActionChains(browser).move_to_element_with_offset(slide, int(dx * width), int(dy * height))
+            move.click().perform()
+            until(browser, lambda b: b.find_element(By.ID, "nucleus").is_displayed())
+            settled(browser)
+            card = browser.find_element(By.ID, "nucleus")
+            a, b = card.rect, browser.find_element(By.CLASS_NAME, "chosen-outline").rect
+            apart = (
+                a["x"] + a["width"] <= b["x"]
+                or b["x"] + b["width"] <= a["x"]
+                or a["y"] + a["height"] <= b["y"]
+                or b["y"] + b["height"] <= a["y"]
+            )
+            assert apart, (dx, dy, a, b)
+            assert "detection" in card.text
+            sides.add(card.get_attribute("data-side"))
+        assert sides == ({"left", "right"} if window[0] > 1000 else {"top", "bottom"})
+    finally:
+        browser.set_window_size(1200, 900)

@@ -10,7 +10,7 @@ const mm = (px) => (px * result.mpp / 1000).toPrecision(3);
 const size = `${mm(width)} × ${mm(height)} mm`;
 
 // What is shown. The address keeps all of it, so that a link leads back to it.
-const state = { library: result.primary, off: new Set(), leastP: 0, nucleus: null };
+const state = { library: result.primary, off: new Set(), leastP: 0, filled: true, nucleus: null };
 let uncertainStart = 0, uncertain = [], uncertainAt = -1;
 
 const libraryOf = (name) => result.libraries.find((one) => one.name.toLowerCase() === String(name).toLowerCase());
@@ -80,7 +80,7 @@ if (hasSlide) {
 function drawNuclei() {
   const turn = ++drawing;
   viewer.addTiledImage({
-    tileSource: tileSource("nuclei", "png", 0, result.enlargedLevels, choice()), x: 0, y: 0, width: 1,
+    tileSource: tileSource("nuclei", "png", 0, result.enlargedLevels, choice({ fill: Number(state.filled) })), x: 0, y: 0, width: 1,
     opacity: $("opacity").value / 100,
     success: ({ item }) => {
       if (turn !== drawing) { viewer.world.removeItem(item); return; }
@@ -117,6 +117,7 @@ function writeLink() {
   const place = { x: x.toFixed(1), y: y.toFixed(1), zoom: zoomOf().toPrecision(4), library: state.library };
   if (state.off.size) place.off = [...state.off].sort((a, b) => a - b).join(",");
   if (state.leastP) place.p = state.leastP;
+  if (!state.filled) place.fill = 0;
   if (state.nucleus !== null) place.nucleus = state.nucleus;
   history.replaceState(null, "", "#" + new URLSearchParams(place));
 }
@@ -126,6 +127,7 @@ async function readLink() {
   state.library = known.name;
   state.off = new Set((link.get("off") ?? "").split(",").filter(Boolean).map(Number).filter(Number.isInteger));
   state.leastP = Math.min(1, Math.max(0, Number(link.get("p")) || 0));
+  state.filled = link.get("fill") !== "0";
   const [x, y, zoom] = ["x", "y", "zoom"].map((name) => Number(link.get(name)));
   const placed = link.has("x") && [x, y, zoom].every(Number.isFinite) && zoom > 0;
   showControls();
@@ -167,6 +169,7 @@ function showControls() {
     if (!label.count) row.classList.add("never");
     return [element("li", {}, row)];
   }));
+  $("filled").checked = state.filled;
   $("least-p").value = state.leastP;
   $("least-p-value").textContent = state.leastP.toFixed(2);
 }
@@ -197,7 +200,7 @@ function switchAll(on) {
 
 // ---- a nucleus
 
-let outline = null;
+let outline = null, outlineBox = null;
 function forget() {
   state.nucleus = null;
   if (outline) viewer.removeOverlay(outline);
@@ -205,8 +208,28 @@ function forget() {
   $("nucleus").hidden = true;
   markGallery();
 }
-async function choose(n, move) { show(await ask(`/api/nuclei/${n}`, ""), move); }
-function show(nucleus, move) {
+
+// The card stands where it does not hide its nucleus: on either side or, on a narrow screen, above or below. Where there
+// is no such place the slide moves, if it may.
+function placeCard(mayPan) {
+  if (!outline) return;
+  const card = $("nucleus"), room = $("slide").getBoundingClientRect();
+  const [p, q] = [outlineBox.getTopLeft(), outlineBox.getBottomRight()].map((corner) => viewer.viewport.pixelFromPoint(corner));
+  const margin = 6;
+  let cardBox;
+  for (const side of room.width < 640 ? ["bottom", "top", "bottom"] : ["left", "right", "left"]) {
+    card.dataset.side = side;
+    const { left, right, top, bottom } = card.getBoundingClientRect();
+    cardBox = { left: left - room.left, right: right - room.left, top: top - room.top, bottom: bottom - room.top };
+    if (q.x + margin < cardBox.left || p.x - margin > cardBox.right || q.y + margin < cardBox.top || p.y - margin > cardBox.bottom) return;
+  }
+  if (!mayPan) return;
+  const to = card.dataset.side === "left" ? new OpenSeadragon.Point((cardBox.right + room.width) / 2, (p.y + q.y) / 2)
+    : new OpenSeadragon.Point((p.x + q.x) / 2, cardBox.top / 2);
+  viewer.viewport.panBy(viewer.viewport.deltaPointsFromPixels(p.plus(q).divide(2).minus(to)));
+}
+async function choose(n, move) { show(await ask(`/api/nuclei/${n}`, ""), move, move); }
+function show(nucleus, move, mayPan) {
   forget();
   state.nucleus = nucleus.number;
   const xs = nucleus.outline.map(([x]) => x), ys = nucleus.outline.map(([, y]) => y);
@@ -221,13 +244,14 @@ function show(nucleus, move) {
     path.setAttribute("d", d);
     outline.append(path);
   }
-  viewer.addOverlay({ element: outline, location: new OpenSeadragon.Rect(x0 / width, y0 / width, w / width, h / width) });
+  outlineBox = new OpenSeadragon.Rect(x0 / width, y0 / width, w / width, h / width);
+  viewer.addOverlay({ element: outline, location: outlineBox });
   if (move) goTo(nucleus.x, nucleus.y, Math.max(zoomOf(), 4 * result.mpp / 0.25));
   $("crop").hidden = !hasSlide;
   if (hasSlide) $("crop").src = `/api/nuclei/${nucleus.number}/crop.png?v=${result.version}`;
   const measures = {
-    place: `${nucleus.x.toFixed(1)}, ${nucleus.y.toFixed(1)}`, area: `${nucleus.area_um2.toFixed(1)} µm²`,
-    nuclear: nucleus.detection_p.toFixed(2), number: nucleus.number, id: nucleus.id,
+    position: `${nucleus.x.toFixed(1)}, ${nucleus.y.toFixed(1)}`, area: `${nucleus.area_um2.toFixed(1)} µm²`,
+    detection: nucleus.detection_p.toFixed(2), number: nucleus.number, id: nucleus.id,
   };
   $("measures").replaceChildren(...Object.entries(measures).flatMap(([name, value]) =>
     [element("dt", { textContent: name }), element("dd", { textContent: value })]));
@@ -241,6 +265,7 @@ function show(nucleus, move) {
           element("span", { textContent: words(label.name) }), element("span", { textContent: label.p.toFixed(2) }));
       }))));
   $("nucleus").hidden = false;
+  placeCard(mayPan);
   markGallery();
   writeLink();
 }
@@ -302,6 +327,12 @@ $("opacity").oninput = (event) => {
   $("opacity-value").textContent = `${event.target.value} %`;
   nucleiLayer?.setOpacity(event.target.value / 100);
 };
+function fill(filled) {
+  state.filled = $("filled").checked = filled;
+  drawNuclei();
+  writeLink();
+}
+$("filled").onchange = (event) => fill(event.target.checked);
 $("show-slide").onchange = (event) => slideLayer?.setOpacity(event.target.checked ? 1 : 0);
 $("copy").onclick = async () => {
   writeLink();
@@ -312,10 +343,11 @@ viewer.addHandler("canvas-click", async (event) => {
   if (!event.quick) return;
   const point = viewer.viewport.pointFromPixel(event.position);
   const found = await ask("/api/nuclei/at", choice({ x: point.x * width, y: point.y * width, tolerance: 6 / zoomOf() }));
-  if (found) show(found, false); else { forget(); writeLink(); }
+  if (found) show(found, false, true); else { forget(); writeLink(); }
 });
 viewer.addHandler("update-viewport", showPlace);
-viewer.addHandler("animation-finish", writeLink);
+viewer.addHandler("animation-finish", () => { writeLink(); placeCard(false); });
+viewer.addHandler("resize", () => placeCard(false));
 viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
 addEventListener("hashchange", async () => { await readLink(); changed(); });
 addEventListener("keydown", (event) => {
@@ -324,6 +356,7 @@ addEventListener("keydown", (event) => {
   if (key >= "1" && key <= String(Math.min(9, result.libraries.length))) chooseLibrary(result.libraries[Number(key) - 1].name);
   else if (key === "n") step(1);
   else if (key === "p") step(-1);
+  else if (key === "f") fill(!state.filled);
   else if (key === "h") nucleiLayer?.setOpacity(nucleiLayer.getOpacity() > 0 ? 0 : $("opacity").value / 100);
   else if (key === "0") viewer.viewport.goHome();
   else if (key === "+" || key === "=") viewer.viewport.zoomBy(1.6);
