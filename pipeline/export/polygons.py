@@ -139,7 +139,7 @@ def _smooth(ring: Ints, pixel: float) -> Ints:
 
 @jit
 def _straight(p: Ints, q: Ints, x: int, y: int) -> bool:
-    return (q[0] - p[0]) * (y - q[1]) == (q[1] - p[1]) * (x - q[0])
+    return bool((q[0] - p[0]) * (y - q[1]) == (q[1] - p[1]) * (x - q[0]))
 
 
 @jit
