@@ -38,7 +38,9 @@ def timed(what: str, nuclei: int) -> Iterator[None]:
 
 
 def lay(store: Store, wanted: int, out: Path) -> Path:
-    """A store of ``wanted`` nuclei or a few more, copies of those of ``store`` side by side, in regions of a run."""
+    """Return a store of ``wanted`` nuclei or a few more, copies of those of ``store`` side by side, in regions of a
+    run.
+    """
     side = math.ceil(math.sqrt(wanted / len(store)))
     width, height = store.info.size_l0
     offsets, points = store.contours()

@@ -43,7 +43,7 @@ EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFF
 
 
 def originals(folder: Path) -> list[Path]:
-    """Small slides of every kind that can be made here, and the demo slide."""
+    """Make small slides of every kind that can be made here; the demo slide comes last."""
     picture = make.tissue_texture(300, 260)
     make.write_tiled_tiff(folder / "tiled.tif", picture, MPP)
     make.write_ome_tiff(folder / "ome.ome.tif", picture, MPP)
@@ -96,7 +96,7 @@ def mutate(content: bytearray, chance: random.Random) -> str:
 
 
 def spoilt(original: Path, target: Path, chance: random.Random) -> str:
-    """A spoilt copy of a file, or of a folder with one of its files spoilt."""
+    """Return a spoilt copy of a file, or of a folder with one of its files spoilt."""
     if original.is_dir():
         shutil.copytree(original, target)
         files = sorted(path for path in target.rglob("*") if path.is_file())
@@ -128,7 +128,7 @@ BUNDLED = (("segmentor", "hovernet-compact"), ("classifier", "joint-lite0"))
 
 
 def in_a_process(path: Path, work: Callable[[Path], str]) -> tuple[str, str, float, int]:
-    """(what became of it, its last line, seconds, most bytes) of ``work(path)`` in a process of its own."""
+    """Return (what became of it, its last line, seconds, most bytes) of ``work(path)`` in a process of its own."""
     read, write = os.pipe()
     began = time.monotonic()
     child = os.fork()

@@ -28,7 +28,7 @@ def polygons(store: Store) -> np.ndarray:
 
 
 def matches(a: Store, b: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Indices into ``a`` and ``b`` of nuclei with IoU > 0.9."""
+    """Return indices into ``a`` and ``b`` of nuclei with IoU > 0.9."""
     if not (len(a) and len(b)):
         return np.zeros((2, 0), int)
     distance, near = cKDTree(b.centroids_l0).query(a.centroids_l0)

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def square(x0: int, y0: int, x1: int, y1: int) -> dict[str, object]:
-    """A rectangle as QuPath exports it."""
+    """Return a rectangle as QuPath exports it."""
     ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
     return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": {}}
 
@@ -124,19 +124,19 @@ def wait(
 
 
 def regions(folder: Path) -> int:
-    """How many are in the journal."""
+    """Return how many are in the journal."""
     return len(list((folder / "journal").glob("*.region")))
 
 
 def stage_of(folder: Path) -> str:
-    """What the run was at, by what it left on the disk."""
+    """Return what the run was at, by what it left on the disk."""
     if (folder / "nuclei.zarr").exists():
         return "exports"
     return "finish" if (folder / "nuclei.zarr.partial").exists() else "regions"
 
 
 def compare(whole: Path, other: Path) -> list[str]:
-    """What differs between two results."""
+    """Return what differs between two results."""
     differences = []
     left = sorted(path.name for path in other.iterdir())
     if left != sorted(path.name for path in whole.iterdir()):

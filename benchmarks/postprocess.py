@@ -31,7 +31,7 @@ from segmentation.registry import load_detector
 
 
 def maps_of(image: AnnotatedImage, model: Path) -> np.ndarray:
-    """(3, H, W) float32 at 0.25 um."""
+    """Return (3, H, W) float32 at 0.25 um."""
     pixels = image.pixels()
     height, width = pixels.shape[:2]
     small = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
@@ -43,7 +43,7 @@ def maps_of(image: AnnotatedImage, model: Path) -> np.ndarray:
 
 
 def best_of(repeat: int, work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds of the fastest of several runs, and the result."""
+    """Return seconds of the fastest of several runs, and the result."""
     result = work()
     seconds = []
     for _ in range(repeat):

@@ -25,7 +25,7 @@ TIMES = (1, 2, 4)
 
 
 def tiled(square: np.ndarray, times: int, mpp: float, path: Path) -> None:
-    """A pyramidal TIFF of ``times`` x ``times`` copies, made tile by tile."""
+    """Write a pyramidal TIFF of ``times`` x ``times`` copies, tile by tile."""
     density = (1e4 / mpp, 1e4 / mpp)
     with tifffile.TiffWriter(path, bigtiff=True) as file:
         for level, shrink in enumerate((1, 4, 16)):
@@ -53,7 +53,7 @@ def starts(side: int, times: int) -> range:
 
 
 def cheap_models(workers: int):
-    """Stand-ins for the networks."""
+    """Return stand-ins for the networks."""
 
     from classifier.libraries import LabelSpace, published_libraries
     from classifier.network import Enlarged, JointClassifier

@@ -71,7 +71,7 @@ def main(slide: Path, clients: int, seconds: float, side: int) -> None:
 
 
 def some_images(opened, count: int, side: int) -> list[bytes]:
-    """PNG files of places on tissue."""
+    """Return PNG files of places on tissue."""
     rng, tissue, images = np.random.default_rng(0), tissue_mask(opened), []
     width, height = opened.size_l0
     while len(images) < count:
@@ -83,7 +83,7 @@ def some_images(opened, count: int, side: int) -> list[bytes]:
 
 
 def memory_mib(pid: int) -> float:
-    """What a process holds in memory."""
+    """Return what a process holds in memory."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 

@@ -46,7 +46,7 @@ def random_network() -> torch.nn.Module:
 
 
 def toolbox_engine(network: torch.nn.Module, image: Path, out: Path) -> Callable[[], object]:
-    """tiatoolbox's engine, ready to run."""
+    """Return tiatoolbox's engine, ready to run."""
     engine_module = import_tiatoolbox("models.engine.nucleus_instance_segmentor")
     with quiet():
         engine = engine_module.NucleusInstanceSegmentor(network, batch_size=8, num_workers=0, verbose=False)

@@ -27,7 +27,7 @@ from segmentation.nuclei import Nuclei
 
 
 def lay_side_by_side(store: Store, path: Path, wanted: int) -> None:
-    """A store of copies of another, moved by its width and height."""
+    """Write a store of copies of another, moved by its width and height."""
     width, height = store.info.size_l0
     copies = math.ceil(wanted / len(store))
     columns = math.ceil(math.sqrt(copies * height / width))

@@ -61,7 +61,7 @@ class DecisionRule:
 
     @classmethod
     def chosen(cls, kind: str | None, threshold: float | None) -> DecisionRule:
-        """The rule that ``--decide`` and ``--threshold`` ask for; a threshold alone asks for ``best``.
+        """Return the rule that ``--decide`` and ``--threshold`` ask for; a threshold alone asks for ``best``.
 
         Raises:
             UsageError: the two do not fit each other.
@@ -70,16 +70,16 @@ class DecisionRule:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> DecisionRule:
-        """From the form that :meth:`to_dict` gives; empty for argmax."""
+        """Make a rule of the form that :meth:`to_dict` gives; empty for argmax."""
         return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that a store's settings hold."""
+        """Return the form that a store's settings hold."""
         return {"kind": self.kind} | ({} if self.threshold is None else {"threshold": self.threshold})
 
 
 def decide(probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: DecisionRule) -> npt.NDArray[np.bool_]:
-    """The labels that nuclei get.
+    """Return the labels that nuclei get.
 
     Args:
         probabilities: (N, columns).
@@ -102,7 +102,7 @@ def decide(probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: De
 def best_labels(
     probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: DecisionRule
 ) -> dict[str, npt.NDArray[np.int8]]:
-    """By library name (N,) int8: the number of the likeliest label that the rule gives, -1 for none."""
+    """Return by library name (N,) int8: the number of the likeliest label that the rule gives, -1 for none."""
     best = outputs.best(probabilities)
     if rule.threshold is not None:
         for name, columns in outputs.slices.items():
@@ -114,7 +114,7 @@ def best_labels(
 def label_probabilities(
     probabilities: npt.NDArray[np.float32], outputs: LabelSpace, numbers: dict[str, npt.NDArray[np.int8]]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """By library name (N,) float32: the probability of each nucleus's label, NaN where it has none.
+    """Return by library name (N,) float32: the probability of each nucleus's label, NaN where it has none.
 
     Args:
         probabilities: (N, columns).
@@ -130,5 +130,5 @@ def label_probabilities(
 
 
 def short_form(library: str, number: int) -> str:
-    """The short form of a label, such as ``NuCLS_0``."""
+    """Return the short form of a label, such as ``NuCLS_0``."""
     return f"{library}_{number}"

@@ -48,7 +48,7 @@ class NamedImages:
 
 
 def preparation(steps: Sequence[str], stain_target: Path | None, stain_method: str) -> tuple[Step, ...]:
-    """The named steps, in their order.
+    """Return the named steps, in their order.
 
     Raises:
         UsageError: an unknown step, or ``normalise`` without a target or the other way round.
@@ -66,7 +66,7 @@ def preparation(steps: Sequence[str], stain_target: Path | None, stain_method: s
 
 
 def window_of(image: Pixels, mpp: float | None, at: tuple[float, float] | None) -> Pixels:
-    """The classifier's view of one image: (64, 64, 3) uint8, 16 micrometres wide.
+    """Return the classifier's view of one image: (64, 64, 3) uint8, 16 micrometres wide.
 
     Args:
         image: (H, W, 3) RGB of any size.
@@ -153,7 +153,7 @@ def classify_images(
 
 
 def _chosen(named: NamedImages, rule: DecisionRule) -> list[dict[str, list[dict[str, Any]]]]:
-    """For each image, by library, the labels that the rule gives, likeliest first."""
+    """Return for each image, by library, the labels that the rule gives, likeliest first."""
     result = []
     for p, given in zip(named.probabilities, decide(named.probabilities, named.outputs, rule), strict=True):
         labels = {}
@@ -180,7 +180,7 @@ def _note(named: NamedImages) -> str | None:
 
 
 def as_table(named: NamedImages, rule: DecisionRule) -> str:
-    """A table for people: a line an image, a column a library."""
+    """Return a table for people: a line an image, a column a library."""
     names = [library.name for library in named.outputs.libraries]
     lines = [["image", *names]]
     for path, labels in zip(named.paths, _chosen(named, rule), strict=True):
@@ -192,7 +192,7 @@ def as_table(named: NamedImages, rule: DecisionRule) -> str:
 
 
 def as_json(named: NamedImages, rule: DecisionRule) -> str:
-    """For programs: the rule, and for each image its labels and every probability, by library."""
+    """Return JSON: the rule, and for each image its labels and every probability, by library."""
     images = []
     for path, p, labels in zip(named.paths, named.probabilities, _chosen(named, rule), strict=True):
         every = {

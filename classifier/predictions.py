@@ -27,12 +27,12 @@ class Predictions:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
-        """All rows of ``parts`` (at least one), in order."""
+        """Return all rows of ``parts`` (at least one), in order."""
         return cls(np.concatenate([p.probabilities for p in parts]))
 
 
 def probabilities(logits: npt.NDArray[np.float32], outputs: LabelSpace) -> npt.NDArray[np.float32]:
-    """A softmax inside each library over its trained columns.
+    """Return a softmax inside each library over its trained columns.
 
     Args:
         logits: (N, columns).

@@ -23,19 +23,19 @@ SHARPEN_AMOUNT = 0.6
 
 
 def denoise(image: Pixels) -> Pixels:
-    """Non-local means (Buades et al. 2011), in luminance and colour."""
+    """Denoise by non-local means (Buades et al. 2011), in luminance and colour."""
     strength = DENOISE_STRENGTH
     return cv2.fastNlMeansDenoisingColored(image, None, strength, strength, 5, 15).astype(np.uint8, copy=False)
 
 
 def sharpen(image: Pixels) -> Pixels:
-    """An unsharp mask: what a Gaussian takes away is added."""
+    """Return an unsharp mask: what a Gaussian takes away is added."""
     blurred = cv2.GaussianBlur(image, (0, 0), SHARPEN_SIGMA_PX)
     return cv2.addWeighted(image, 1 + SHARPEN_AMOUNT, blurred, -SHARPEN_AMOUNT, 0).astype(np.uint8, copy=False)
 
 
 def stain_normaliser(target: Pixels, method: str) -> Step:
-    """A step that gives images the stains of ``target``, by tiatoolbox.
+    """Return a step that gives images the stains of ``target``, by tiatoolbox.
 
     Args:
         target: an H&E image.

@@ -20,7 +20,7 @@ COLUMNS = 10
 
 
 def crop(slide: Slide, x: float, y: float) -> np.ndarray:
-    """20 x 20 µm round a place at level 0; white beyond the slide."""
+    """Read 20 x 20 µm round a place at level 0; white beyond the slide."""
     side = max(8, round(SIDE_UM / slide.mpp))
     left, top = round(x - side / 2), round(y - side / 2)
     width, height = slide.size_l0

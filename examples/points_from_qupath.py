@@ -25,7 +25,7 @@ from shapely.geometry import shape
 
 
 def marked(annotations: Path) -> Iterator[tuple[float, float, str]]:
-    """x, y and class of every point (or outline's middle) of a GeoJSON that QuPath exported."""
+    """Return x, y and class of every point (or outline's middle) of a GeoJSON that QuPath exported."""
     content = json.loads(annotations.read_text("utf-8"))
     for feature in content["features"] if isinstance(content, dict) else content:
         label = feature["properties"].get("classification", {}).get("name")

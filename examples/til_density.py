@@ -27,7 +27,7 @@ TUMOUR_NUCLEI, TUMOUR_SHARE = 3, 0.5  # so many neoplastic nuclei in the neighbo
 
 
 def tumour_tiles(counts: dict[str, np.ndarray]) -> np.ndarray:
-    """Which tiles are tumour, from the numbers of nuclei in each tile by PanNuke's labels."""
+    """Return which tiles are tumour, from the numbers of nuclei in each tile by PanNuke's labels."""
     neoplastic = convolve(counts["neoplastic"], NEIGHBOURHOOD, mode="constant")
     others = convolve(counts["connective"] + counts["epithelial"], NEIGHBOURHOOD, mode="constant")
     occupied = sum(counts.values()) > 0

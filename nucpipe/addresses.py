@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 
 def is_remote(text: str) -> bool:
-    """Whether a text is an address rather than a path."""
+    """Tell whether a text is an address rather than a path."""
     protocol, separator, _ = text.partition("://")
     return bool(separator) and protocol.replace("+", "").replace("-", "").isalnum()
 

@@ -16,14 +16,15 @@ EXPORTED = "nucpipe_export"
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
-    """What to tell a user whose disk is full or whose folder is closed to writing."""
+    """Return what to tell a user whose disk is full or whose folder is closed to writing."""
     why = getattr(error, "strerror", None) or error
     return OutputError(f"{path}: cannot be written ({why}); make room or give a folder that can be written.")
 
 
 @contextmanager
 def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
-    """A path beside ``path`` to write a file to; when the block ends well it becomes ``path``, else it is removed.
+    """Yield a path beside ``path`` to write a file to; when the block ends well it becomes ``path``, else it is
+    removed.
 
     Args:
         path: of the file.

@@ -38,7 +38,7 @@ class Outlines:
 
 
 def trace_instances(instances: Ints, values: npt.NDArray[np.float32]) -> Outlines:
-    """Outlines of all instances, and sums of ``values`` over their pixels, in one pass.
+    """Trace the outlines of all instances, and sum ``values`` over their pixels, in one pass.
 
     Of several parts of one instance that touch nowhere the one with the largest outline counts; holes are ignored.
     Outlines are simple polygons: where an instance hangs together by a mere corner, the pixels round it are filled.
@@ -126,7 +126,7 @@ def _follow(
 def _survey(
     instances: Ints, values: npt.NDArray[np.float32], count: int
 ) -> tuple[Longs, Longs, Longs, npt.NDArray[np.bool_], Longs, npt.NDArray[np.float64]]:
-    """Of each instance the largest outer ring: id, first pixel, number of corners, whether it touches itself; and, by
+    """Find each instance's largest outer ring: id, first pixel, number of corners, whether it touches itself; and, by
     id, the number of pixels and the sum of their values."""
     height, width = instances.shape
     seen = np.zeros((height, width), np.uint8)
@@ -166,7 +166,7 @@ def _write_rings(instances: Ints, ids: Longs, starts: Longs, offsets: Longs, poi
 
 @jit
 def _moments(points: Longs, offsets: Longs) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Areas and centres of mass of rings of whole numbers (shoelace formula), exact but for the last division."""
+    """Return areas and centroids of rings of whole numbers (shoelace formula), exact but for the last division."""
     n = len(offsets) - 1
     areas, centroids = np.zeros(n, np.float64), np.zeros((n, 2), np.float64)
     for i in range(n):
@@ -187,7 +187,7 @@ def _moments(points: Longs, offsets: Longs) -> tuple[npt.NDArray[np.float64], np
 
 
 def _ring_of(instances: Ints, number: int) -> Longs:
-    """The outline of an instance that hangs together by corners."""
+    """Return the outline of an instance that hangs together by corners."""
     rows, columns = np.nonzero(instances == number)
     top, left = int(rows.min()), int(columns.min())
     mask = instances[top : rows.max() + 1, left : columns.max() + 1] == number
@@ -197,7 +197,7 @@ def _ring_of(instances: Ints, number: int) -> Longs:
 
 
 def trace_outline(mask: npt.NDArray[np.bool_]) -> Longs:
-    """The outer outline of one mask through pixel corners, as :func:`trace_instances` gives it.
+    """Return the outer outline of one mask through pixel corners, as :func:`trace_instances` gives it.
 
     Args:
         mask: (H, W) bool with at least one True.
@@ -225,7 +225,7 @@ def trace_outline(mask: npt.NDArray[np.bool_]) -> Longs:
 
 
 def largest_ring(mask: npt.NDArray[np.bool_]) -> Longs:
-    """Corners of the largest outer ring; it may touch itself at a corner."""
+    """Return corners of the largest outer ring; it may touch itself at a corner."""
     doubled = mask.astype(np.uint8).repeat(2, 0).repeat(2, 1)
     rings, _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     ring = max(rings, key=lambda r: (cv2.contourArea(r), len(r)))[:, 0, :].astype(np.int64)

@@ -62,7 +62,7 @@ class TileDataset:
         ]
 
     def batch(self, step: int) -> TileBatch:
-        """The batch of that step: ``tiles_of_512`` tiles of 512 px, or four times as many of 256 px."""
+        """Return the batch of that step: ``tiles_of_512`` tiles of 512 px, or four times as many of 256 px."""
         rng = np.random.default_rng((self.seed, step))
         weights = np.array([weight for *_, weight in self.classes])
         size, members, p, _ = self.classes[rng.choice(len(self.classes), p=weights / weights.sum())]
@@ -80,7 +80,7 @@ class TileDataset:
     def warped(
         self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """A random place of an image, turned and scaled: pixels (size, size, 3) at 0.25 um, and their instances."""
+        """Cut a random place of an image, turned and scaled: (size, size, 3) at 0.25 um, and its instances."""
         pixels, instances = self.pixels[index], self.instances[index]
         scale = self.scales[index] * float(np.exp(rng.uniform(-0.22, 0.22)))
         angle = rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.integers(4) * np.pi / 2

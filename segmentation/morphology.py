@@ -25,7 +25,7 @@ STRAIGHT, DIAGONAL, TURN = 0.980, 1.406, -0.091
 def with_morphology(
     nuclei: Nuclei, pixels: npt.NDArray[np.uint8], origin: tuple[float, float], px: float, mpp: float
 ) -> Nuclei:
-    """The same nuclei with their measures.
+    """Return the same nuclei with their measures.
 
     Perimeters of outlines that run along pixel edges are estimated as Vossepoel & Smeulders do (a staircase is a
     quarter longer than the edge that it stands for); of other outlines they are the sum of the sides. Circularity is
@@ -64,7 +64,7 @@ def _enclose(points: Floats, offsets: npt.NDArray[np.int64], diameters: Floats) 
 
 
 def _stain_table() -> npt.NDArray[np.float32]:
-    """(3, 256): what a value of red, green or blue adds to the optical density of haematoxylin."""
+    """Return (3, 256): what a value of red, green or blue adds to the optical density of haematoxylin."""
     haematoxylin, eosin = (np.array(stain) / np.linalg.norm(stain) for stain in STAINS)
     residual = np.cross(haematoxylin, eosin)
     share = np.linalg.inv(np.array([haematoxylin, eosin, residual / np.linalg.norm(residual)]))[:, 0]
@@ -108,8 +108,10 @@ def _area(ring: Floats) -> float:
 
 @jit
 def _perimeter(ring: Floats) -> float:
-    """By the chain through the middles of the pixel edges: a straight step for two edges in a line, half a diagonal
-    one for two at an angle."""
+    """Measure along the chain through the middles of pixel edges.
+
+    Two edges in a line are a straight step, two at an angle half a diagonal one.
+    """
     sides, steps, changes = 0.0, 0.0, 0
     staircase = True
     n = len(ring)
@@ -127,7 +129,7 @@ def _perimeter(ring: Floats) -> float:
 
 @jit
 def _width(hull: Floats) -> float:
-    """The smallest distance of two parallel lines with the hull between them; one of them lies on a side."""
+    """Return the smallest distance of two parallel lines with the hull between them; one of them lies on a side."""
     n = len(hull)
     if n < 3:
         return 0.0
@@ -146,7 +148,7 @@ def _width(hull: Floats) -> float:
 
 @jit
 def _mean_stain(ring: Floats, pixels: npt.NDArray[np.uint8], px: float, stain: npt.NDArray[np.float32]) -> float:
-    """Mean over the pixels whose centre lies inside the ring (even-odd rule); NaN where there is none."""
+    """Return mean over the pixels whose centre lies inside the ring (even-odd rule); NaN where there is none."""
     height, width = pixels.shape[:2]
     n, total, count = len(ring), 0.0, 0
     if n < 3:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 
 def hv_maps(instances: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-    """Horizontal and vertical distances to each nucleus' centre of mass (Graham et al. 2019, section 3.1).
+    """Return horizontal and vertical distances to each nucleus' centre of mass (Graham et al. 2019, section 3.1).
 
     Left of the centre the distance is divided by the largest one there, right of it by the largest one there, and
     likewise up and down, so that every nucleus spans -1 to +1.

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def fit_temperature(logits: Floats, truth: npt.NDArray[np.int64]) -> float:
-    """The temperature, 0.1 to 10, of the smallest negative log-likelihood.
+    """Return the temperature, 0.1 to 10, of the smallest negative log-likelihood.
 
     Args:
         logits: (N, K) of one library's trained labels.
@@ -37,7 +37,7 @@ def fit_temperature(logits: Floats, truth: npt.NDArray[np.int64]) -> float:
 def calibrate(
     logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace, say: Callable[[str], None]
 ) -> tuple[LabelSpace, dict[str, float]]:
-    """Outputs with a temperature for each library that has enough held-out nuclei; 1 for the others.
+    """Fit a temperature for each library that has enough held-out nuclei; 1 for the others.
 
     Returns:
         The outputs; and by library the calibration error of temperatures fitted on the other half of the groups, for

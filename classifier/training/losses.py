@@ -46,12 +46,12 @@ def _joint(logits: Tensor, targets: Tensor, outputs: LabelSpace, term: Term) -> 
 
 
 def _log_sum(log_p: Tensor, allowed: Tensor) -> Tensor:
-    """The logarithm of the summed probability of the labels that hold."""
+    """Return the logarithm of the summed probability of the labels that hold."""
     return log_p.masked_fill(~allowed, -torch.inf).logsumexp(1)
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: LabelSpace, smoothing: float = 0.0) -> JointLoss:
-    """The cross-entropy of each library after a softmax over its trained columns alone.
+    """Return the cross-entropy of each library after a softmax over its trained columns alone.
 
     A sample that is known by a group of labels has ``-log`` of the group's summed probability.
 
@@ -69,7 +69,8 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: LabelSpace, s
 
 
 def masked_distance(logits: Tensor, targets: Tensor, outputs: LabelSpace, smoothing: float = 0.0) -> JointLoss:
-    """The squared Euclidean distance between each library's probabilities and the vector of the label that holds.
+    """Return the squared Euclidean distance between each library's probabilities and the vector of the label that
+    holds.
 
     The labels of a group count as one, with their summed probability. Arguments as of :func:`masked_cross_entropy`;
     ``smoothing`` moves the vector towards the even one.

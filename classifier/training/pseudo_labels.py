@@ -25,7 +25,7 @@ def pseudo_label(
     precision: str,
     say: Callable[[str], None],
 ) -> PatchDataset:
-    """Samples that also teach the libraries in which a model is sure of them.
+    """Return samples that also teach the libraries in which a model is sure of them.
 
     Args:
         samples: what is trained on.

@@ -18,7 +18,7 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvgpu", "/dev/nvhost-
 
 
 def pick_device(name: str) -> str:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names, as PyTorch calls it.
+    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names, as PyTorch calls it.
 
     Raises:
         UsageError: the name is no device, or that device is not there.
@@ -41,7 +41,7 @@ def _gpu_possible() -> bool:
 
 
 def pick_precision(name: str, device: str) -> str:
-    """The precision that networks compute in on ``device``: ``fp32``, ``bf16`` or ``fp16``.
+    """Return the precision that networks compute in on ``device``: ``fp32``, ``bf16`` or ``fp16``.
 
     ``auto`` takes what is fast without harm: fp16 on CUDA, bf16 on a CPU with instructions for it, else fp32.
 
@@ -60,7 +60,7 @@ def pick_precision(name: str, device: str) -> str:
 
 
 def _fast_in_bfloat16() -> bool:
-    """Whether the processor has AVX-512's instructions for it."""
+    """Tell whether the processor has AVX-512's instructions for it."""
     listed = Path("/proc/cpuinfo")
     if listed.is_file():
         return "avx512_bf16" in listed.read_text(errors="replace")
@@ -70,14 +70,14 @@ def _fast_in_bfloat16() -> bool:
 
 
 def autocast_type(precision: str) -> torch.dtype | None:
-    """The type that PyTorch's autocast shall use; None for ``fp32``."""
+    """Return the type that PyTorch's autocast shall use; None for ``fp32``."""
     import torch
 
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def training_precision(name: str, device: str) -> str:
-    """The precision that autocast shall use in training: ``bf16`` or ``fp32``.
+    """Return the precision that autocast shall use in training: ``bf16`` or ``fp32``.
 
     ``auto`` takes bfloat16 on CUDA and on a CPU with instructions for it; elsewhere it is many times slower.
 

@@ -17,7 +17,7 @@ M_ARENA_MAX = -8
 
 
 def available_processors(environment: Mapping[str, str] = os.environ, cgroups: Path = CGROUPS) -> int:
-    """The least of the affinity, the control group's quota and SLURM's allotment; at least 1."""
+    """Return the least of the affinity, the control group's quota and SLURM's allotment; at least 1."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = environment.get("SLURM_CPUS_PER_TASK", "")
     allotted = int(slurm) if slurm.isdigit() else affinity
@@ -25,7 +25,7 @@ def available_processors(environment: Mapping[str, str] = os.environ, cgroups: P
 
 
 def cgroup_quota(folder: Path) -> float:
-    """Processors' worth of time that the control group may use (of version 2, else 1); infinite without a limit."""
+    """Return how many processors' time the control group (version 2, else 1) may use; infinite without a limit."""
     numbers = _numbers(folder / "cpu.max") or (
         *_numbers(folder / "cpu" / "cpu.cfs_quota_us"),
         *_numbers(folder / "cpu" / "cpu.cfs_period_us"),
@@ -37,7 +37,7 @@ def cgroup_quota(folder: Path) -> float:
 
 
 def _numbers(path: Path) -> tuple[int, ...]:
-    """The numbers in a file; none where it is missing or says ``max``."""
+    """Return the numbers in a file; none where it is missing or says ``max``."""
     try:
         return tuple(int(word) for word in path.read_text("ascii").split())
     except (OSError, ValueError):

@@ -18,7 +18,7 @@ READERS = (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pa
 
 
 def open_dataset(path: Path) -> list[AnnotatedImage]:
-    """The annotated images of the data set at ``path``; the layout is recognised by its files.
+    """Return the annotated images of the data set at ``path``; the layout is recognised by its files.
 
     Raises:
         DataError: no known layout stands there, or the set is incomplete.

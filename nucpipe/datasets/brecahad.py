@@ -30,7 +30,7 @@ class BrecahadImage(AnnotatedImage):
         return read_rgb(self.image_path)
 
     def annotation(self) -> Annotation:
-        """The points; there are no outlines.
+        """Return the points; there are no outlines.
 
         Raises:
             DataError: the ``.json`` is broken or has a point outside the image, or the image
@@ -62,7 +62,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """The images of a folder with ``images`` and ``groundTruth``; empty if it is none.
+    """Return the images of a folder with ``images`` and ``groundTruth``; empty if it is none.
 
     Raises:
         DataError: an image has no points, or points have no image.

@@ -36,7 +36,7 @@ class MonusacImage(AnnotatedImage):
     names: tuple[str, ...] = LABELS
 
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """RGB (H, W, 3) uint8; of a slide file its level 0, whole.
+        """Return RGB (H, W, 3) uint8; of a slide file its level 0, whole.
 
         Raises:
             DataError: the tile cannot be read.
@@ -44,7 +44,7 @@ class MonusacImage(AnnotatedImage):
         return _read_slide(self.image_path) if self.image_path.suffix.lower() == ".svs" else read_rgb(self.image_path)
 
     def annotation(self) -> Annotation:
-        """The nuclei; where outlines overlap, the later one owns the pixels of the instance map.
+        """Return the nuclei; where outlines overlap, the later one owns the pixels of the instance map.
 
         Raises:
             DataError: the ``.xml`` is broken or names an unknown class, or the tile cannot be read.
@@ -70,7 +70,7 @@ def _read_slide(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    """The root of an XML file. A document type is refused: through it entities could swell a small file."""
+    """Return the root of an XML file. A document type is refused: through it entities could swell a small file."""
 
     try:
         return parse_xml(path.read_bytes())
@@ -102,7 +102,7 @@ def _nuclei(root: ElementTree.Element, path: Path, names: tuple[str, ...]) -> tu
 
 
 def _centroid(polygon: _Polygon) -> tuple[float, float]:
-    """Centre of mass of the pixels that a polygon of pixel centres encloses, in corner-based pixels."""
+    """Return the centre of mass of what a polygon of pixel centres encloses, in corner-based pixels."""
     x, y = polygon.T
     next_x, next_y = np.roll(x, -1), np.roll(y, -1)
     cross = x * next_y - next_x * y
@@ -129,7 +129,7 @@ def _mpp(root: ElementTree.Element, path: Path) -> float:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """The tiles of every patient's folder in ``path``, or of one patient's folder itself; empty if it is none.
+    """Return the tiles of every patient's folder in ``path``, or of one patient's folder itself; empty if it is none.
 
     Raises:
         DataError: an outline file lacks its tile, a tile its outlines, or the outlines cannot be read.

@@ -32,7 +32,8 @@ class NuclsImage(AnnotatedImage):
         return read_rgb(self.image_path)
 
     def annotation(self) -> Annotation:
-        """The nuclei by their finest known class, which may be a main or a super class; those of no class are left out.
+        """Return the nuclei by their finest known class, which may be a main or a super class; those of no class are
+        left out.
 
         A rectangle has no outline, so there is no instance map; the centre of a polyline's box is its centroid too.
 
@@ -78,7 +79,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """The fields of view of a folder with ``rgb`` and ``csv``; empty if it is none.
+    """Return the fields of view of a folder with ``rgb`` and ``csv``; empty if it is none.
 
     Raises:
         DataError: a field has no table, or a table no field.

@@ -30,7 +30,7 @@ class PointsImage(AnnotatedImage):
         return read_rgb(self.image_path)
 
     def annotation(self) -> Annotation:
-        """The points; there are no outlines.
+        """Return the points; there are no outlines.
 
         Raises:
             DataError: the table is broken or has a point outside the image, or the image cannot be read.
@@ -64,7 +64,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """The images of a folder with ``images`` and ``labels``; empty if it is none.
+    """Return the images of a folder with ``images`` and ``labels``; empty if it is none.
 
     Raises:
         DataError: ``library.toml`` is missing or states no pixel size, an image has no table or a table no image.

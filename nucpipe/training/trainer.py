@@ -53,7 +53,7 @@ class WeightAverage(Generic[Network]):
 
 @torch.no_grad()
 def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
-    """The mean of several networks' weights and buffers (Wortsman et al. 2022, "Model soups").
+    """Return the mean of several networks' weights and buffers (Wortsman et al. 2022, "Model soups").
 
     Trainings that started from the same weights end in one valley, and the middle of it is often better than each of
     its sides.
@@ -74,7 +74,7 @@ def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
 
 
 def lr_factor(step: int, steps: int) -> float:
-    """Factor on the learning rate: a short linear rise, and half as much while the weights are averaged.
+    """Return the factor on the learning rate: a short linear rise, and half as much while weights are averaged.
 
     It does not fall to 0, so that the averaged weights differ.
     """
@@ -93,7 +93,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint at ``path``, or None where there is none.
+    """Return the checkpoint at ``path``, or None where there is none.
 
     Raises:
         DataError: it was made with other settings, or is broken.
@@ -127,7 +127,7 @@ class Stateful(Protocol):
     """A network or an optimizer."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it is made of."""
+        """Return all that it is made of."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> object:
         """Become what ``state_dict`` was taken from."""
@@ -190,7 +190,7 @@ class Trainer:
     def log_step(
         self, step: int, losses: Sequence[str], text: str, last: bool, kept: dict[str, Any] | None = None
     ) -> None:
-        """A step is done.
+        """Log a finished step.
 
         Args:
             step: its number, from 0.
@@ -237,12 +237,12 @@ class Progress(Protocol):
     """Told of every step."""
 
     def __call__(self, step: int, text: str) -> None:
-        """``step`` of the training is done; ``text`` has its figures."""
+        """Show that ``step`` is done; ``text`` has its figures."""
 
 
 @contextmanager
 def show_progress(title: str, steps: int, start: int = 0) -> Iterator[Progress]:
-    """A progress bar on a terminal; elsewhere a plain line now and then."""
+    """Yield a progress bar on a terminal; elsewhere a plain line now and then."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -49,7 +49,7 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
-        """This process."""
+        """Return the holder that this process is."""
         return cls(uuid.uuid4().hex, machine(), socket.gethostname(), os.getpid(), started(os.getpid()))
 
     @classmethod
@@ -63,7 +63,7 @@ class Holder:
         return holder if type(holder.pid) is int and holder.pid > 0 and all(type(t) is str for t in texts) else None
 
     def is_dead(self) -> bool | None:
-        """Whether the process has ended; None where that cannot be known from here."""
+        """Tell whether the process has ended; None where that cannot be known from here."""
         if not self.machine or self.machine != machine():
             return None
         try:
@@ -164,7 +164,7 @@ class Lock:
         )
 
     def holder(self) -> Holder | None:
-        """Who holds the lock; None where nobody does or it cannot be read."""
+        """Return who holds the lock; None where nobody does or it cannot be read."""
         latest = self._latest()
         return None if latest is None else Holder.parse(self._content(latest))
 
@@ -172,7 +172,7 @@ class Lock:
         return self.folder / f".{self.name}.{generation}.lock"
 
     def _latest(self) -> int | None:
-        """The highest generation that is there."""
+        """Return the highest generation that is there."""
         generations = [path.name.split(".")[-2] for path in self.folder.glob(f".{self.name}.*.lock")]
         return max((int(text) for text in generations if text.isdecimal()), default=None)
 
@@ -230,7 +230,9 @@ def waiting_for(lock: Lock) -> Iterator[Lock]:
 
 
 def file_system_now(folder: Path) -> float:
-    """The time by the clock of the file system that ``folder`` lies on, seconds; comparable with its files' times."""
+    """Return the time by the clock of the file system that ``folder`` lies on, seconds; comparable with its files'
+    times.
+    """
     probe = folder / f".{uuid.uuid4().hex}.now"
     try:
         with probe.open("wb") as file:
@@ -241,7 +243,9 @@ def file_system_now(folder: Path) -> float:
 
 @cache
 def machine() -> str:
-    """What two processes must share for the number of one to mean anything to the other; "" where it is not known."""
+    """Return what two processes must share for the number of one to mean anything to the other; "" where it is not
+    known.
+    """
     if sys.platform != "linux":
         return ""
     try:

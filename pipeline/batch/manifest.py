@@ -43,7 +43,7 @@ class Row:
 
 
 def read_manifest(path: Path, config: RunConfig) -> list[Row]:
-    """The slides of a manifest: a CSV or TSV with a header line and at least the column ``slide``.
+    """Return the slides of a manifest: a CSV or TSV with a header line and at least the column ``slide``.
 
     Args:
         path: ``.csv`` or ``.tsv``, UTF-8. Columns: ``slide``; ``name``, the folder of the results; and ``SETTINGS``.

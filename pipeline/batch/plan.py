@@ -49,7 +49,7 @@ class Job:
 
 
 def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
-    """Every slide once; sub-folders are kept, and no two slides share a folder.
+    """Return every slide once; sub-folders are kept, and no two slides share a folder.
 
     Args:
         inputs: slides, folders, patterns (``slides/*.svs``), manifests (``.csv``, ``.tsv``) and addresses
@@ -100,12 +100,12 @@ def _jobs(given: str | Path, config: RunConfig) -> Iterator[Job]:
 
 
 def is_pattern(text: str) -> bool:
-    """Whether a text has the marks of a pattern."""
+    """Tell whether a text has the marks of a pattern."""
     return any(mark in text for mark in "*?[")
 
 
 def _matches(pattern: Path) -> Iterator[tuple[Path, Path]]:
-    """What a pattern means, for shells that leave it as it is; ``**`` stands for any folders."""
+    """Yield what a pattern means, for shells that leave it as it is; ``**`` stands for any folders."""
     try:
         # Path.glob does not follow links to folders, which could lead round in a circle.
         found = sorted(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
@@ -139,7 +139,7 @@ def _slides(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _in_folder(path: Path) -> Iterator[tuple[Path, Path]]:
-    """The slides in a folder and below. Links to folders are followed, but no folder is entered twice."""
+    """Yield the slides in a folder and below. Links to folders are followed, but no folder is entered twice."""
     entered = set()
     for folder, names, files in os.walk(path, followlinks=True):
         here = Path(folder)
@@ -162,7 +162,7 @@ def _in_folder(path: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _owned(folder: Path, files: list[str]) -> set[str]:
-    """Names in a folder that are parts of another file's slide: MRXS's folder, and the images that a VMS lists."""
+    """Return names in a folder that belong to another file's slide: MRXS's folder, images that a VMS lists."""
     owned = {Path(name).stem for name in files if name.lower().endswith(".mrxs")}
     for name in (name for name in files if name.lower().endswith(LISTS)):
         try:
@@ -174,7 +174,7 @@ def _owned(folder: Path, files: list[str]) -> set[str]:
 
 
 def is_slide_file(path: Path) -> bool:
-    """Whether a file in a folder is taken for a slide, by its extension or else by how it begins."""
+    """Tell whether a file in a folder is taken for a slide, by its extension or else by how it begins."""
     if path.name.startswith(".") or is_special(path):
         return False
     suffix = path.suffix.lower()
@@ -188,13 +188,13 @@ def is_slide_file(path: Path) -> bool:
 
 
 def is_slide_name(name: str) -> bool:
-    """Whether a name alone says that a file is a slide."""
+    """Tell whether a name alone says that a file is a slide."""
     path = PurePosixPath(name)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is a pipe, a socket or a device, which would be read for ever."""
+    """Tell whether a path is a pipe, a socket or a device, which would be read for ever."""
     try:
         return path.exists() and not path.is_file() and not path.is_dir()
     except OSError:  # a link that leads round in a circle; opening it says so
@@ -202,5 +202,5 @@ def is_special(path: Path) -> bool:
 
 
 def is_result(folder: Path) -> bool:
-    """Whether a folder holds what a run wrote for a slide, so that an overview is not taken for a slide."""
+    """Tell whether a folder holds what a run wrote for a slide, so that an overview is not taken for a slide."""
     return (folder / "nuclei.zarr").is_dir() or (folder / "journal" / "journal.json").is_file()

@@ -15,7 +15,7 @@ LINE_SECONDS = 30
 
 
 def failure(result: SlideResult) -> str:
-    """The slide and what stopped it; most causes begin with the slide's name, which is not said twice."""
+    """Return the slide and what stopped it; most causes begin with the slide's name, which is not said twice."""
     slide, cause = printable(result.slide), result.cause
     for name in (slide, printable(result.slide.name)):
         if cause.startswith((f"{name}: ", f"{name} ")):
@@ -24,7 +24,7 @@ def failure(result: SlideResult) -> str:
 
 
 def final_line(result: SlideResult) -> str:
-    """One line that says what became of a slide."""
+    """Return one line that says what became of a slide."""
     name, folder = printable(result.slide.name), printable(result.folder)
     if result.status == "failed":
         return f"FAILED {failure(result)}"
@@ -109,7 +109,7 @@ class Bars:
 
 
 def reporter() -> Reporter:
-    """The one that fits standard error."""
+    """Return the one that fits standard error."""
     if sys.stderr is None:  # closed by whoever started the process
         return SilentReporter()
     return Bars() if sys.stderr.isatty() else Lines()

@@ -89,7 +89,7 @@ def run_batch(
 
 
 def with_library_names(jobs: list[Job], models: Models) -> list[Job]:
-    """The jobs with ``--primary`` as the library writes its name.
+    """Return the jobs with ``--primary`` as the library writes its name.
 
     Raises:
         UsageError: a job names a library that the classifier does not know.

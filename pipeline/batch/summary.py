@@ -68,7 +68,7 @@ class Summary:
                 writer.writerows(lines.values())
 
     def _read(self) -> dict[str, dict[str, str]]:
-        """The lines that are there, by folder."""
+        """Return the lines that are there, by folder."""
         try:
             with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
                 rows = list(csv.DictReader(file))

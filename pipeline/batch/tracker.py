@@ -40,7 +40,7 @@ class BatchTracker:
         self._told: set[Path] = set()
 
     def add(self, job: Job, result: SlideResult) -> None:
-        """A slide is done with.
+        """Record the result of a slide.
 
         Raises:
             OutputError: the summary cannot be written.
@@ -53,14 +53,14 @@ class BatchTracker:
         self.stopped = failures == self.max_failures
 
     def tell_stopped(self, slides: int) -> None:
-        """That the limit of failures was reached before all of so many slides were begun."""
+        """Warn that the limit of failures was reached before all of so many slides were begun."""
         if self.stopped and (left := slides - len(self.results)):
             logging.getLogger(__name__).warning(
                 "stopped after %d failures (--max-failures); %d slides were not begun.", self.max_failures, left
             )
 
     def tell_once(self, job: Job, holder: object) -> None:
-        """That a slide waits for another process."""
+        """Warn, once, that a slide waits for another process."""
         if job.folder not in self._told:
             self._told.add(job.folder)
             logging.getLogger(__name__).warning(
@@ -69,7 +69,7 @@ class BatchTracker:
 
 
 def explain(error: Exception) -> str:
-    """What a user is told of an error that stopped one slide, on one line."""
+    """Return what a user is told of an error that stopped one slide, on one line."""
     match error:
         case NucpipeError():
             text = str(error)
@@ -83,5 +83,5 @@ def explain(error: Exception) -> str:
 
 
 def is_disk_gone(error: OutputError) -> bool:
-    """Whether a result could not be written for a reason that will stop every other slide too."""
+    """Tell whether a result could not be written for a reason that will stop every other slide too."""
     return isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_DISK

@@ -86,7 +86,7 @@ def copy_table(store: Store, target: Target) -> None:
 
 
 def _walk(group: zarr.Group, above: str = "") -> Iterator[tuple[str, zarr.Group | zarr.Array[Any]]]:
-    """Everything in a group, each group before what is in it."""
+    """Yield everything in a group, each group before what is in it."""
     for name, node in sorted(group.members()):
         yield above + name, node
         if isinstance(node, zarr.Group):
@@ -104,7 +104,7 @@ def _fill(store: Store, arrays: dict[str, Any]) -> None:
 
 
 def _decided(part: Store) -> dict[str, npt.NDArray[Any]]:
-    """What depends on the rule, by path."""
+    """Return what depends on the rule, by path."""
     columns = columns_of(part)
     values: dict[str, npt.NDArray[Any]] = {}
     for library in part.info.outputs.libraries:
@@ -144,7 +144,7 @@ class _HDF5:
 
 
 def _hdf5_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Lists of names as arrays of strings, which h5py does not make of an empty list by itself."""
+    """Turn lists of names into arrays of strings, which h5py does not make of an empty list by itself."""
     import h5py
 
     return {k: np.array(v, h5py.string_dtype()) if isinstance(v, list) else v for k, v in attributes.items()}

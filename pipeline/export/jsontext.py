@@ -46,7 +46,7 @@ def features_text(
     measurements: dict[str, npt.NDArray[np.floating]],
     metadata: Sequence[CategoricalText],
 ) -> memoryview:
-    """N features with a comma and a line's end between them.
+    """Return N features with a comma and a line's end between them.
 
     Args:
         ids: (N,) UUIDs as strings.

@@ -19,13 +19,13 @@ class ChunkEncoder(Protocol):
     """How parts become a file."""
 
     def pack(self, part: Content) -> Content:
-        """What will stand in the file for a part; may be called in any thread."""
+        """Return what will stand in the file for a part; may be called in any thread."""
 
     def write(self, part: Content, packed: Content) -> None:
         """Append a part to the file."""
 
     def finish(self) -> None:
-        """After the last part."""
+        """Return what follows the last part."""
 
 
 class Plain(ChunkEncoder):

@@ -22,7 +22,7 @@ Block = tuple[int, int]
 
 
 def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
-    """(width, height) of the levels of a pyramid: each the half of the one before, rounded up."""
+    """Return (width, height) of the levels of a pyramid: each the half of the one before, rounded up."""
     sizes = [(width, height)]
     while max(sizes[-1]) > SMALLEST_PX:
         w, h = sizes[-1]
@@ -33,7 +33,7 @@ def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
 def create_levels(
     group: zarr.Group, names: Sequence[str], sizes: Sequence[tuple[int, int]], dtype: npt.DTypeLike, channels: int = 0
 ) -> list[zarr.Array[Any]]:
-    """Empty levels; (height, width), or (channels, height, width) where there are channels."""
+    """Create empty levels; (height, width), or (channels, height, width) where there are channels."""
     return [
         group.create_array(
             name,
@@ -49,14 +49,16 @@ def create_levels(
 
 
 def image_size(slide: Slide, mpp: float) -> tuple[float, int, int]:
-    """Level-0 pixels per pixel (at least 1), and (width, height), of the slide at a pixel size of ``mpp`` or above."""
+    """Return level-0 pixels per pixel (at least 1), and (width, height), of the slide at a pixel size of ``mpp`` or
+    above.
+    """
     shrink = max(1.0, mpp / slide.mpp)
     width, height = slide.size_l0
     return shrink, math.ceil(width / shrink), math.ceil(height / shrink)
 
 
 def write_image(slide: Slide, shrink: float, levels: Sequence[zarr.Array[Any]]) -> None:
-    """The slide's pixels, level by level; each pixel of a smaller level is the mean of four.
+    """Write the slide's pixels, level by level; each pixel of a smaller level is the mean of four.
 
     Args:
         slide: open.
@@ -83,7 +85,7 @@ def _blocks(level: zarr.Array[Any]) -> Iterator[tuple[int, int, slice, slice]]:
 
 
 def shrink_labels(levels: Sequence[zarr.Array[Any]], blocks: set[Block]) -> None:
-    """The smaller levels of a label image: every other pixel, for means of labels mean nothing.
+    """Write the smaller levels of a label image: every other pixel, for means of labels mean nothing.
 
     Args:
         levels: (height, width), the first one filled.
@@ -99,7 +101,7 @@ def shrink_labels(levels: Sequence[zarr.Array[Any]], blocks: set[Block]) -> None
 
 
 def multiscales(name: str, names: Sequence[str], mpp: float, channels: bool) -> list[dict[str, Any]]:
-    """The metadata of a pyramid whose first level has pixels of ``mpp`` micrometres."""
+    """Return the metadata of a pyramid whose first level has pixels of ``mpp`` micrometres."""
     axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
     if channels:
         axes.insert(0, {"name": "c", "type": "channel"})
@@ -112,7 +114,7 @@ def multiscales(name: str, names: Sequence[str], mpp: float, channels: bool) -> 
 
 
 def channels_rgb() -> dict[str, Any]:
-    """OMERO's rendering metadata for red, green and blue of 8 bits."""
+    """Return OMERO's rendering metadata for red, green and blue of 8 bits."""
     window = {"min": 0, "max": 255, "start": 0, "end": 255}
     colours = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
     return {

@@ -26,7 +26,7 @@ def select_nuclei(
     labels: Sequence[str] = (),
     rule: DecisionRule | None = None,
 ) -> Store:
-    """The nuclei that were asked for; only their numbers are held in memory, and no numbers for a whole store.
+    """Return the nuclei that were asked for; only their numbers are held in memory, and no numbers for a whole store.
 
     Args:
         store: of a run.
@@ -61,7 +61,7 @@ def select_nuclei(
 
 
 def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
-    """The numbers of labels; a group's name stands for its labels."""
+    """Return the numbers of labels; a group's name stands for its labels."""
     from nucpipe.errors import DataError
 
     try:
@@ -71,12 +71,13 @@ def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
 
 
 def is_multilabel(store: Store) -> bool:
-    """Whether a nucleus can have several labels of one library."""
+    """Tell whether a nucleus can have several labels of one library."""
     return store.info.rule.kind == "threshold"
 
 
 def columns_of(part: Store) -> dict[str, Column]:
-    """What is told of each nucleus, by column name: place, size, and its label in each library with its probability.
+    """Return what is told of each nucleus, by column name: place, size, and its label in each library with its
+    probability.
 
     The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``, the
     measures (``segmentation.nuclei.MEASURES``), ``segmentor_type`` (of detectors that give one), and for each library
@@ -108,7 +109,7 @@ def columns_of(part: Store) -> dict[str, Column]:
 
 
 def all_labels(part: Store, given: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.object_]]:
-    """By library (N,) the labels that each nucleus was given, as one text such as ``"tumor; lymphocyte"``.
+    """Return by library (N,) the labels that each nucleus was given, as one text such as ``"tumor; lymphocyte"``.
 
     Args:
         part: the nuclei.

@@ -60,7 +60,7 @@ class StageExecutor:
             pool.shutdown()
 
     def pool(self, threads: int, name: str) -> ThreadPoolExecutor:
-        """So many threads."""
+        """Return so many threads."""
         pool = ThreadPoolExecutor(threads, f"nucpipe-{name}")
         self._pools.append(pool)
         return pool
@@ -70,7 +70,7 @@ class StageExecutor:
         return self._submit((stage,), item, Future())
 
     def result(self, future: Future[B]) -> B:
-        """The result, once it is there.
+        """Return the result, once it is there.
 
         Raises:
             BaseException: what this or any other work raised.
@@ -82,7 +82,7 @@ class StageExecutor:
         return future.result()
 
     def map_ordered(self, stages: Sequence[Stage], items: Iterable[A], depth: int) -> Iterator[Any]:
-        """Each item's result of the last stage, in order, with at most ``depth`` items under way.
+        """Yield each item's result of the last stage, in order, with at most ``depth`` items under way.
 
         Whatever the caller does with one result, the others go on meanwhile.
         """

@@ -68,11 +68,11 @@ class StageTimer:
                     self.spans.append(Span(stage, name, began - self.began, ended - self.began))
 
     def count(self, nuclei: int, mm2: float) -> None:
-        """A region of so many square millimetres is finished."""
+        """Count a finished region of so many square millimetres."""
         self.nuclei, self.mm2 = self.nuclei + nuclei, self.mm2 + mm2
 
     def performance(self, seconds: float, workers: int, max_concurrency: int) -> dict[str, Any]:
-        """How well the machine was used, as JSON can hold it.
+        """Return how well the machine was used, as JSON can hold it.
 
         Args:
             seconds: that all stages together took.

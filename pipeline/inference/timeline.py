@@ -14,7 +14,7 @@ SHORTEST = 1 / 4000
 
 
 def draw_timeline(spans: Sequence[Span], path: Path) -> None:
-    """A row a thread, a bar a piece of work, coloured by stage.
+    """Draw a row a thread, a bar a piece of work, coloured by stage.
 
     Raises:
         OutputError: the picture cannot be written.

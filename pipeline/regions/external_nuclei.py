@@ -55,7 +55,7 @@ def check_nuclei_option(option: str | None) -> None:
 
 
 def nuclei_file(option: str, slide: Path) -> Path:
-    """The file of a slide's nuclei: ``option`` itself, or in that folder the one with the slide's name.
+    """Return the file of a slide's nuclei: ``option`` itself, or in that folder the one with the slide's name.
 
     Raises:
         SlideError: the folder has none.
@@ -71,7 +71,7 @@ def nuclei_file(option: str, slide: Path) -> Path:
 
 
 def read_external_nuclei(path: Path, slide: Slide) -> ExternalNuclei:
-    """The nuclei in a GeoJSON or a label image.
+    """Return the nuclei in a GeoJSON or a label image.
 
     GeoJSON is in pixels of full resolution as QuPath shows the slide, as nucpipe's own export is (level 0 counted from
     ``slide.origin_l0``); a label image covers the slide, at any resolution.

@@ -39,7 +39,7 @@ class Region:
     read_box_w: BoxW
 
     def owns(self, points_w: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        """Which of (N, 2) points lie in the core, whose left and upper edges belong to it and the others not."""
+        """Return which of (N, 2) points lie in the core, whose left and upper edges belong to it and the others not."""
         x0, y0, x1, y1 = self.core_w
         x, y = points_w[:, 0], points_w[:, 1]
         return (x >= x0) & (x < x1) & (y >= y0) & (y < y1)
@@ -48,7 +48,7 @@ class Region:
 def cut_regions(
     grid: WorkingGrid, tissue: TissueMask, size_w: int, halo_w: int, align_w: int = REGION_ALIGN_W, margin_w: int = 0
 ) -> list[Region]:
-    """The regions that have tissue in their core: band by band, and row by row in each.
+    """Return the regions that have tissue in their core: band by band, and row by row in each.
 
     Args:
         grid: the slide's working grid.
@@ -83,7 +83,7 @@ def cut_regions(
 
 
 def align(length_w: int, step_w: int) -> int:
-    """The next multiple of ``step_w``."""
+    """Return the next multiple of ``step_w``."""
     return -(-length_w // step_w) * step_w
 
 

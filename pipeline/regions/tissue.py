@@ -48,7 +48,7 @@ class TissueMask:
 
     @classmethod
     def of(cls, mask: Mask, slide: Slide) -> TissueMask:
-        """A mask of any resolution that covers ``slide``."""
+        """Return a mask of any resolution that covers ``slide``."""
         width, height = slide.size_l0
         return cls(mask, (width / mask.shape[1], height / mask.shape[0]), slide.mpp)
 
@@ -58,12 +58,12 @@ class TissueMask:
         return float(np.count_nonzero(self.mask)) * self._px_mm2
 
     def area_in_mm2(self, box_l0: BoxL0) -> float:
-        """Area of the tissue inside x0, y0, x1, y1; parts of a pixel count as parts."""
+        """Return area of the tissue inside x0, y0, x1, y1; parts of a pixel count as parts."""
         part, x, y = self._part(box_l0)
         return float(y @ self.mask[part] @ x) * self._px_mm2
 
     def extent(self, box_l0: BoxL0) -> BoxL0 | None:
-        """The smallest x0, y0, x1, y1 that holds all the tissue inside a box (which may reach beyond the slide)."""
+        """Return the smallest x0, y0, x1, y1 with all the tissue inside a box, which may reach beyond the slide."""
         part, _, _ = self._part(box_l0)
         rows, columns = (np.flatnonzero(self.mask[part].any(axis)) for axis in (1, 0))
         if not len(rows):
@@ -78,7 +78,7 @@ class TissueMask:
         )
 
     def contains(self, points_l0: npt.NDArray[np.float64]) -> Mask:
-        """Which of (N, 2) points, x and y at level 0, lie on tissue; none does beyond the slide."""
+        """Return which of (N, 2) points, x and y at level 0, lie on tissue; none does beyond the slide."""
         index = np.floor(points_l0 / self.l0_per_px).astype(np.int64)
         height, width = self.mask.shape
         inside = np.all((index >= 0) & (index < (width, height)), axis=1)
@@ -91,7 +91,7 @@ class TissueMask:
         return self.l0_per_px[0] * self.l0_per_px[1] * (self.mpp / 1000) ** 2
 
     def _part(self, box_l0: BoxL0) -> tuple[tuple[slice, slice], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The mask's rows and columns that a box meets, and which share of each column and row lies in it."""
+        """Return the mask's rows and columns that a box meets, and which share of each column and row lies in it."""
         x, y = (self._overlap(box_l0[i], box_l0[i + 2], axis) for i, axis in ((0, 1), (1, 0)))
         rows, columns = (
             slice(int(met[0]), int(met[-1]) + 1) if len(met := np.flatnonzero(share)) else slice(0, 0)
@@ -100,7 +100,7 @@ class TissueMask:
         return (rows, columns), x[columns], y[rows]
 
     def _overlap(self, start_l0: float, stop_l0: float, axis: int) -> npt.NDArray[np.float64]:
-        """For each of the mask's columns (axis 1) or rows (axis 0): which share of it lies in the interval."""
+        """Return for each of the mask's columns (axis 1) or rows (axis 0) the share of it that lies in the interval."""
         size, step = self.mask.shape[axis], self.l0_per_px[1 - axis]
         edges = np.clip(np.arange(size + 1), start_l0 / step, max(start_l0, stop_l0) / step)
         return np.diff(edges)
@@ -117,7 +117,7 @@ def check_tissue_option(option: str) -> None:
 
 
 def tissue_from(option: str, slide: Slide) -> TissueMask:
-    """What ``--tissue`` asks for.
+    """Return what ``--tissue`` asks for.
 
     Args:
         option: ``auto`` finds the tissue; ``none`` takes the whole slide; else a mask image or a ``.geojson``.
@@ -137,7 +137,7 @@ def tissue_from(option: str, slide: Slide) -> TissueMask:
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
-    """Tissue stained with haematoxylin and eosin, without bare glass, dust and pen marks.
+    """Find tissue stained with haematoxylin and eosin, without bare glass, dust and pen marks.
 
     Found on a thumbnail of 8 um per pixel by the strength of its colour (see :func:`find_tissue`). An image of at
     most half a millimetre is a tile from tissue as a rule: there all counts as soon as some of it is tissue.
@@ -154,7 +154,7 @@ def tissue_mask(slide: Slide) -> TissueMask:
 
 
 def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2) -> Mask:
-    """Tissue on a thumbnail.
+    """Find tissue on a thumbnail.
 
     H&E takes up green light most, so its optical density differs between the channels, while glass, shadow and dust
     are grey. The threshold on that difference is Otsu's, kept within what pale stroma and noise leave open: an
@@ -179,7 +179,7 @@ def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2
 
 
 def optical_density(rgb: Image) -> npt.NDArray[np.float32]:
-    """(3, h, w) float32, natural logarithm, relative to the glass: the brightest of the nearly grey pixels."""
+    """Return (3, h, w) float32, natural logarithm, relative to the glass: the brightest of the nearly grey pixels."""
     planes = np.ascontiguousarray(np.moveaxis(rgb, 2, 0))
     low, high = planes.min(axis=0), planes.max(axis=0)
     # Pale stroma is bright and nearly grey too, but pink: green is less than the others.
@@ -194,12 +194,12 @@ def optical_density(rgb: Image) -> npt.NDArray[np.float32]:
 
 
 def smooth(plane: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Without the noise of single pixels."""
+    """Smooth away the noise of single pixels."""
     return np.asarray(cv2.GaussianBlur(plane, (0, 0), 1.0), np.float32)
 
 
 def otsu(values: npt.NDArray[np.float32]) -> float:
-    """Otsu's threshold (1979), within what noise on glass stays below and pale stroma stays above."""
+    """Return Otsu's threshold (1979), limited to what noise on glass stays below and pale stroma above."""
     levels = np.clip(values * 200, 0, 255).astype(np.uint8).reshape(-1, 1)
     if not len(levels):
         return MIN_COLOUR
@@ -208,7 +208,7 @@ def otsu(values: npt.NDArray[np.float32]) -> float:
 
 
 def find_ink(density: npt.NDArray[np.float32], least_px: float) -> Mask:
-    """Pen marks: patches of at least ``least_px`` of strong ink, with their paler fringes.
+    """Find pen marks: patches of at least ``least_px`` of strong ink, with their paler fringes.
 
     Haematoxylin takes up green at least as much as red; blue and green ink take up more red. Red ink takes up blue
     nearly as much as green, both more than blood does, and hardly any red. Black ink takes up all alike. (Of a hundred
@@ -237,7 +237,7 @@ def fill_holes(mask: Mask, most_px: float) -> Mask:
 
 
 def keep_components(mask: Mask, least_px: float, seeds: Mask | None = None) -> Mask:
-    """The connected components (8 neighbours) with at least ``least_px`` pixels, or as many pixels of ``seeds``."""
+    """Keep connected components (8 neighbours) with at least ``least_px`` pixels, or as many of ``seeds``."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     area = stats[:, cv2.CC_STAT_AREA] if seeds is None else np.bincount(labels[seeds], minlength=count)
     keep = area >= least_px
@@ -246,7 +246,7 @@ def keep_components(mask: Mask, least_px: float, seeds: Mask | None = None) -> M
 
 
 def _from_image(path: Path, slide: Slide) -> TissueMask:
-    """A mask image that covers the slide at any resolution: what is not black is tissue."""
+    """Return a mask image that covers the slide at any resolution: what is not black is tissue."""
     try:
         content = np.frombuffer(path.read_bytes(), np.uint8)
         image = cv2.imdecode(content, cv2.IMREAD_UNCHANGED) if len(content) else None
@@ -270,7 +270,7 @@ def _from_image(path: Path, slide: Slide) -> TissueMask:
 
 
 def _from_geojson(path: Path, slide: Slide) -> TissueMask:
-    """Polygons in level-0 pixels as QuPath exports them, that is, counted from ``slide.origin_l0``.
+    """Draw polygons in level-0 pixels as QuPath exports them, that is, counted from ``slide.origin_l0``.
 
     They are drawn on a mask whose pixels are level-0 pixels, or larger on a slide of more than 8192 of them; the
     outlines are exact to one of these.

@@ -35,7 +35,7 @@ class Blocks:
         self._lock = threading.Lock()
 
     def read(self, box: Box, read: Callable[[Box], Image]) -> Image:
-        """The pixels of a box.
+        """Return the pixels of a box.
 
         Args:
             box: x0, y0, x1, y1 within the image.

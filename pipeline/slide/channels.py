@@ -40,7 +40,7 @@ def check_channels(path: Path, shape: tuple[int, ...], axes: str, dtype: np.dtyp
 
 
 def as_rgb(array: npt.NDArray[np.uint8], axes: str) -> Image:
-    """An array that :func:`check_channels` has passed -> (h, w, 3) RGB."""
+    """Return an array that :func:`check_channels` has passed -> (h, w, 3) RGB."""
     colours = [i for i, axis in enumerate(axes) if axis in COLOUR_AXES]
     y, x = axes.index("Y"), axes.index("X")
     others = [i for i in range(array.ndim) if i not in (y, x, *colours)]
@@ -51,7 +51,7 @@ def as_rgb(array: npt.NDArray[np.uint8], axes: str) -> Image:
 
 
 def on_white(rgba: Image) -> Image:
-    """(h, w, 4) -> (h, w, 3): transparent pixels are bare glass, which is white."""
+    """Return (h, w, 4) -> (h, w, 3): transparent pixels are bare glass, which is white."""
     rgb = np.asarray(cv2.cvtColor(rgba, cv2.COLOR_RGBA2RGB), np.uint8)
     opacity = rgba[..., 3:]
     if opacity.min(initial=255) == 255:

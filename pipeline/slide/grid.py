@@ -38,7 +38,7 @@ class WorkingGrid:
 
     @classmethod
     def for_slide(cls, size_l0: tuple[int, int], mpp: float) -> WorkingGrid:
-        """The grid of a slide of ``size_l0`` = (width, height) level-0 pixels of ``mpp`` micrometres.
+        """Return the grid of a slide of ``size_l0`` = (width, height) level-0 pixels of ``mpp`` micrometres.
 
         A slide within 5 % of 0.25 or 0.5 um is taken on its own grid; another is resampled to exactly 0.25 um, or,
         where it is coarser than 0.5 um, to exactly 0.5 um.
@@ -71,9 +71,9 @@ class WorkingGrid:
         return self.size_w[0] // self.stride, self.size_w[1] // self.stride
 
     def to_l0(self, w: Length) -> Length:
-        """Working coordinates or lengths -> level 0."""
+        """Return working coordinates or lengths -> level 0."""
         return w * self.l0_per_w
 
     def to_w(self, l0: Length) -> Length:
-        """Level-0 coordinates or lengths -> working frame."""
+        """Return level-0 coordinates or lengths -> working frame."""
         return l0 / self.l0_per_w

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def slide_name(path: Path) -> str:
-    """The name that results are filed under: the file's name without its extension (``.ome.tiff`` counts as one).
+    """Return the name that results are filed under: the file's name without its extension (``.ome.tiff`` counts as
+    one).
 
     It can be printed on one line: white space is one blank, and what is no UTF-8 is replaced. As a folder it lies where
     it is put: it is never ``..``.
@@ -19,7 +20,7 @@ def slide_name(path: Path) -> str:
 
 
 def printable(text: object) -> str:
-    """On one line, without control characters or bytes that are no UTF-8."""
+    """Return a text on one line, without control characters or bytes that are not UTF-8."""
     whole = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return " ".join("".join(c if c.isprintable() else " " for c in whole).split())
 
@@ -28,7 +29,7 @@ FINGERPRINT_BLOCKS, FINGERPRINT_BYTES, FINGERPRINT_WHOLE_BYTES = 16, 65536, 2**2
 
 
 def slide_fingerprint(path: Path) -> str:
-    """What tells one slide from another of the same name: sizes of the files, and a hash of what is in them.
+    """Return what tells one slide from another of the same name: sizes of the files, and a hash of what is in them.
 
     Of a large file, blocks spread over it count, and of a folder each file's first block: reading a whole slide would
     take as long as running it.
@@ -52,7 +53,7 @@ def slide_fingerprint(path: Path) -> str:
 
 
 def is_slide_folder(path: Path) -> bool:
-    """Whether a folder is one slide: DICOM, or NGFF (OME-Zarr). Other zarr folders, such as results, are none."""
+    """Tell whether a folder is one slide: DICOM, or NGFF (OME-Zarr). Other zarr folders, such as results, are none."""
     if not path.is_dir():
         return False
     try:
@@ -65,7 +66,7 @@ def is_slide_folder(path: Path) -> bool:
 
 
 def _has_image(metadata: Path, keys: tuple[str, ...]) -> bool:
-    """Whether a zarr group's metadata, under ``keys``, tell of an NGFF image."""
+    """Tell whether a zarr group's metadata, under ``keys``, tell of an NGFF image."""
     try:
         node = json.loads(metadata.read_bytes())
         for key in keys:
@@ -76,7 +77,7 @@ def _has_image(metadata: Path, keys: tuple[str, ...]) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file's content is DICOM."""
+    """Tell whether a file's content is DICOM."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

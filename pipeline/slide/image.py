@@ -48,7 +48,7 @@ class ImageSlide(Slide):
 
 
 def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
-    """PNG or JPEG -> (h, w, 3) uint8 RGB. Their densities (72 dpi) are print sizes, not pixel sizes."""
+    """Read a PNG or JPEG: (h, w, 3) uint8 RGB. Their densities (72 dpi) are print sizes, not pixel sizes."""
     try:
         # The format's own class instead of Image.open, whose guard against large images is far below ours.
         with PIL_CLASSES[kind](path) as image:
@@ -66,7 +66,7 @@ def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
 
 
 def _read_tiff(path: Path, max_pixels: int) -> tuple[Image, Mpp | None]:
-    """The main image of a TIFF -> (h, w, 3) uint8 RGB and the pixel size that it states."""
+    """Return the main image of a TIFF -> (h, w, 3) uint8 RGB and the pixel size that it states."""
     with broken_tiff(path), tifffile.TiffFile(path) as file:
         series = main_series(path, file)
         _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength, max_pixels)

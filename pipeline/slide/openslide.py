@@ -66,7 +66,7 @@ class OpenSlideSlide(Slide):
         return image
 
     def _region(self, level: int, box: Box) -> Image:
-        """What OpenSlide reads, laid on white."""
+        """Return what OpenSlide reads, laid on white."""
         x0, y0, x1, y1 = box
         downsample = self.levels[level].downsample
         place = round(x0 * downsample), round(y0 * downsample)
@@ -85,7 +85,7 @@ class OpenSlideSlide(Slide):
 
 
 def _stated(properties: dict[str, str]) -> Mpp | None:
-    """OpenSlide's pixel size; from TIFF tags only where they can be true."""
+    """Return OpenSlide's pixel size; from TIFF tags only where they can be true."""
     tags = [properties.get(f"tiff.{name}") for name in ("XResolution", "YResolution", "ResolutionUnit")]
     from_tags = from_resolution(float(tags[0]), float(tags[1]), tags[2]) if tags[0] and tags[1] and tags[2] else None
     if properties[openslide.PROPERTY_NAME_VENDOR] == "generic-tiff":
@@ -98,7 +98,7 @@ def _stated(properties: dict[str, str]) -> Mpp | None:
 
 
 def _origin(properties: dict[str, str]) -> tuple[int, int]:
-    """What QuPath subtracts: the bounds' corner, where all four bounds are stated."""
+    """Return what QuPath subtracts: the bounds' corner, where all four bounds are stated."""
     names = [
         openslide.PROPERTY_NAME_BOUNDS_X,
         openslide.PROPERTY_NAME_BOUNDS_Y,

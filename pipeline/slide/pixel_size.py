@@ -28,7 +28,7 @@ Mpp = tuple[float, float]
 
 
 def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]) -> float:
-    """The pixel size to work with, micrometres.
+    """Return the pixel size to work with, micrometres.
 
     Args:
         path: names the slide in errors.
@@ -59,7 +59,7 @@ def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]
 
 
 def from_resolution(x: float, y: float, unit: str) -> Mpp | None:
-    """TIFF's resolution tags -> pixel size; None where they say no more than 72 dpi does.
+    """Turn TIFF's resolution tags into a pixel size; None where they say no more than 72 dpi does.
 
     Args:
         x, y: pixels per unit.
@@ -73,7 +73,7 @@ def from_resolution(x: float, y: float, unit: str) -> Mpp | None:
 
 
 def in_micrometres(length: str | float | None, unit: str | None) -> float | None:
-    """A length as OME-XML and NGFF state it; None where it is missing, no number, or its unit no length."""
+    """Return a length as OME-XML and NGFF state it; None where it is missing, no number, or its unit no length."""
     scale = MICROMETRES_PER_UNIT.get((unit or "").replace("\N{GREEK SMALL LETTER MU}", "\N{MICRO SIGN}"))
     try:
         return None if length is None or scale is None else float(length) * scale

@@ -33,7 +33,7 @@ class _Taps:
         return _Taps(self.source[start:stop], self.weights[start:stop])
 
     def matrix(self) -> sparse.csr_array[np.float32]:
-        """(n, length of the span), to be multiplied with the source pixels of the span."""
+        """Return (n, length of the span), to be multiplied with the source pixels of the span."""
         start, stop = self.span
         row, tap = np.nonzero(self.weights)
         entries = (self.weights[row, tap], (row, self.source[row, tap] - start))
@@ -41,7 +41,8 @@ class _Taps:
 
 
 def _taps(start: int, stop: int, scale: float, size: int) -> _Taps:
-    """Weights of the target pixels ``start`` to ``stop``, each ``scale`` source pixels wide, in ``size`` source pixels.
+    """Return weights of the target pixels ``start`` to ``stop``, each ``scale`` source pixels wide, in ``size`` source
+    pixels.
 
     Catmull-Rom's cubic, stretched by ``scale`` where that is above 1 so that what the target grid cannot show is
     filtered out instead of aliased (as PIL's BICUBIC does). Beyond the source its edge pixel is repeated.
@@ -58,7 +59,7 @@ def _taps(start: int, stop: int, scale: float, size: int) -> _Taps:
 def resample(
     read: Callable[[Box], Image], source_size: tuple[int, int], scale: tuple[float, float], window: Box
 ) -> Image:
-    """The pixels of ``window`` on a grid that is ``scale`` times as coarse as the source's.
+    """Return the pixels of ``window`` on a grid that is ``scale`` times as coarse as the source's.
 
     Args:
         read: gives the source's pixels, (h, w, 3) uint8, for a box that lies within the source.
@@ -86,7 +87,7 @@ def resample(
 
 
 def fold(positions: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.int64]:
-    """Positions on an axis without end -> the pixel, 0 to ``size`` - 1, that reflection shows there.
+    """Return positions on an axis without end -> the pixel, 0 to ``size`` - 1, that reflection shows there.
 
     The edge pixel is not repeated (... 2 1 0 1 2 ..., OpenCV's BORDER_REFLECT_101), however often it has to fold.
     """

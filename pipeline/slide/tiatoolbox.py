@@ -62,7 +62,7 @@ class ToolboxSlide(Slide):
 
 
 def _open(path: Path, kind: str) -> Any:
-    """tiatoolbox's reader."""
+    """Return tiatoolbox's reader."""
     wsireader = import_tiatoolbox("wsicore.wsireader")
     return wsireader.DICOMWSIReader(path) if kind == "dicom" else _open_jp2(path, wsireader)
 
@@ -76,7 +76,7 @@ def _open_jp2(path: Path, wsireader: Any) -> Any:
 
 
 def _jp2_mpp(reader: Any) -> Mpp | None:
-    """The capture resolution, or Aperio's "MPP = 0.25" in the XML.
+    """Return the capture resolution, or Aperio's "MPP = 0.25" in the XML.
 
     Not ``reader.info.mpp``, which is a guess from the objective where the file states no size.
     """
@@ -93,5 +93,5 @@ def _jp2_mpp(reader: Any) -> Mpp | None:
 
 
 def _flat(box: Any) -> list[Any]:
-    """A JP2 box and all within it."""
+    """Return a JP2 box and all within it."""
     return [box, *(inner for one in getattr(box, "box", None) or [] for inner in _flat(one))]

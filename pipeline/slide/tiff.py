@@ -22,7 +22,7 @@ DEFAULT_UNIT = "\N{MICRO SIGN}m"  # of OME-XML
 
 @contextmanager
 def broken_tiff(path: Path) -> Iterator[None]:
-    """Whatever a broken byte leads tifffile and its codecs to raise -> a SlideError; what they log is dropped."""
+    """Yield whatever a broken byte leads tifffile and its codecs to raise -> a SlideError; what they log is dropped."""
     log = logging.getLogger("tifffile")
     disabled, log.disabled = log.disabled, True
     try:
@@ -38,7 +38,7 @@ def broken_tiff(path: Path) -> Iterator[None]:
 
 
 def main_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The image with the most pixels; labels and macros are smaller.
+    """Return the image with the most pixels; labels and macros are smaller.
 
     Raises:
         SlideError: it is not 8-bit RGB.
@@ -65,7 +65,7 @@ def check_whole(path: Path, series: tifffile.TiffPageSeries) -> None:
 
 
 def stated_mpp(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> Mpp | None:
-    """The pixel size in the OME-XML, else in the resolution tags."""
+    """Return the pixel size in the OME-XML, else in the resolution tags."""
     page = series.keyframe
     return _ome_mpp(file, series) or from_resolution(*page.get_resolution(), tifffile.RESUNIT(page.resolutionunit).name)
 

@@ -63,7 +63,7 @@ class ArraySlide(Slide):
 
 
 def open_tiff(path: Path, mpp: float | None) -> ArraySlide:
-    """An OME-TIFF, or another TIFF with tiles.
+    """Return an OME-TIFF, or another TIFF with tiles.
 
     Raises:
         SlideError: broken, not RGB, or without a pixel size.
@@ -83,7 +83,7 @@ def open_tiff(path: Path, mpp: float | None) -> ArraySlide:
 
 
 def open_ngff(path: Path, mpp: float | None) -> ArraySlide:
-    """A folder in the Next-Generation File Format (OME-Zarr) 0.4 or 0.5; of several images in it, the first.
+    """Return a folder in the Next-Generation File Format (OME-Zarr) 0.4 or 0.5; of several images in it, the first.
 
     Raises:
         SlideError: no multiscale image, not RGB, or without a pixel size.
@@ -108,12 +108,12 @@ def open_ngff(path: Path, mpp: float | None) -> ArraySlide:
 
 
 def _ome(group: zarr.Group) -> Any:
-    """NGFF's metadata: under ``ome`` since 0.5, at the top before."""
+    """Return NGFF's metadata: under ``ome`` since 0.5, at the top before."""
     return group.attrs.get("ome", group.attrs)
 
 
 def _ngff_mpp(image: dict[str, Any]) -> Mpp | None:
-    """Size of level 0's pixels: every ``scale`` that applies to it, in its axes' unit."""
+    """Return the size of level 0's pixels: every ``scale`` that applies to it, in its axes' unit."""
     units = {axis["name"]: (i, axis.get("unit")) for i, axis in enumerate(image["axes"])}
     transforms = image["datasets"][0].get("coordinateTransformations", [])
     scales = [one["scale"] for one in (*transforms, *image.get("coordinateTransformations", [])) if "scale" in one]

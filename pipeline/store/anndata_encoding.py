@@ -32,19 +32,19 @@ def _attributes(encoding: str, **more: Any) -> dict[str, Any]:
 
 
 def add_group(parent: zarr.Group, name: str, encoding: str, **attributes: Any) -> zarr.Group:
-    """A group of the encoding ``anndata`` or ``dict``."""
+    """Return a group of the encoding ``anndata`` or ``dict``."""
     return parent.create_group(name, attributes=_attributes(encoding, **attributes))
 
 
 def add_dataframe(parent: zarr.Group, name: str, columns: Sequence[str]) -> zarr.Group:
-    """A data frame; its columns and its index, ``_index``, are added to it by name."""
+    """Return a data frame; its columns and its index, ``_index``, are added to it by name."""
     return add_group(parent, name, "dataframe", **{"column-order": list(columns), "_index": "_index"})
 
 
 def add_array(
     parent: zarr.Group, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, chunk_rows: int
 ) -> zarr.Array[Any]:
-    """A numeric array to be filled, compressed in chunks of so many rows."""
+    """Return a numeric array to be filled, compressed in chunks of so many rows."""
     from zarr.codecs import BloscCodec
 
     return parent.create_array(
@@ -59,7 +59,7 @@ def add_array(
 
 
 def add_string_array(parent: zarr.Group, name: str, length: int, chunk_rows: int) -> zarr.Array[Any]:
-    """An array of strings to be filled with arrays of Python strings (dtype object)."""
+    """Return an array of strings to be filled with arrays of Python strings (dtype object)."""
     return parent.create_array(
         name,
         shape=(length,),
@@ -70,17 +70,17 @@ def add_string_array(parent: zarr.Group, name: str, length: int, chunk_rows: int
 
 
 def add_strings(parent: zarr.Group, name: str, values: Sequence[str]) -> None:
-    """An array of these strings."""
+    """Add an array of these strings."""
     add_string_array(parent, name, len(values), len(values))[:] = np.array(values, object)
 
 
 def add_values(parent: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    """A numeric array of these values."""
+    """Add a numeric array of these values."""
     add_array(parent, name, values.shape, values.dtype, len(values))[...] = values
 
 
 def add_scalar(parent: zarr.Group, name: str, value: str | float) -> None:
-    """One string or number."""
+    """Add one string or number."""
     text = isinstance(value, str)
     encoding = _attributes("string" if text else "numeric-scalar")
     dtype = str if text else np.asarray(value).dtype
@@ -90,7 +90,7 @@ def add_scalar(parent: zarr.Group, name: str, value: str | float) -> None:
 def add_categorical(
     parent: zarr.Group, name: str, categories: Sequence[str], length: int, chunk_rows: int
 ) -> zarr.Array[Any]:
-    """A categorical column; returns its int8 codes to be filled (-1 is missing)."""
+    """Return a categorical column; returns its int8 codes to be filled (-1 is missing)."""
     group = add_group(parent, name, "categorical", ordered=False)
     add_strings(group, "categories", categories)
     return add_array(group, "codes", (length,), np.int8, chunk_rows)

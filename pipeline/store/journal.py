@@ -111,11 +111,11 @@ class Journal:
         self._done.add(index)
 
     def is_whole(self, index: int) -> bool:
-        """Whether a region is written, by whichever process."""
+        """Tell whether a region is written, by whichever process."""
         return _read_whole(self._path(index)) is not None
 
     def read(self, index: int) -> tuple[Nuclei, Predictions]:
-        """A region as it was written.
+        """Return a region as it was written.
 
         Raises:
             OutputError: the region is missing or damaged.
@@ -164,7 +164,7 @@ def _digest(content: bytes | memoryview) -> bytes:
 
 
 def _read_whole(path: Path) -> bytes | None:
-    """What follows the digest; None where the file is missing, torn or damaged."""
+    """Return what follows the digest; None where the file is missing, torn or damaged."""
     try:
         content = path.read_bytes()
     except OSError:

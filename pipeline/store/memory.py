@@ -27,7 +27,7 @@ class MemoryStore(Store):
 
     @classmethod
     def of(cls, nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> MemoryStore:
-        """The nuclei of an image, in any order, in level-0 pixels."""
+        """Return the nuclei of an image, in any order, in level-0 pixels."""
         regions = _OneRegion(nuclei, labels)
         parts = list(iterate_ordered(regions, index_regions(regions, [0])))
         ordered = Nuclei.concatenate([part for part, _ in parts])

@@ -37,7 +37,7 @@ class Regions(Protocol):
     """Finished regions, such as a journal holds."""
 
     def read(self, index: int) -> tuple[Nuclei, Predictions]:
-        """The nuclei and labels of one of them."""
+        """Return the nuclei and labels of one of them."""
 
 
 def index_regions(journal: Regions, regions: Iterable[int]) -> RegionIndex:
@@ -53,17 +53,17 @@ def index_regions(journal: Regions, regions: Iterable[int]) -> RegionIndex:
 
 
 def _hundredths(nuclei: Nuclei) -> npt.NDArray[np.int64]:
-    """Centroids in hundredths of a level-0 pixel: one number however the last digits of the floats fell."""
+    """Return centroids in hundredths of a level-0 pixel: one number however the last digits of the floats fell."""
     return np.floor(nuclei.centroids * 100 + ROUNDING).astype(np.int64)
 
 
 def blocks_of(nuclei: Nuclei) -> npt.NDArray[np.int64]:
-    """(N, 2): column and row of each nucleus's block, in blocks of ``BLOCK_L0``."""
+    """Return (N, 2): column and row of each nucleus's block, in blocks of ``BLOCK_L0``."""
     return _hundredths(nuclei) // (100 * BLOCK_L0)
 
 
 def iterate_ordered(journal: Regions, found: RegionIndex) -> Iterator[tuple[Nuclei, Predictions]]:
-    """All nuclei in the store's order, in batches of whole rows of blocks."""
+    """Yield all nuclei in the store's order, in batches of whole rows of blocks."""
     rows: list[tuple[Nuclei, Predictions]] = []
     held: dict[int, tuple[Nuclei, Predictions]] = {}
     for row in sorted(found.regions_of_row):
@@ -94,7 +94,7 @@ def _concatenated(parts: list[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Pred
 
 
 def nucleus_ids(nuclei: Nuclei, slide_name: str, size_l0: tuple[int, int]) -> npt.NDArray[np.object_]:
-    """A UUID for each nucleus, made of its slide and its centroid to 0.01 px; unique on the slide.
+    """Return a UUID for each nucleus, made of its slide and its centroid to 0.01 px; unique on the slide.
 
     Args:
         nuclei: whole rows of blocks, in the store's order.

@@ -47,7 +47,7 @@ class _Headers:
 
 
 def with_safe_headers(app: App, local_only: bool) -> App:
-    """The application, whose pages load nothing from elsewhere.
+    """Return the application, whose pages load nothing from elsewhere.
 
     Args:
         app: the application.
@@ -61,7 +61,7 @@ def with_safe_headers(app: App, local_only: bool) -> App:
 
 
 def listen(host: str, port: int, or_next: bool = False) -> socket.socket:
-    """A socket that listens.
+    """Return a socket that listens.
 
     Args:
         host: address or name of this machine.
@@ -90,7 +90,7 @@ def listen(host: str, port: int, or_next: bool = False) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
-    """The URL of what listens."""
+    """Return the URL of what listens."""
     host, port = listener.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 

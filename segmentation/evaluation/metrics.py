@@ -19,7 +19,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def dice(true: IntMap, predicted: IntMap) -> float:
-    """Dice coefficient of nuclear pixels; 1 if both maps are empty. Maps are (H, W), 0 = background."""
+    """Return the Dice coefficient of nuclear pixels; 1 if both maps are empty. Maps are (H, W), 0 = background."""
     a, b = true > 0, predicted > 0
     return _ratio(2 * int((a & b).sum()), int(a.sum()) + int(b.sum()))
 
@@ -42,7 +42,7 @@ class Overlaps:
 
     @classmethod
     def of(cls, true: IntMap, predicted: IntMap) -> Overlaps:
-        """Of two maps (H, W) of one shape, 0 = background; ids need not be consecutive."""
+        """Count for two maps (H, W) of one shape, 0 = background; ids need not be consecutive."""
         if true.shape != predicted.shape:
             raise ValueError(f"instance maps of different shapes: {true.shape} and {predicted.shape}")
         t, p = true.ravel().astype(np.int64), predicted.ravel().astype(np.int64)
@@ -68,7 +68,8 @@ class Overlaps:
 def match_by_iou(
     true: IntMap, predicted: IntMap, threshold: float = 0.5
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Pairs of nuclei whose intersection over union is above ``threshold`` (at least 0.5: then pairs are unique).
+    """Return pairs of nuclei whose intersection over union is above ``threshold`` (at least 0.5: then pairs are
+    unique).
 
     Returns:
         ids in ``true``, ids in ``predicted``, and the pairs' IoU; all (K,).
@@ -106,7 +107,7 @@ class SegmentationCounts:
 
     @classmethod
     def of(cls, true: IntMap, predicted: IntMap) -> SegmentationCounts:
-        """Of the instance maps (H, W) of one image, 0 = background."""
+        """Count for the instance maps (H, W) of one image, 0 = background."""
         overlaps = Overlaps.of(true, predicted)
         iou = overlaps.iou
         matched = iou > 0.5
@@ -126,7 +127,7 @@ class SegmentationCounts:
 
     @classmethod
     def total(cls, parts: Iterable[SegmentationCounts]) -> SegmentationCounts:
-        """The sum: its metrics are those of all images taken as one."""
+        """Return the sum: its metrics are those of all images taken as one."""
         rows = [astuple(part) for part in parts]
         return cls(*(sum(column) for column in zip(*rows, strict=True))) if rows else cls()
 
@@ -162,7 +163,7 @@ class SegmentationCounts:
 
 
 def _best_of_each(ids: Ids, iou: npt.NDArray[np.float64]) -> Ids:
-    """Index of the pair with the largest IoU of each id in ``ids`` (sorted); the first of equals."""
+    """Return the index of the pair with the largest IoU of each id in ``ids`` (sorted); the first of equals."""
     order = np.lexsort((np.arange(len(ids)), -iou, ids))
     first = np.ones(len(ids), bool)
     first[1:] = ids[order][1:] != ids[order][:-1]
@@ -170,7 +171,7 @@ def _best_of_each(ids: Ids, iou: npt.NDArray[np.float64]) -> Ids:
 
 
 def _one_to_one(overlaps: Overlaps) -> Ids:
-    """Indices of pairs in which no nucleus comes twice, with the largest sum of IoU."""
+    """Return indices of pairs in which no nucleus comes twice, with the largest sum of IoU."""
     if not len(overlaps.true):
         return np.zeros(0, np.int64)
     _, rows = np.unique(overlaps.true, return_inverse=True)
@@ -183,7 +184,7 @@ def _one_to_one(overlaps: Overlaps) -> Ids:
 
 
 def _jaccard(overlaps: Overlaps, pairs: Ids) -> tuple[int, int]:
-    """Pixels shared by the pairs; and pixels of the pairs' unions and of every nucleus that is in no pair."""
+    """Return pixels shared by the pairs; and pixels of the pairs' unions and of every nucleus that is in no pair."""
     alone_true, alone_predicted = overlaps.area_true.copy(), overlaps.area_predicted.copy()
     alone_true[overlaps.true[pairs]] = 0
     alone_predicted[overlaps.predicted[pairs]] = 0
@@ -192,7 +193,7 @@ def _jaccard(overlaps: Overlaps, pairs: Ids) -> tuple[int, int]:
 
 
 def panoptic_quality(true: IntMap, predicted: IntMap) -> tuple[float, float, float]:
-    """(DQ, SQ, PQ) of one image; (1, 1, 1) if both maps are empty."""
+    """Return (DQ, SQ, PQ) of one image; (1, 1, 1) if both maps are empty."""
     counts = SegmentationCounts.of(true, predicted)
     return counts.dq, counts.sq, counts.pq
 
@@ -200,7 +201,7 @@ def panoptic_quality(true: IntMap, predicted: IntMap) -> tuple[float, float, flo
 def match_by_distance(
     true: npt.NDArray[np.float64], predicted: npt.NDArray[np.float64], radius: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """One-to-one pairs of points at most ``radius`` apart, as HoVer-Net's authors pair them.
+    """Pair points one to one, at most ``radius`` apart, as HoVer-Net's authors do.
 
     All points are paired so that the sum of distances is the smallest (Hungarian method); pairs farther apart than
     ``radius`` are then dropped.
@@ -233,7 +234,7 @@ class DetectionCounts:
 
     @classmethod
     def total(cls, parts: Iterable[DetectionCounts]) -> DetectionCounts:
-        """The sum over images."""
+        """Return the sum over images."""
         rows = [astuple(part) for part in parts]
         return cls(*(sum(column) for column in zip(*rows, strict=True))) if rows else cls()
 
@@ -271,7 +272,7 @@ class TypePairs:
     def of(
         cls, true: Sequence[str], predicted: Sequence[str], pairs: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     ) -> TypePairs:
-        """Of the types of one image's nuclei and the pairs that :func:`match_by_distance` gives."""
+        """Count from the types of one image's nuclei and the pairs that :func:`match_by_distance` gives."""
         rows, columns = (part.tolist() for part in pairs)
         of_pairs, of_true, of_predicted = zip(rows, columns, strict=True), set(rows), set(columns)
         return cls(
@@ -282,7 +283,7 @@ class TypePairs:
 
     @classmethod
     def total(cls, parts: Sequence[TypePairs]) -> TypePairs:
-        """Those of several images."""
+        """Return those of several images."""
         return cls(
             tuple(pair for part in parts for pair in part.matched),
             tuple(name for part in parts for name in part.missed),
@@ -290,7 +291,7 @@ class TypePairs:
         )
 
     def renamed(self, names: Mapping[str, str]) -> TypePairs:
-        """The same with other names of the types; what ``names`` has not keeps its own."""
+        """Return the same with other names of the types; what ``names`` has not keeps its own."""
         return TypePairs(
             tuple((names.get(a, a), names.get(b, b)) for a, b in self.matched),
             tuple(names.get(name, name) for name in self.missed),
@@ -303,7 +304,7 @@ class TypePairs:
         return _ratio(sum(a == b for a, b in self.matched), len(self.matched))
 
     def f1(self, name: str) -> float:
-        """F_c of one type: detection and typing in one figure (Graham et al. 2019, equation 14).
+        """Return F_c of one type: detection and typing in one figure (Graham et al. 2019, equation 14).
 
         2 TP / (2 TP + 2 FP_c + 2 FN_c + FP_d + FN_d), where TP are pairs of this type on both sides, FP_c and FN_c
         pairs found as this type wrongly or annotated as it and found as another, FP_d and FN_d nuclei of this type
@@ -316,7 +317,7 @@ class TypePairs:
 
 
 def f1_score(matched: int, n_true: int, n_predicted: int) -> float:
-    """Harmonic mean of precision and recall; 1 if there is nothing to find and nothing was found."""
+    """Return the harmonic mean of precision and recall; 1 if there is nothing to find and nothing was found."""
     return _ratio(2 * matched, n_true + n_predicted)
 
 

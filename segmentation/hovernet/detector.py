@@ -42,7 +42,7 @@ class HoVerNetDetector(Detector):
         self.settings = settings or PostProcessing()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The maps of a window.
+        """Return the maps of a window.
 
         Args:
             pixels: (H + 2 M, W + 2 M, 3) uint8 RGB at ``input_mpp`` with M = ``margin_px``; H and W multiples of
@@ -55,13 +55,15 @@ class HoVerNetDetector(Detector):
         return maps
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
+        """Return the nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel
+        size.
+        """
         found = find_nuclei(prediction, mpp / 2, self.settings, frame_scale=0.5)
         return found.transformed(1.0, (self.margin_px, self.margin_px))
 
 
 def load_hovernet(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> HoVerNetDetector:
-    """The compact HoVer-Net in a model file of nucpipe, ready to run.
+    """Return the compact HoVer-Net in a model file of nucpipe, ready to run.
 
     Args:
         path: of the file.

@@ -44,7 +44,7 @@ class UpBlock(nn.Module):
         self.convs = nn.Sequential(_conv(inputs + skip, outputs), _conv(outputs, outputs))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, H, W) and (N, skip, 2H, 2W) to (N, outputs, 2H, 2W)."""
+        """Return (N, inputs, H, W) and (N, skip, 2H, 2W) to (N, outputs, 2H, 2W)."""
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         return self.convs(torch.cat([x, skip], dim=1))  # type: ignore[no-any-return]
 
@@ -62,7 +62,7 @@ class Branch(nn.Module):
         self.maps = nn.Conv2d(hidden + 3, maps * 4, 3, padding=1)
 
     def forward(self, x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """(N, inputs, H, W) and the normalised image (N, 3, 2H, 2W) to (N, 4 maps, 2H, 2W)."""
+        """Return (N, inputs, H, W) and the normalised image (N, 3, 2H, 2W) to (N, 4 maps, 2H, 2W)."""
         x = F.relu(F.pixel_shuffle(self.widen(self.own(x)), 2))
         return self.maps(torch.cat([x, image], dim=1))  # type: ignore[no-any-return]
 
@@ -109,7 +109,7 @@ class HoVerNet(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor, margin_px: int = 0) -> torch.Tensor:
-        """The maps of a batch.
+        """Return the maps of a batch.
 
         Only the encoder looks at all of the margin; each layer of the decoder leaves out what no map depends on.
 
@@ -133,7 +133,7 @@ class HoVerNet(nn.Module):
 
 
 def _trim(x: torch.Tensor, stride: int, rim_px: int, wanted_px: int) -> torch.Tensor:
-    """Features of a stride without what lies farther out than ``wanted_px`` in a rim of ``rim_px``, in input pixels."""
+    """Crop features of a stride to ``wanted_px`` of a rim of ``rim_px``, in input pixels."""
     cut = (rim_px - wanted_px) // stride
     return x[..., cut:-cut, cut:-cut] if cut else x
 
@@ -147,19 +147,19 @@ class WithoutMargin(nn.Module):
         fix_padding(model.encoder)  # all sides are multiples of 16, the encoder's largest stride
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H + 2 M, W + 2 M) to (N, 3, 2H, 2W)."""
+        """Return (N, 3, H + 2 M, W + 2 M) to (N, 3, 2H, 2W)."""
         maps: torch.Tensor = self.model(pixels, MARGIN_PX)
         return maps
 
 
 def build(architecture: dict[str, Any], mean: tuple[float, float, float], std: tuple[float, float, float]) -> HoVerNet:
-    """The network that a model file's header describes, without weights."""
+    """Return the network that a model file's header describes, without weights."""
     eight, four, two = architecture["widths"]
     return HoVerNet(architecture["encoder"], (eight, four, two), architecture["hidden"], mean, std)
 
 
 def read_hovernet(path: Path) -> tuple[HoVerNet, ModelHeader]:
-    """The compact HoVer-Net in a model file of nucpipe, with its weights, and the file's header.
+    """Return the compact HoVer-Net in a model file of nucpipe, with its weights, and the file's header.
 
     Raises:
         ModelError: no such file, or no segmentor of a kind that this version knows.
@@ -207,6 +207,6 @@ def widen(small: HoVerNet, large: HoVerNet) -> None:
 
 
 def _skip(model: HoVerNet, name: str) -> int:
-    """How many inputs of a layer come from the encoder, past the decoder's layer before it."""
+    """Return how many inputs of a layer come from the encoder, past the decoder's layer before it."""
     block = getattr(model, name.split(".")[0])
     return block.skip if isinstance(block, UpBlock) and ".convs.0.0." in name else 0

@@ -40,7 +40,8 @@ class PostProcessing:
 
 
 def border_strength(hv: FloatMap) -> FloatMap:
-    """How steeply the maps fall, per pixel: dH/dx and dV/dy are positive inside a nucleus and negative between two.
+    """Return how steeply the maps fall, per pixel: dH/dx and dV/dy are positive inside a nucleus and negative between
+    two.
 
     Args:
         hv: (2, H, W) float32, horizontal and vertical maps.
@@ -58,7 +59,7 @@ def border_strength(hv: FloatMap) -> FloatMap:
 
 
 def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.NDArray[np.int32]:
-    """One id per nucleus.
+    """Return one id per nucleus.
 
     Args:
         p: (H, W) float32 nuclear probability.
@@ -85,7 +86,9 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
 
 
 def _components(mask: npt.NDArray[np.integer] | cv2.typing.MatLike) -> tuple[IntMap, IntMap]:
-    """The connected components (four neighbours) of a mask (H, W) uint8, 0 = background, and their areas by number."""
+    """Return the connected components (four neighbours) of a mask (H, W) uint8, 0 = background, and their areas by
+    number.
+    """
     # OpenCV's statistics take four times as long as the components themselves, and only the areas are wanted.
     count, numbers = cv2.connectedComponents(mask, connectivity=4)
     components = np.asarray(numbers, np.int32)
@@ -94,7 +97,7 @@ def _components(mask: npt.NDArray[np.integer] | cv2.typing.MatLike) -> tuple[Int
 
 @jit
 def areas_by_number(components: IntMap, count: int) -> IntMap:
-    """How many pixels have each number below ``count``: (H, W) int32 to (count,) int32."""
+    """Return how many pixels have each number below ``count``: (H, W) int32 to (count,) int32."""
     areas = np.zeros(count, np.int32)
     for row in range(components.shape[0]):
         for column in range(components.shape[1]):
@@ -110,7 +113,7 @@ def assign(
     small_marker: npt.NDArray[np.bool_],
     instances: IntMap,
 ) -> npt.NDArray[np.bool_]:
-    """Which components have several markers; ``instances`` gets those markers, and the other components whole.
+    """Return which components have several markers; ``instances`` gets those markers, and the other components whole.
 
     Args:
         components, markers: (H, W) int32; number 0 is the background.
@@ -150,7 +153,7 @@ def find_nuclei(
     frame_scale: float = 1.0,
     types: npt.NDArray[np.uint8] | None = None,
 ) -> Nuclei:
-    """The nuclei of one window.
+    """Return the nuclei of one window.
 
     Args:
         maps: (3, H, W) float32: nuclear-pixel logit, horizontal and vertical map.
@@ -175,7 +178,7 @@ def outline_instances(
     min_area_px: int,
     types: npt.NDArray[np.uint8] | None = None,
 ) -> Nuclei:
-    """Outlines, centroids and areas of an instance map; holes are filled, detached bits of a nucleus dropped.
+    """Outline the nuclei of an instance map; holes are filled, detached bits of a nucleus dropped.
 
     Args:
         instances: (H, W) int32, 0 = background; ids need not be consecutive.
@@ -201,7 +204,7 @@ def outline_instances(
 
 
 def majority_types(instances: npt.NDArray[np.int32], types: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
-    """The commonest type of each instance's pixels, background aside, as HoVer-Net's authors choose it.
+    """Return the commonest type of each instance's pixels, background aside, as HoVer-Net's authors choose it.
 
     Args:
         instances: (H, W), 0 = background.

@@ -19,7 +19,7 @@ they are the same in every window, to the bit where a convolution's rounding doe
 
 
 def check_header(path: Path) -> ModelHeader:
-    """The header of a model file that holds the compact HoVer-Net.
+    """Return the header of a model file that holds the compact HoVer-Net.
 
     Raises:
         ModelError: no such file, or no segmentor of a kind that this version knows.

@@ -62,7 +62,7 @@ def flood(landscape: Floats, components: Ints, wanted: npt.NDArray[np.bool_], la
 
 @jit
 def _has_way(components: Ints, labels: Ints, row: int, column: int) -> bool:
-    """Whether a neighbour is still to be flooded: of a pixel without one nothing comes, so it need not be queued."""
+    """Tell whether a neighbour is still to be flooded; a pixel without one need not be queued."""
     height, width = labels.shape
     own = components[row, column]
     for side in range(4):

@@ -33,7 +33,7 @@ MIN_AREA_PX = 40
 
 
 def build_rcnn(kind: str, encoder: str) -> nn.Module:
-    """The network with random weights.
+    """Return the network with random weights.
 
     Args:
         kind: ``maskrcnn`` or ``fasterrcnn``.
@@ -84,7 +84,7 @@ class RCNNDetector(Detector):
         self.device = next(network.parameters()).device
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The instances of a region's window.
+        """Return the instances of a region's window.
 
         Where nuclei overlap, the surer one has the pixels; one that is then more than half covered is dropped.
 
@@ -123,7 +123,9 @@ class RCNNDetector(Detector):
         return [(float(scores[i]), masks[i]) for i in np.flatnonzero(middle)]
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
+        """Return the nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel
+        size.
+        """
         return outline_instances(prediction[0].astype(np.int32), prediction[1], mpp, MIN_AREA_PX)
 
 
@@ -135,7 +137,7 @@ def _box_mask(box: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
 
 
 def load_rcnn(path: Path, device: str | torch.device = "cpu") -> RCNNDetector:
-    """The detector in a model file.
+    """Return the detector in a model file.
 
     Raises:
         ModelError: no such file, or its weights are those of another network.

@@ -21,7 +21,7 @@ NETWORK = {
 
 
 def model_card(header: ModelHeader) -> str:
-    """The card of a segmentor, in Markdown."""
+    """Return the card of a segmentor, in Markdown."""
     made = header.architecture
     lines = [
         f"# {header.name}",

@@ -85,12 +85,12 @@ class ClusterView:
             self.reporter.end(result)
 
     def begin_slide(self, key: str, name: str) -> None:
-        """A slide is taken; ``key`` is its folder."""
+        """Show a slide that was taken; ``key`` is its folder."""
         with self.lock:
             self.slides[key] = SlideRow(printable(name))
 
     def count_regions(self, key: str, total: int, todo: int) -> None:
-        """A slide is open: so many regions, of which so many are to be done."""
+        """Show how many regions an open slide has, and how many of them are to be done."""
         with self.lock:
             row = self.slides[key]
             row.state, row.total, row.done = "regions", total, total - todo
@@ -98,17 +98,17 @@ class ClusterView:
         self._line(f"{row.name}: {total} regions{before}", at_once=True)
 
     def finishing(self, key: str) -> None:
-        """A slide's regions are done."""
+        """Show that a slide's regions are done."""
         with self.lock:
             self.slides[key].state = "finishing"
 
     def end_slide(self, key: str) -> None:
-        """A slide is done with."""
+        """Take a slide out of the view."""
         with self.lock:
             self.slides.pop(key, None)
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        """A worker has done a region."""
+        """Show that a worker has finished a region."""
         with self.lock:
             self.mm2 += event["mm2"]
             worker = self.rows.setdefault(event["worker"], WorkerRow(event["worker"]))
@@ -121,7 +121,7 @@ class ClusterView:
         self._line(text)
 
     def workers(self, known: Mapping[str, Mapping[str, Any]]) -> None:
-        """The workers that the scheduler knows, by address."""
+        """Show the workers that the scheduler knows, by address."""
         with self.lock:
             gone = [key for key in self.rows if key not in known]
             for key in gone:
@@ -133,7 +133,7 @@ class ClusterView:
             self._line(text)
 
     def table(self) -> Group:
-        """The tables as they stand."""
+        """Return the tables as they stand."""
         with self.lock:
             slides = Table("slide", "state", "regions", "nuclei", box=None, pad_edge=False)
             for row in list(self.slides.values())[:MAX_ROWS]:
@@ -153,7 +153,7 @@ class ClusterView:
         )
 
     def _line(self, text: str, at_once: bool = False) -> None:
-        """A plain line, not too often."""
+        """Print a plain line, not too often."""
         now = time.monotonic()
         if self.is_plain and (at_once or now - self.last >= LINE_SECONDS):
             self.last = now

@@ -163,7 +163,7 @@ def finish_task(task: SlideTask, seconds: float) -> SlideResult:
 
 
 def nucpipe_version() -> str:
-    """Of this worker."""
+    """Return the version of this worker."""
     return __version__
 
 
@@ -171,7 +171,7 @@ _open: OrderedDict[SlideTask, tuple[PreparedSlide, Models]] = OrderedDict()
 
 
 def _prepared(task: SlideTask) -> tuple[PreparedSlide, Models]:
-    """The slide, open and cut into regions, and the models; both are kept for the next order."""
+    """Return the slide, open and cut into regions, and the models; both are kept for the next order."""
     models = _models(task)
     if task in _open:
         _open.move_to_end(task)
@@ -202,7 +202,7 @@ def _models(task: SlideTask) -> Models:
 
 
 def _threads(task: SlideTask) -> int:
-    """The processors of this worker, which shares a machine with others."""
+    """Return the processors of this worker, which shares a machine with others."""
     return task.config.workers or max(1, available_processors() // max(1, task.share))
 
 
@@ -214,7 +214,7 @@ def _loaded(segmentor: str, classifier: str, device: str, precision: str, tta: b
 
 
 def _device(device: str, share: int) -> str:
-    """The device of this worker: on one machine with several GPUs, each worker takes another."""
+    """Return the device of this worker: on one machine with several GPUs, each worker takes another."""
     if device != "auto" or share < 2 or pick_device("auto") == "cpu":
         return device
     import torch
@@ -226,7 +226,7 @@ def _device(device: str, share: int) -> str:
 
 
 def _tell(task: SlideTask, **facts: Any) -> None:
-    """For the live table; the work does not depend on whether it arrives."""
+    """Send an event for the live table; the work does not depend on whether it arrives."""
     from distributed import get_worker
 
     with suppress(Exception):

@@ -7,7 +7,7 @@ LENGTHS_UM = tuple(step * 10.0**ten for ten in range(-2, 7) for step in (1, 2, 5
 
 
 def scale_bar(width_um: float, most: float = 0.25) -> tuple[float, str]:
-    """The longest round scale bar for a picture.
+    """Return the longest round scale bar for a picture.
 
     Args:
         width_um: width of the picture, micrometres.
@@ -21,5 +21,5 @@ def scale_bar(width_um: float, most: float = 0.25) -> tuple[float, str]:
 
 
 def length_text(length_um: float) -> str:
-    """A length as people write it: ``200 µm``, ``5 mm``."""
+    """Return a length as people write it: ``200 µm``, ``5 mm``."""
     return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"

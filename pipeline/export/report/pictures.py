@@ -22,7 +22,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def data_uri(picture: Picture, kind: str) -> str:
-    """A picture (h, w, 3 or 4) as JPEG or PNG in a URI."""
+    """Return a picture (h, w, 3 or 4) as JPEG or PNG in a URI."""
     file = io.BytesIO()
     image = Image.fromarray(picture)
     if kind == "png":
@@ -34,7 +34,7 @@ def data_uri(picture: Picture, kind: str) -> str:
 
 
 def overviews(store: Store, slide: Slide | None, thumbnail: Picture | None) -> dict[str, str]:
-    """By library, the slide with its nuclei in the library's colours; on white where the slide is gone.
+    """Draw by library the slide with its nuclei in the library's colours; on white where the slide is gone.
 
     Args:
         store: the nuclei.
@@ -53,14 +53,14 @@ def overviews(store: Store, slide: Slide | None, thumbnail: Picture | None) -> d
 
 
 def density_map(cells: npt.NDArray[np.int64], most: float, colour: tuple[int, int, int]) -> str:
-    """Nuclei per cell, from white to a colour at ``most``."""
+    """Return nuclei per cell, from white to a colour at ``most``."""
     strength = np.clip(cells / max(most, 1e-9), 0, 1)[..., None] ** 0.7  # so that few are still seen
     picture = 255 - strength * (255 - np.array(colour, float))
     return data_uri(np.round(picture).astype(np.uint8), "png")
 
 
 def crop(slide: Slide, store: Store, row: int, centroid_l0: tuple[float, float]) -> str:
-    """A nucleus in its surroundings, with its outline."""
+    """Return a nucleus in its surroundings, with its outline."""
     half = CROP_UM / 2 / slide.mpp
     x, y = centroid_l0
     left, top, side = int(x - half), int(y - half), max(2, round(2 * half))
@@ -73,7 +73,7 @@ def crop(slide: Slide, store: Store, row: int, centroid_l0: tuple[float, float])
 
 
 def _square(slide: Slide, left: int, top: int, side: int) -> Picture:
-    """Level-0 pixels; white beyond the slide."""
+    """Return level-0 pixels; white beyond the slide."""
     width, height = slide.size_l0
     square = np.full((side, side, 3), 255, np.uint8)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)

@@ -42,13 +42,13 @@ class Distribution:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float32]) -> Distribution:
-        """The distribution of (N,) values; NaN counts as missing."""
+        """Return the distribution of (N,) values; NaN counts as missing."""
         found, counts = np.unique(values[~np.isnan(values)], return_counts=True)
         return cls(found, counts.astype(np.int64))
 
     @classmethod
     def merge(cls, parts: Sequence[Distribution]) -> Distribution:
-        """Several as one."""
+        """Return several as one."""
         if not parts:
             return cls.of(np.zeros(0, np.float32))
         values, place = np.unique(np.concatenate([part.values for part in parts]), return_inverse=True)
@@ -70,7 +70,7 @@ class Distribution:
         return float(self.values[middle].astype(np.float64).mean())
 
     def histogram(self, edges: npt.NDArray[np.float64]) -> Counts:
-        """Nuclei in each bin; what lies beyond the edges counts into the first and the last one."""
+        """Return nuclei in each bin; what lies beyond the edges counts into the first and the last one."""
         return np.histogram(np.clip(self.values, edges[0], edges[-1]), edges, weights=self.counts)[0].astype(np.int64)
 
 
@@ -147,11 +147,11 @@ class ReportStats:
         return make_matching(self.outputs.libraries)
 
     def trained(self, library: Library) -> tuple[bool, ...]:
-        """Which labels of a library the classifier was taught."""
+        """Return which labels of a library the classifier was taught."""
         return self.outputs.trained[self.outputs.slices[library.name]]
 
     def contradictions(self) -> list[Contradiction]:
-        """Where libraries contradict each other by the label table, the most nuclei first."""
+        """Return where libraries contradict each other by the label table, the most nuclei first."""
         found = []
         for a, b in permutations(self.outputs.libraries, 2):
             table = self.crosswalk[a.name, b.name]
@@ -167,8 +167,7 @@ class ReportStats:
         return sorted(found, key=lambda c: -c.nuclei)
 
     def agreement(self, a: Library, b: Library) -> tuple[int, int]:
-        """Of the nuclei whose label in ``a`` has a counterpart in ``b`` by the label table: how many have it there, and
-        how many there are."""
+        """Count nuclei whose label in ``a`` has a counterpart in ``b``: those that have it there, and all of them."""
         agree, total = 0, 0
         for i, label in enumerate(a.labels):
             allowed = self.matching.targets(a.name, label)[self.outputs.slices[b.name]] & np.array(self.trained(b))
@@ -179,7 +178,7 @@ class ReportStats:
 
 
 def compute_stats(store: Store) -> ReportStats:
-    """The figures of a store."""
+    """Return the figures of a store."""
     outputs = store.info.outputs
     libraries = outputs.libraries
     sizes = {lib.name: len(lib.labels) + 1 for lib in libraries}
@@ -228,12 +227,12 @@ def compute_stats(store: Store) -> ReportStats:
 
 
 def compute_batch_stats(store: Store) -> ReportStats:
-    """The figures of one slide of a batch, small on any slide: without what only its own report shows."""
+    """Return the figures of one slide of a batch, small on any slide: without what only its own report shows."""
     return replace(compute_stats(store), haematoxylin_od=Distribution.merge([]), density={}, uncertain=())
 
 
 def merge_stats(parts: Sequence[ReportStats]) -> ReportStats:
-    """The figures of several slides as of one, without what has a place on a slide."""
+    """Return the figures of several slides as of one, without what has a place on a slide."""
     first = parts[0]
     counts = {name: np.sum([p.counts[name] for p in parts], 0) for name in first.counts}
     means = {}
@@ -256,7 +255,7 @@ def merge_stats(parts: Sequence[ReportStats]) -> ReportStats:
 
 
 def _entropy(probabilities: npt.NDArray[np.float32], outputs: LabelSpace) -> npt.NDArray[np.float64]:
-    """(N,) mean over libraries of the entropy of the trained labels' probabilities, each scaled to 0-1."""
+    """Return (N,) mean over libraries of the entropy of the trained labels' probabilities, each scaled to 0-1."""
     total, libraries = np.zeros(len(probabilities)), 0
     for columns in outputs.slices.values():
         taught = np.flatnonzero(outputs.trained[columns]) + columns.start

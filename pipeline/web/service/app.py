@@ -78,13 +78,13 @@ class Service:
         return self.worker.models
 
     async def nuclei_of(self, image: Slide) -> tuple[Nuclei, Predictions]:
-        """The nuclei of an image, when its turn has come."""
+        """Return the nuclei of an image, when its turn has come."""
         job = ImageJob(image)
         self._submit(job)
         return await self._answer(job.answer)
 
     async def labels_of(self, images: list[Slide]) -> Predictions:
-        """The labels of images of single nuclei, of one pixel size, at least one."""
+        """Return the labels of images of single nuclei, of one pixel size, at least one."""
         crops = await self.in_thread(lambda: np.stack([nucleus_window(image) for image in images]))
         job = CropsJob(crops)
         self._submit(job)
@@ -113,7 +113,7 @@ class Service:
 
 
 def service_app(models: Models, config: ServeConfig, primary: str, batch_size: int = 64) -> FastAPI:
-    """The web application.
+    """Return the web application.
 
     Args:
         models: loaded.
@@ -154,17 +154,17 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        """A form to send an image, and the description of the service."""
+        """Return a form to send an image, and the description of the service."""
         return FileResponse(STATIC / "index.html")
 
     @app.get("/health", tags=["state"], response_model=schemas.Health)
     def health() -> dict[str, str]:
-        """Whether the process answers."""
+        """Tell whether the process answers."""
         return {"status": "alive"}
 
     @app.get("/ready", tags=["state"], response_model=schemas.Health, responses=documented(503))
     def ready() -> dict[str, str]:
-        """Whether the models are loaded and at work."""
+        """Tell whether the models are loaded and at work."""
         if not service.worker.is_alive():
             raise ApiError(503, "the models are not at work.")
         return {"status": "ready"}
@@ -173,7 +173,7 @@ def _add_pages(app: FastAPI, service: Service) -> None:
 def _add_facts(app: FastAPI, service: Service, guarded: list[Any]) -> None:
     @app.get("/metrics", tags=["state"], dependencies=guarded, response_class=Response, responses=documented(401))
     def metrics() -> Response:
-        """Numbers for Prometheus."""
+        """Return numbers for Prometheus."""
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     @app.get(
@@ -184,7 +184,7 @@ def _add_facts(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         responses=documented(401),
     )
     def libraries() -> list[dict[str, Any]]:
-        """The label systems, with their labels, colours, and which labels the classifier has been taught."""
+        """Return the label systems, with their labels, colours, and which labels the classifier has been taught."""
         return schemas.describe_libraries(service.models.outputs)
 
     @app.get(
@@ -195,7 +195,7 @@ def _add_facts(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         responses=documented(401),
     )
     def models() -> list[dict[str, Any]]:
-        """The models that answer."""
+        """Return the models that answer."""
         return [
             {"kind": kind, "name": facts["name"], "fingerprint": facts.get("fingerprint", "")}
             for kind, facts in service.models.described.items()

@@ -47,13 +47,13 @@ class ApiError(Exception):
 
 
 def refusal(status: int, message: str) -> JSONResponse:
-    """The answer."""
+    """Return the answer."""
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}.get(status)
     return JSONResponse({"error": {"code": CODES.get(status, "error"), "message": message}}, status, headers)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI description: the errors that an operation may answer with."""
+    """Describe, for OpenAPI, the errors that an operation may answer with."""
     return {status: {"model": Refused, "description": CODES[status].replace("_", " ")} for status in statuses}
 
 

@@ -22,7 +22,7 @@ MIN_PX = 8
 
 
 def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
-    """An image that was sent, decoded.
+    """Return an image that was sent, decoded.
 
     Args:
         content: of a PNG, JPEG or TIFF file.
@@ -55,7 +55,7 @@ def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
 
 
 def nucleus_window(image: Slide) -> npt.NDArray[np.uint8]:
-    """The classifier's view of the middle of an image, 16 micrometres wide; a smaller image goes on reflected.
+    """Return the classifier's view of the middle of an image, 16 micrometres wide; a smaller image goes on reflected.
 
     Returns:
         (64, 64, 3) uint8, or half as many pixels of an image that is read at 0.5 µm.

@@ -93,7 +93,7 @@ class Health(BaseModel):
 
 
 def as_json(store: Store, rule: DecisionRule, with_probabilities: bool) -> dict[str, Any]:
-    """The nuclei in the form of :class:`NucleiAnswer`."""
+    """Return the nuclei in the form of :class:`NucleiAnswer`."""
     info = store.info
     offsets, points = store.contours()
     labels = given_labels(store.probabilities, info.outputs, rule)
@@ -127,7 +127,7 @@ def as_json(store: Store, rule: DecisionRule, with_probabilities: bool) -> dict[
 
 
 def as_geojson(store: Store, primary: str, rule: DecisionRule) -> bytes:
-    """The nuclei as QuPath takes them, like ``nuclei.geojson`` of a run."""
+    """Return the nuclei as QuPath takes them, like ``nuclei.geojson`` of a run."""
     with tempfile.TemporaryDirectory(prefix="nucpipe-") as folder:
         path = Path(folder) / "nuclei.geojson"
         write_geojson(store, path, primary, rule)
@@ -137,7 +137,7 @@ def as_geojson(store: Store, primary: str, rule: DecisionRule) -> bytes:
 def given_labels(
     probabilities: npt.NDArray[np.float32], outputs: LabelSpace, rule: DecisionRule
 ) -> list[dict[str, dict[str, Any] | None]]:
-    """For each row, by library, the label that the rule gives, or None."""
+    """Return for each row, by library, the label that the rule gives, or None."""
     numbers = best_labels(probabilities, outputs, rule)
     p = label_probabilities(probabilities, outputs, numbers)
     rows: list[dict[str, dict[str, Any] | None]] = [{} for _ in range(len(probabilities))]
@@ -149,7 +149,7 @@ def given_labels(
 
 
 def every_probability(probabilities: npt.NDArray[np.float32], outputs: LabelSpace) -> list[dict[str, dict[str, float]]]:
-    """For each row, by library and label, its probability; labels that nothing has taught are left out."""
+    """Return for each row, by library and label, its probability; labels that nothing has taught are left out."""
     rounded = probabilities.astype(float).round(5).tolist()
     columns = [
         (library, label, k)
@@ -166,7 +166,7 @@ def every_probability(probabilities: npt.NDArray[np.float32], outputs: LabelSpac
 
 
 def describe_libraries(outputs: LabelSpace) -> list[dict[str, Any]]:
-    """In the form of :class:`LibraryInfo`."""
+    """Describe the libraries in the form of :class:`LibraryInfo`."""
     return [
         {
             "library": library.name,

@@ -91,7 +91,7 @@ class Worker(threading.Thread):
             self._changed.notify()
 
     def run(self) -> None:
-        """What the thread does until :meth:`end`."""
+        """Serve jobs until :meth:`end`."""
         while (job := self._next()) is not None:
             if isinstance(job, CropsJob):
                 self._name_crops(job)
@@ -99,7 +99,7 @@ class Worker(threading.Thread):
                 self._work_on(job)
 
     def _next(self) -> ImageJob | CropsJob | None:
-        """The job that has waited longest; None at the end."""
+        """Return the job that has waited longest; None at the end."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._ended)
@@ -111,14 +111,14 @@ class Worker(threading.Thread):
                 return job
 
     def _take(self, place: int) -> ImageJob | CropsJob | None:
-        """The job at a place of the queue, taken out of it; None where its client no longer waits."""
+        """Return the job at a place of the queue, taken out of it; None where its client no longer waits."""
         job = self._waiting[place]
         del self._waiting[place]
         self._metrics.waiting.set(len(self._waiting))
         return job if job.answer.set_running_or_notify_cancel() else None
 
     def _next_like(self, image: Slide) -> ImageJob | None:
-        """The job that has waited longest of those with images of the same pixel size."""
+        """Return the job that has waited longest of those with images of the same pixel size."""
         with self._changed:
             place = 0
             while place < len(self._waiting):
@@ -130,7 +130,7 @@ class Worker(threading.Thread):
         return None
 
     def _work_on(self, first: ImageJob) -> None:
-        """The first job's image, and those that join it while the engine still asks for regions."""
+        """Run the first job's image, and those that join it while the engine still asks for regions."""
         sheet, jobs = BatchCanvas(first.image), list[ImageJob]()
 
         def regions() -> Iterator[Region]:
@@ -174,7 +174,7 @@ def _together(parts: Sequence[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Pred
 
 
 def label_crops(models: Models, crops: Crops, batch_size: int) -> Predictions:
-    """The labels of windows, at least one."""
+    """Return the labels of windows, at least one."""
     return Predictions.concatenate(
         [models.classifier(crops[k : k + batch_size]) for k in range(0, len(crops), batch_size)]
     )

@@ -29,11 +29,11 @@ class Pyramid:
         return (max(self.size_l0) - 1).bit_length()
 
     def slide_tile(self, level: int, column: int, line: int) -> Tile | None:
-        """A tile of the slide's pixels, with its overlap; None where there is none."""
+        """Return a tile of the slide's pixels, with its overlap; None where there is none."""
         return self._tile(level, column, line, OVERLAP_PX) if level <= self.full_level else None
 
     def nuclei_tile(self, level: int, column: int, line: int) -> Tile | None:
-        """A tile of nuclei, also on levels beyond the slide's own pixels; None where there is none."""
+        """Return a tile of nuclei, also on levels beyond the slide's own pixels; None where there is none."""
         return self._tile(level, column, line, 0) if level <= self.full_level + ENLARGED_LEVELS else None
 
     def _tile(self, level: int, column: int, line: int, overlap_px: int) -> Tile | None:
