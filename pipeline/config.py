@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from classifier.decision_rule import DecisionRule
 from nucpipe.errors import UsageError
 from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
+from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 REGION_ALIGN_W = 32
 """Cores and windows of regions start and end on multiples of this many working pixels: the network's largest stride
@@ -34,6 +35,8 @@ class RunConfig:
         geojson: write ``nuclei.geojson``.
         tta: average the segmentor's maps over flips of the pixels; four times its work.
         nuclei: a file of nuclei that another tool found, or a folder of them, in detection's place.
+        min_area, min_detection: least area (square micrometres) and least detection probability of a nucleus that is
+            kept; None: the segmentor's own default, or no least one for ``nuclei``.
         profile: draw ``profile.png``, a timeline of the run.
     """
 
@@ -52,6 +55,8 @@ class RunConfig:
     overwrite: bool = False
     geojson: bool = True
     nuclei: str | None = None
+    min_area: float | None = None
+    min_detection: float | None = None
     tta: bool = False
     profile: bool = False
 
@@ -70,8 +75,19 @@ class RunConfig:
                 words += [] if isinstance(value, bool) else [str(value)]
         return shlex.join(words)
 
+    def nucleus_filter(self, default: NucleusFilter) -> NucleusFilter:
+        """Which nuclei are kept.
+
+        Args:
+            default: of the segmentor; it does not hold for nuclei of another tool.
+        """
+        given = {"min_area_um2": self.min_area, "min_detection_p": self.min_detection}
+        start = default if self.nuclei is None else KEEP_ALL
+        return replace(start, **{name: value for name, value in given.items() if value is not None})
+
     def __post_init__(self) -> None:
         DecisionRule.chosen(self.decide, self.threshold)
+        self.nucleus_filter(KEEP_ALL)
         if self.mpp is not None and not is_plausible_mpp(self.mpp):
             low, high = MIN_MPP, MAX_MPP
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")

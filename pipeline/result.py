@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,18 @@ class Result:
     def within(self, window: Window | None) -> Store:
         """The nuclei of a window, as arrays; all of them for None."""
         return self.store if window is None else self.store.window(*window)
+
+    def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Result:
+        """The same result without the nuclei below an area or a detection probability.
+
+        Args:
+            min_area: square micrometres; None: as in the run.
+            min_detection: 0-1; None: as in the run.
+
+        Raises:
+            UsageError: a number cannot be, or the run left out nuclei that are asked for.
+        """
+        return replace(self, store=self.store.filtered(min_area, min_detection))
 
     def labels(self, library: str, window: Window | None = None) -> pd.Series[str]:
         """Each nucleus's label in one library's words.

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from segmentation.nuclei import Nuclei
+from segmentation.nuclei import KEEP_ALL, Nuclei, NucleusFilter
 
 
 class Detector(Protocol):
@@ -21,6 +21,7 @@ class Detector(Protocol):
         max_concurrency: how many calls of ``predict`` at once use the device fully; they come from as many threads.
         types: the detector's own names of the types that it gives to nuclei (``Nuclei.types``); none by default.
         supports_tta: ``predict`` gives HoVer-Net's three maps, which may be averaged over mirror images of a window.
+        default_filter: the nuclei that are kept unless a run says otherwise; :meth:`nuclei` gives all.
     """
 
     input_mpp: float
@@ -30,6 +31,7 @@ class Detector(Protocol):
     max_concurrency: int = 1
     types: tuple[str, ...] = ()
     supports_tta: bool = False
+    default_filter: NucleusFilter = KEEP_ALL
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """What the network says of a window: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""

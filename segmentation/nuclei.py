@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from nucpipe.errors import UsageError
 
 MEASURES = (
     "perimeter_um",
@@ -116,3 +120,59 @@ class Nuclei:
             self.types,
             self.measures,
         )
+
+
+@dataclass(frozen=True)
+class NucleusFilter:
+    """The least area and the least detection probability of a nucleus that is kept; by default all are.
+
+    A nucleus is judged by itself, so the same ones are kept however the slide is cut into regions.
+
+    Attributes:
+        min_area_um2: least area inside the outline, square micrometres.
+        min_detection_p: least mean nuclear probability inside the outline, 0-1.
+    """
+
+    min_area_um2: float = 0.0
+    min_detection_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check both numbers.
+
+        Raises:
+            UsageError: one of them cannot be.
+        """
+        if not 0 <= self.min_area_um2 < math.inf:
+            raise UsageError(f"--min-area {self.min_area_um2:g}: expected square micrometres, 0 or more.")
+        if not 0 <= self.min_detection_p <= 1:
+            raise UsageError(f"--min-detection {self.min_detection_p:g}: expected a probability, 0 to 1.")
+
+    def __str__(self) -> str:
+        """For people, such as ``at least 10 µm², detection at least 0.6``."""
+        parts = [f"at least {self.min_area_um2:g} µm²"] if self.min_area_um2 else []
+        parts += [f"detection at least {self.min_detection_p:g}"] if self.min_detection_p else []
+        return ", ".join(parts) or "all"
+
+    def keeps(self, area_um2: npt.NDArray[np.float32], detection_p: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """(N,) which nuclei of these areas and probabilities, both (N,), are kept."""
+        # In single precision, as stores hold them: a nucleus of just the least area is kept in a run and in an export.
+        large = area_um2 >= np.float32(self.min_area_um2)
+        return np.asarray(large & (detection_p >= np.float32(self.min_detection_p)))
+
+    def apply(self, nuclei: Nuclei) -> Nuclei:
+        """The nuclei that are kept."""
+        return nuclei.select(self.keeps(nuclei.area_um2, nuclei.detection_p))
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> NucleusFilter:
+        """From the form that :meth:`to_dict` gives; other entries are left alone."""
+        return cls(**{name: float(fields[name]) for name in ("min_area_um2", "min_detection_p") if name in fields})
+
+    def to_dict(self) -> dict[str, float]:
+        """The entries of a store's settings; none for what keeps all."""
+        values = {"min_area_um2": self.min_area_um2, "min_detection_p": self.min_detection_p}
+        return {name: value for name, value in values.items() if value}
+
+
+KEEP_ALL = NucleusFilter()
+"""The filter of a detector whose model states none."""

@@ -10,6 +10,7 @@ from nucpipe.backends.model_file import ModelHeader, read_header
 from segmentation.detector import Detector
 from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.zoo import SUFFIXES
+from segmentation.nuclei import KEEP_ALL, NucleusFilter
 from segmentation.rcnn.spec import RCNN_TYPES
 
 
@@ -63,4 +64,18 @@ def load_detector(path: Path, device: str = "cpu", precision: str = "fp32", thre
     """
     header = None if path.suffix.lower() in SUFFIXES else read_header(path)
     load = next(one.load for one in ARCHITECTURES if one.recognises(path, header))
-    return load(path, device, precision, threads)
+    detector = load(path, device, precision, threads)
+    detector.default_filter = default_filter(path)
+    return detector
+
+
+def default_filter(path: Path) -> NucleusFilter:
+    """Return which nuclei the segmentor in a model file keeps unless a run says otherwise; published ones keep all.
+
+    Raises:
+        ModelError: no such file, or no model file of nucpipe.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        return KEEP_ALL
+    header = read_header(path)
+    return NucleusFilter(header.min_area_um2, header.min_detection_p)

@@ -33,6 +33,7 @@ class FlipTTA(Detector):
             detector.max_concurrency,
         )
         self.context_px, self.margin_px, self.types = detector.context_px, detector.margin_px, detector.types
+        self.default_filter = detector.default_filter
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """As the detector's own, see there."""

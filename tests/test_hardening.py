@@ -182,6 +182,13 @@ def test_the_bundled_headers_are_good(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("change", [{"min_area_um2": -1}, {"min_area_um2": "4"}, {"min_detection_p": 1.5}])
+def test_a_filter_that_cannot_be_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    write_model(tmp_path / "m.safetensors", "segmentor", HEADERS["segmentor"][0] | change)
+    with pytest.raises(ModelError, match="its least area is not 0 or more, or its least detection probability"):
+        load("segmentor", tmp_path / "m.safetensors")
+
+
 TOML_VALUE = st.sampled_from(
     ["1", "-1", "nan", "inf", '""', '"x"', "[]", '["a", "b"]', '["a", 1]', "{}", "{a = [1, 2, 3]}", "true", "0"]
 )

@@ -30,6 +30,8 @@ class ModelHeader:
         outputs: for a classifier, its libraries and their labels (see ``classifier.libraries``); else empty.
         data: the data sets it learnt from: name, counts, licence, what was held out.
         figures: what was measured on the held-out part.
+        min_area_um2, min_detection_p: for a segmentor, the least area (square micrometres) and the least detection
+            probability of a nucleus that is kept unless a run says otherwise; 0 keeps all.
         licence, date, nucpipe_version: of the file.
     """
 
@@ -42,6 +44,8 @@ class ModelHeader:
     outputs: dict[str, Any] = field(default_factory=dict)
     data: list[dict[str, Any]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    min_area_um2: float = 0.0
+    min_detection_p: float = 0.0
     licence: str = ""
     date: str = ""
     nucpipe_version: str = ""
@@ -62,6 +66,26 @@ def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]
     partial = path.with_name(path.name + ".partial")
     save_file(half, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
     partial.chmod(0o644)  # safetensors writes files that only their owner may read
+    partial.replace(path)
+
+
+def rewrite_header(path: Path, header: ModelHeader) -> None:
+    """Give a model file another header; its tensors stay as they are, to the bit.
+
+    Raises:
+        ModelError: no such file, or no model file of nucpipe.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file, save_file
+
+    read_header(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        tensors = load_file(str(path))
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: its weights cannot be read ({error}).") from error
+    save_file(tensors, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
+    partial.chmod(0o644)
     partial.replace(path)
 
 
@@ -101,6 +125,9 @@ def _check(header: ModelHeader) -> None:
     numbers = [float(number) for number in (header.mpp, *header.mean, *header.std)]
     if len(numbers) != 7 or not all(map(math.isfinite, numbers)) or not header.mpp > 0 or min(header.std) <= 0:
         raise ValueError("its pixel size, mean or std is not a number above 0")
+    least = (header.min_area_um2, header.min_detection_p)
+    if not all(isinstance(number, int | float) and 0 <= number < math.inf for number in least) or least[1] > 1:
+        raise ValueError("its least area is not 0 or more, or its least detection probability is not 0 to 1")
 
 
 def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:

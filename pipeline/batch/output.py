@@ -144,7 +144,7 @@ def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
         "slide_fingerprint": slide_version,
         "mpp": config.mpp,
         "models": described_models(models.described, config, Path(job.slide.name)),
-        "settings": result_settings(config, models.precision),
+        "settings": result_settings(config, models.precision, models.default_filter),
         "primary": config.primary,
         "geojson": config.geojson,
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from pipeline.cli.options import filtered
 from pipeline.export.registry import FORMATS, IMAGE_MPP
 
 
@@ -39,6 +40,7 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP
     metavar="X0 Y0 X1 Y1",
     help="Only nuclei whose centroid lies in this box of level-0 pixels.",
 )
+@filtered
 @click.option("--centroids", is_flag=True, help="Points instead of outlines.")
 @click.option(
     "--exact-outlines",
@@ -61,6 +63,8 @@ def export(
     overwrite: bool,
     decide: str | None,
     threshold: float | None,
+    min_area: float | None,
+    min_detection: float | None,
     **options: Any,
 ) -> None:
     """Write a finished result in another format.
@@ -84,8 +88,9 @@ def export(
     wanted = ExportOptions(rule=rule, **options)
     if form == "qupath" and result.is_dir() and not is_result(result):
         target = out or result / "qupath"
-        written = [(target, export_for_qupath(open_results(result), wanted, target, overwrite))]
+        results = [one.filtered(min_area, min_detection) for one in open_results(result)]
+        written = [(target, export_for_qupath(results, wanted, target, overwrite))]
     else:
-        written = export_result(open_result(result), form, wanted, out, overwrite)
+        written = export_result(open_result(result).filtered(min_area, min_detection), form, wanted, out, overwrite)
     for path, count in written:
         click.echo(f"{count:,} nuclei -> {path}")

@@ -24,11 +24,14 @@ def info(slide: Path, mpp: float | None) -> None:
 def models() -> None:
     """List the bundled and the published models."""
     from pipeline.inference.models import describe_models, published_models
+    from segmentation.nuclei import NucleusFilter
 
     for path, header in describe_models():
         click.echo(
             f"{path.stem:<25} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
         )
+        if header.min_area_um2 or header.min_detection_p:
+            click.echo(f"{'':<25} keeps nuclei of {NucleusFilter(header.min_area_um2, header.min_detection_p)}")
         for data in (d for d in header.data if d["images"]):
             click.echo(f"{'':<25} trained on {data['name']} ({data['images']} images)")
     for name, taught, place in published_models():

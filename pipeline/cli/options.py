@@ -49,6 +49,31 @@ def decide_options() -> list[Callable[[Any], Any]]:
     ]
 
 
+def filter_options(default: str) -> list[Callable[[Any], Any]]:
+    """``--min-area`` and ``--min-detection``; ``default`` says in brackets what holds without them."""
+    return [
+        click.option(
+            "--min-area",
+            type=float,
+            metavar="UM2",
+            help=f"Leave out nuclei of a smaller area in square micrometres.  [default: {default}]",
+        ),
+        click.option(
+            "--min-detection",
+            type=float,
+            metavar="P",
+            help=f"Leave out nuclei of a lower detection probability, 0 to 1.  [default: {default}]",
+        ),
+    ]
+
+
+def filtered(command: F) -> F:
+    """As a decorator, the options of :func:`filter_options` for a finished result."""
+    for option in reversed(filter_options("as in the run")):
+        command = option(command)
+    return command
+
+
 def decided(command: F) -> F:
     """As a decorator, the options of :func:`decide_options`."""
     for option in reversed(decide_options()):

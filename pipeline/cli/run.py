@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from pipeline.cli.options import decide_options
+from pipeline.cli.options import decide_options, filter_options
 from pipeline.config import RunConfig
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def run_options(command: F) -> F:
             help="Nuclei of another tool in detection's place: GeoJSON as QuPath exports it, a label image (PNG, TIFF, "
             "npy), or a folder with such a file of each slide's name.",
         ),
+        *filter_options("the segmentor's, see nucpipe models"),
         click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
         click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
         click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.options import filtered
+
 PORT = 8401
 
 
@@ -17,11 +19,20 @@ PORT = 8401
     help="Where the slide is now.  [default: where the run found it]",
 )
 @click.option("--primary", metavar="LIBRARY", help="Whose labels are shown first.  [default: as in the run]")
+@filtered
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Any free one where that is taken."
 )
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
-def view(result: Path, slide: Path | None, primary: str | None, port: int, no_browser: bool) -> None:
+def view(
+    result: Path,
+    slide: Path | None,
+    primary: str | None,
+    min_area: float | None,
+    min_detection: float | None,
+    port: int,
+    no_browser: bool,
+) -> None:
     """Show a finished result in the browser.
 
     RESULT is a slide's folder; the slide is shown with its nuclei on it. The page is served on this machine alone, and
@@ -31,7 +42,7 @@ def view(result: Path, slide: Path | None, primary: str | None, port: int, no_br
     from pipeline.web.viewer.app import viewer_app
     from pipeline.web.viewer.open import open_viewed
 
-    viewed = open_viewed(result, slide, primary)
+    viewed = open_viewed(result, slide, primary, min_area, min_detection)
     listener = listen(LOOPBACK, port, or_next=True)
     url = address(listener)
 

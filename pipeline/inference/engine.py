@@ -22,7 +22,7 @@ from pipeline.slide.base import Slide
 from pipeline.slide.grid import FINE_MPP, WorkingGrid
 from segmentation.detector import Detector
 from segmentation.morphology import with_morphology
-from segmentation.nuclei import Nuclei
+from segmentation.nuclei import KEEP_ALL, Nuclei, NucleusFilter
 
 MIN_READERS = 2
 """Threads that read: a network file system keeps one waiting."""
@@ -73,6 +73,7 @@ def process_regions(
     workers: int,
     external_l0: Nuclei | None = None,
     timer: StageTimer | None = None,
+    keep: NucleusFilter | None = None,
 ) -> Iterator[LabelledRegion]:
     """Nuclei and labels of each region, in the order of ``regions``.
 
@@ -89,11 +90,15 @@ def process_regions(
         workers: processors to use.
         given_l0: nuclei, in level-0 pixels, that take the place of the detector's.
         watch: takes the time of the stages.
+        keep: which nuclei are kept and classified; None: those that the detector's own filter keeps, and all of
+            ``external_l0``.
 
     Raises:
         SlideError: the slide cannot be read at some place.
     """
     w_per_px = working_px(models.detector)
+    if keep is None:
+        keep = models.detector.default_filter if external_l0 is None else KEEP_ALL
 
     def read(region: Region) -> RegionPixels:
         pixels = slide.read(grid, region.read_box_w)
@@ -105,7 +110,7 @@ def process_regions(
     def find(predicted: tuple[RegionPixels, npt.NDArray[np.float32]]) -> DetectedRegion:
         region_pixels, prediction = predicted
         nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
-        return keep_owned(region_pixels, nuclei, grid, tissue, w_per_px)
+        return keep_owned(region_pixels, keep.apply(nuclei), grid, tissue, w_per_px)
 
     def read_only_pixels(region: Region) -> RegionPixels:
         pixels = slide.read(grid, region.read_box_w)
@@ -115,7 +120,7 @@ def process_regions(
         assert external_w is not None
         return keep_owned_w(region_pixels, external_w, grid, tissue)
 
-    external_w = None if external_l0 is None else external_l0.transformed(1 / grid.l0_per_w, (0, 0))
+    external_w = None if external_l0 is None else keep.apply(external_l0).transformed(1 / grid.l0_per_w, (0, 0))
     with StageExecutor(timer or StageTimer()) as executor:
         readers = executor.pool(max(MIN_READERS, workers // 4), "reader")
         processors = executor.pool(workers, "worker")

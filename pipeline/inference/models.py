@@ -14,6 +14,8 @@ from nucpipe.backends.model_file import ModelHeader, fingerprint, read_header
 from nucpipe.backends.processors import available_processors, limit_heaps
 from nucpipe.errors import UsageError
 from segmentation.hovernet.zoo import PUBLISHED, SUFFIXES
+from segmentation.nuclei import KEEP_ALL, NucleusFilter
+from segmentation.registry import default_filter
 
 if TYPE_CHECKING:
     from classifier.libraries import LabelSpace
@@ -32,11 +34,13 @@ class ModelIdentity:
         described: name and fingerprint of segmentor and classifier, and the segmentor's own types if it has any.
         outputs: the classifier's columns.
         precision: that they compute in, ``fp32``, ``bf16`` or ``fp16``.
+        default_filter: the nuclei that the segmentor keeps unless a run says otherwise.
     """
 
     described: dict[str, dict[str, Any]]
     outputs: LabelSpace
     precision: str
+    default_filter: NucleusFilter = KEEP_ALL
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Models:
     @property
     def identity(self) -> ModelIdentity:
         """What a result depends on of them."""
-        return ModelIdentity(self.described, self.outputs, self.precision)
+        return ModelIdentity(self.described, self.outputs, self.precision, self.detector.default_filter)
 
 
 def bundled_models(kind: str) -> dict[str, Path]:
@@ -154,7 +158,8 @@ def identify_models(segmentor: str, classifier: str, device_name: str, precision
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
     outputs = read_outputs(paths["classifier"], read_header(paths["classifier"]))
-    return ModelIdentity(_described(paths), outputs, pick_precision(precision_name, pick_device(device_name)))
+    precision = pick_precision(precision_name, pick_device(device_name))
+    return ModelIdentity(_described(paths), outputs, precision, default_filter(paths["segmentor"]))
 
 
 def _described(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:

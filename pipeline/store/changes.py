@@ -65,6 +65,10 @@ def _mpp(value: Any) -> str:
     return f"{value:.4g} µm" if isinstance(value, int | float) else "the slide's own"
 
 
+def _least(value: Any) -> str:
+    return f"{value or 0:g}"  # what keeps all is not stored
+
+
 def _switch(value: Any) -> str:
     return "on" if value else "off"
 
@@ -74,6 +78,8 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "classifier": ("--classifier", _file),
     "tissue": ("--tissue", _file),
     "nuclei": ("--nuclei", _text),
+    "min_area_um2": ("--min-area", _least),
+    "min_detection_p": ("--min-detection", _least),
     "decide": ("--decide", _rule),
     "precision": ("--precision", _text),
     "primary": ("--primary", _text),

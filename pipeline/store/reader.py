@@ -15,7 +15,7 @@ import numpy.typing as npt
 from classifier.decision_rule import DecisionRule, best_labels, label_probabilities, short_form
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions
-from nucpipe.errors import OutputError
+from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import cannot_write
 from pipeline.store.anndata_encoding import (
     add_array,
@@ -29,7 +29,7 @@ from pipeline.store.anndata_encoding import (
 )
 from pipeline.store.journal import Journal
 from pipeline.store.ordering import BLOCK_L0, RegionIndex, blocks_of, index_regions, iterate_ordered, nucleus_ids
-from segmentation.nuclei import MEASURES, Nuclei
+from segmentation.nuclei import MEASURES, Nuclei, NucleusFilter
 
 if TYPE_CHECKING:
     import zarr
@@ -92,6 +92,11 @@ class StoreInfo:
         del fields["nucpipe_version"]
         fields["models"].get("segmentor", {}).pop("types", None)
         return fields
+
+    @property
+    def nucleus_filter(self) -> NucleusFilter:
+        """The least area and detection probability of the nuclei that were kept."""
+        return NucleusFilter.from_dict(self.settings)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
@@ -276,6 +281,44 @@ class Store:
         near = replace(self, rows=rows)
         x, y = near.centroids_l0.T
         return replace(self, rows=rows[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)])
+
+    def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Store:
+        """Those of these nuclei that have at least that area and detection probability.
+
+        Args:
+            min_area: square micrometres; None: as in the run.
+            min_detection: 0-1; None: as in the run.
+
+        Returns:
+            A store whose ``info.nucleus_filter`` says what was kept.
+
+        Raises:
+            UsageError: a number cannot be, or the run left out nuclei that are asked for.
+        """
+        kept = self.stricter_filter(min_area, min_detection)
+        if kept == self.info.nucleus_filter:
+            return self
+        tests = [kept.keeps(part.area_um2, part.detection_p) for part in self.batches()]
+        rows = np.asarray(self.rows)[np.flatnonzero(np.concatenate([np.zeros(0, bool), *tests]))]
+        return replace(self, info=replace(self.info, settings={**self.info.settings, **kept.to_dict()}), rows=rows)
+
+    def stricter_filter(self, min_area: float | None = None, min_detection: float | None = None) -> NucleusFilter:
+        """The filter that :meth:`filtered` applies, see there."""
+        before = self.info.nucleus_filter
+        kept = NucleusFilter(
+            before.min_area_um2 if min_area is None else min_area,
+            before.min_detection_p if min_detection is None else min_detection,
+        )
+        for option, wanted, least in (
+            ("--min-area", kept.min_area_um2, before.min_area_um2),
+            ("--min-detection", kept.min_detection_p, before.min_detection_p),
+        ):
+            if wanted < least:
+                raise UsageError(
+                    f"{option} {wanted:g}: the run on {self.info.slide_name} left out nuclei below {least:g}, so its "
+                    f"result has none; expected {least:g} or more, or run the slide again with {option} {wanted:g}."
+                )
+        return kept
 
     def _rows_of_blocks(self, x0: float, y0: float, x1: float, y1: float) -> npt.NDArray[np.int64]:
         """The nuclei of the blocks that a box touches, by number."""

@@ -16,6 +16,7 @@ from nucpipe.files import cannot_write, written_whole
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
 from pipeline.store.reader import Store, StoreInfo
+from segmentation.nuclei import NucleusFilter
 
 STORE, GEOJSON, OVERVIEW, REPORT, RUN_JSON, TIMELINE = (
     "nuclei.zarr",
@@ -113,12 +114,13 @@ def described_models(models: dict[str, dict[str, Any]], config: RunConfig, slide
     return {**models, "segmentor": {"name": f"nuclei of {path.name}", "fingerprint": fingerprint(path)}}
 
 
-def result_settings(config: RunConfig, precision: str) -> dict[str, Any]:
+def result_settings(config: RunConfig, precision: str, default_filter: NucleusFilter) -> dict[str, Any]:
     """Return the settings that change nuclei or labels, as JSON can hold them; files count by name and content."""
     settings: dict[str, Any] = {
         "tissue": file_settings(config.tissue),
         "precision": precision,
         "decide": config.rule.to_dict(),
+        **config.nucleus_filter(default_filter).to_dict(),
     }
     return settings | ({"tta": True} if config.tta else {})
 

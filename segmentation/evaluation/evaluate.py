@@ -40,7 +40,7 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
 
 
 def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterator[tuple[ImageScore, Nuclei]]:
-    """Score and found nuclei of each image that has outlines, one after the other.
+    """Score and found nuclei of each image that has outlines, one after the other; the detector's filter applies.
 
     Where the detector gives types in the words of the annotation (CoNSeP's merged as the paper merges them), they are
     judged too.
@@ -49,7 +49,7 @@ def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterat
         annotation = image.annotation()
         if annotation.instances is None:
             continue
-        found = detect_image(detector, image.pixels(), image.mpp)
+        found = detector.default_filter.apply(detect_image(detector, image.pixels(), image.mpp))
         merged = dataclasses.replace(annotation, labels=tuple(CONSEP_GROUPS.get(x, x) for x in annotation.labels))
         judged = next((a for a in (annotation, merged) if set(a.labels) <= {*detector.types}), None)
         if found.types is None or judged is None:

@@ -11,6 +11,7 @@ from pipeline.config import RunConfig
 from pipeline.run_slide import run_slide
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import SilentReporter
+from segmentation.nuclei import NucleusFilter
 from segmentation.test_time_augmentation import FlipTTA
 from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
 
@@ -46,6 +47,12 @@ def test_the_mean_is_taken_in_place_and_with_its_sign() -> None:
 def test_not_every_detector_can() -> None:
     with pytest.raises(UsageError, match="--tta"):
         FlipTTA(DarkSpots())
+
+
+def test_it_keeps_what_the_detector_keeps() -> None:
+    detector = Averaged()
+    detector.default_filter = NucleusFilter(4, 0.7)
+    assert FlipTTA(detector).default_filter == NucleusFilter(4, 0.7)
 
 
 def test_a_run_remembers_it(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ The figures come from :mod:`pipeline.export.report.stats`; what the page looks l
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ from pipeline.inference.models import with_training_data
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store, StoreInfo
+from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 BLUE, VIOLET = (31, 78, 140), "#5a3ca0"
 CONTRADICTIONS, MIN_CONTRADICTION = 12, 0.002  # at most so many are listed, of more than that share of the nuclei
@@ -84,7 +85,7 @@ def write_report(
         "uncertain": facts.uncertain if slide else (),
         "methods": methods(info, run),
     }
-    _write(path, "slide.html", _shared(facts, info, run.get("tissue_mm2"), first) | content)
+    _write(path, "slide.html", _shared(facts, info, [info.nucleus_filter], run.get("tissue_mm2"), first) | content)
 
 
 def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> None:
@@ -99,7 +100,8 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
         UsageError: the results have no library ``primary``, or different libraries.
         OutputError: the file cannot be written.
     """
-    outputs = results[0].store.info.outputs
+    info = results[0].store.info
+    outputs = info.outputs
     first = outputs.library(primary).name
     for result in results:
         if result.store.info.outputs.columns != outputs.columns:
@@ -122,10 +124,13 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
     ]
     mm2 = sum(area for area in areas if area is not None) if None not in areas else None
     content = {"slides": slides, "methods": batch_methods(results, runs)}
-    _write(path, "batch.html", _shared(merge_stats(each), results[0].store.info, mm2, first) | content)
+    filters = [result.store.info.nucleus_filter for result in results]
+    _write(path, "batch.html", _shared(merge_stats(each), info, filters, mm2, first) | content)
 
 
-def _shared(facts: ReportStats, info: StoreInfo, mm2: float | None, first: str) -> dict[str, Any]:
+def _shared(
+    facts: ReportStats, info: StoreInfo, filters: Iterable[NucleusFilter], mm2: float | None, first: str
+) -> dict[str, Any]:
     """What the report of a slide and that of a batch both show."""
     libraries = facts.outputs.libraries
     pairs = zip(facts.outputs.columns, facts.outputs.trained, strict=True)
@@ -136,6 +141,7 @@ def _shared(facts: ReportStats, info: StoreInfo, mm2: float | None, first: str) 
         "first": first,
         "names": [library.name for library in libraries],
         "rule": info.rule,
+        "kept": sorted({str(one) for one in filters if one != KEEP_ALL}),
         "without_images": [one["name"] for one in data if one.get("images") == 0],
         "untrained": [column for column, trained in pairs if not trained],
         "rows": {library.name: rows(facts, library, mm2) for library in libraries},
@@ -222,8 +228,9 @@ def methods(info: StoreInfo, run: dict[str, Any]) -> dict[str, str]:
     found["nucpipe"] = info.nucpipe_version
     for kind, model in with_training_data(run.get("models", info.models)).items():
         found[kind] = f"{model.get('name', '')} ({str(model.get('fingerprint', ''))[:19]}){_learnt_from(model)}"
-    found["decision rule"] = info.rule.in_words
-    return found | {key: _setting(key, value) for key, value in info.settings.items() if key != "decide"}
+    found |= {"nuclei kept": str(info.nucleus_filter), "decision rule": info.rule.in_words}
+    told = {"decide", *info.nucleus_filter.to_dict()}
+    return found | {key: _setting(key, value) for key, value in info.settings.items() if key not in told}
 
 
 def _learnt_from(model: dict[str, Any]) -> str:

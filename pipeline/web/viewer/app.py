@@ -29,6 +29,7 @@ from pipeline.web.viewer.describe import describe_nucleus, describe_result
 from pipeline.web.viewer.draw import Tile, draw_nuclei
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.tiles import Pyramid
+from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 STATIC = Path(str(resources.files("pipeline.web") / "viewer" / "static"))
 SHARED_STATIC = Path(str(resources.files("pipeline.web") / "static"))
@@ -47,6 +48,7 @@ class Viewed:
         slide: the slide; None where it is not at hand.
         primary: name of the library that is shown first.
         note: why the slide is not at hand; "" where it is.
+        kept: the nuclei that are shown at first.
     """
 
     result: Result
@@ -54,6 +56,7 @@ class Viewed:
     slide: Slide | None
     primary: str
     note: str = ""
+    kept: NucleusFilter = KEEP_ALL
 
 
 def viewer_app(viewed: Viewed) -> Starlette:
@@ -102,7 +105,7 @@ class _Pages:
 
     def describe(self, _: Request) -> Response:
         viewed = self.viewed
-        facts = describe_result(viewed.result, viewed.nuclei, viewed.primary, viewed.note)
+        facts = describe_result(viewed.result, viewed.nuclei, viewed.primary, viewed.note, viewed.kept)
         return JSONResponse({**facts, "version": self.version})
 
     def counts(self, request: Request) -> Response:
@@ -175,7 +178,8 @@ class _Pages:
             numbers = frozenset(int(number) for number in off.split(",") if number)
         except ValueError:
             raise UsageError(f"off={off}: expected numbers of labels with commas between them.") from None
-        return Choice(library, numbers, _number(request, "p", 0.0))
+        kept = NucleusFilter(_number(request, "area", 0.0), _number(request, "detection", 0.0))
+        return Choice(library, numbers, _number(request, "p", 0.0), kept)
 
     @staticmethod
     def _kept(content: bytes, kind: str) -> Response:

@@ -14,9 +14,10 @@ from pipeline.result import Result
 from pipeline.store.reader import Store
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, OVERLAP_PX, TILE_PX, Pyramid
+from segmentation.nuclei import NucleusFilter
 
 
-def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str) -> dict[str, Any]:
+def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str, kept: NucleusFilter) -> dict[str, Any]:
     """The slide, its libraries with their labels' colours and counts, and how tiles are asked for.
 
     Args:
@@ -24,6 +25,7 @@ def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str) 
         nuclei: its nuclei.
         primary: name of the library that is shown first.
         note: why the slide itself cannot be shown; "" where it can.
+        kept: the nuclei that are shown at first; no less than the run kept.
     """
     info = result.store.info
     return {
@@ -33,6 +35,8 @@ def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str) 
         "nuclei": len(nuclei),
         "primary": primary,
         "note": note,
+        "area": kept.min_area_um2,
+        "detection": kept.min_detection_p,
         "tile": TILE_PX,
         "overlap": OVERLAP_PX,
         "fullLevel": Pyramid(info.size_l0).full_level,

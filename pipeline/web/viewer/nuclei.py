@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.store.reader import Store
+from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 Rows = npt.NDArray[np.int64]
 BoxL0 = tuple[float, float, float, float]
@@ -34,11 +35,13 @@ class Choice:
         library: whose labels count.
         off: numbers of labels that are switched off; the number of labels stands for "no label".
         least_p: nuclei whose label is less probable are hidden.
+        kept: nuclei of a smaller area or a lower detection probability are hidden.
     """
 
     library: str
     off: frozenset[int] = frozenset()
     least_p: float = 0.0
+    kept: NucleusFilter = KEEP_ALL
 
 
 @dataclass(frozen=True)
@@ -86,19 +89,22 @@ class Outlines:
 class NucleiMap:
     """The nuclei of a store for a viewer. Safe to be used from several threads.
 
-    In memory: 20 bytes a nucleus for its place, 5 a library for its label; outlines come from the disk.
+    In memory: 28 bytes a nucleus for its place, area and detection probability, 5 a library for its label; outlines
+    come from the disk.
 
     Attributes:
         store: the whole store.
         centroids_l0: (N, 2) float32.
+        area_um2, detection_p: (N,) float32.
         diameter_l0: of a disc of the median area; 0 where there are no nuclei.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.centroids_l0 = store.centroids_l0.astype(np.float32)
-        areas = store.area_um2
-        self.diameter_l0 = 2 * math.sqrt(float(np.median(areas)) / math.pi) / store.info.mpp if len(areas) else 0.0
+        self.area_um2, self.detection_p = store.area_um2, store.detection_p
+        median = float(np.median(self.area_um2)) if len(store) else 0.0
+        self.diameter_l0 = 2 * math.sqrt(median / math.pi) / store.info.mpp
         width, height = store.info.size_l0
         self._columns, self._lines = width // CELL_L0 + 1, height // CELL_L0 + 1
         cells = self._cells(self.centroids_l0)
@@ -137,7 +143,9 @@ class NucleiMap:
         on = np.ones(count + 1, bool)  # the last one is number -1
         on[[number for number in choice.off if number <= count]] = False
         visible: npt.NDArray[np.bool_] = on[numbers[rows]]
-        return np.logical_and(visible, p[rows] >= choice.least_p) if choice.least_p > 0 else visible
+        if choice.least_p > 0:
+            visible = visible & (p[rows] >= choice.least_p)
+        return visible & choice.kept.keeps(self.area_um2[rows], self.detection_p[rows])
 
     def counts(self, choice: Choice) -> npt.NDArray[np.int64]:
         """(labels + 1,) how many nuclei of each label the filters leave, "no label" last.

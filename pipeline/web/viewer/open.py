@@ -11,7 +11,13 @@ from pipeline.web.viewer.app import Viewed
 from pipeline.web.viewer.nuclei import NucleiMap
 
 
-def open_viewed(path: Path, slide: Path | None, primary: str | None) -> Viewed:
+def open_viewed(
+    path: Path,
+    slide: Path | None,
+    primary: str | None,
+    min_area: float | None = None,
+    min_detection: float | None = None,
+) -> Viewed:
     """A result with its nuclei in memory and its slide open.
 
     Args:
@@ -19,14 +25,17 @@ def open_viewed(path: Path, slide: Path | None, primary: str | None) -> Viewed:
         slide: where the slide is; None for where the run found it. Where that is no longer true, the nuclei are shown
             alone.
         primary: name of a library, in any case of letters; None for that of the run.
+        min_area, min_detection: the least area (square micrometres) and detection probability of the nuclei that are
+            shown at first; None: as in the run.
 
     Raises:
         OutputError: no finished result.
-        UsageError: no such library; ``slide`` is not there.
+        UsageError: no such library; ``slide`` is not there; nuclei are asked for that the run left out.
         SlideError: ``slide`` cannot be read or is another one.
     """
     result = open_result(_one_result(path))
     library = result.store.info.outputs.library(primary or result.primary).name
+    kept = result.store.stricter_filter(min_area, min_detection)
     opened: Slide | None = None
     note = ""
     try:
@@ -35,7 +44,7 @@ def open_viewed(path: Path, slide: Path | None, primary: str | None) -> Viewed:
         if slide is not None:
             raise
         note = str(error)
-    return Viewed(result, NucleiMap(result.store), opened, library, note)
+    return Viewed(result, NucleiMap(result.store), opened, library, note, kept)
 
 
 def _one_result(path: Path) -> Path:

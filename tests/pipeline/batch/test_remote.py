@@ -115,6 +115,9 @@ def test_slides_and_results_in_s3(
     (redone,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", overwrite=True, **settings)
     assert redone.status == "done"
     assert summary(store)["a"]["nuclei"] == str(redone.nuclei)
+    (filtered,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", min_area=6, **settings)
+    assert filtered.status == "failed"
+    assert "--min-area was 0, is 6" in filtered.cause
 
 
 @pytest.mark.filterwarnings("default")

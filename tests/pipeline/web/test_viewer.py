@@ -23,6 +23,7 @@ from pipeline.web.viewer.draw import Tile, draw_nuclei
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.open import open_viewed
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
+from segmentation.nuclei import NucleusFilter
 from tests.support.browser import run_drawn, viewed
 from tests.support.stores import random_store
 from tests.support.synthetic import MPP, Drawn, draw_slide
@@ -98,6 +99,18 @@ def test_the_least_certain_come_first_page_by_page(nuclei: NucleiMap) -> None:
     assert len(expected) > 50
     pages = [nuclei.least_certain(choice, start, 60).tolist() for start in range(0, len(expected) + 60, 60)]
     assert [row for page in pages for row in page] == expected
+
+
+def test_small_and_unsure_nuclei_are_hidden(nuclei: NucleiMap, store: Store) -> None:
+    choice = Choice("CoNSeP", frozenset({3}), kept=NucleusFilter(9, 0.7))
+    shown = (store.area_um2 >= 9) & (store.detection_p >= 0.7) & (store.label_numbers("CoNSeP") != 3)
+    assert 50 < shown.sum() < 300
+    np.testing.assert_array_equal(nuclei.shown(slice(None), choice), shown)
+    assert nuclei.counts(choice).sum() == ((store.area_um2 >= 9) & (store.detection_p >= 0.7)).sum()
+    for row in (int(np.flatnonzero(shown)[0]), int(np.flatnonzero(~shown)[0])):
+        x, y = store.centroids_l0[row].tolist()
+        assert (nuclei.at(x, y, 0, choice) == row) == shown[row]
+    assert set(nuclei.least_certain(choice, 0, 400).tolist()) == set(np.flatnonzero(shown).tolist())
 
 
 # ---- tiles
@@ -341,6 +354,25 @@ def test_a_nucleus_has_five_labels_with_probabilities_and_its_crop(
     assert server.get("/api/nuclei/at", params={"x": -50, "y": -50, "tolerance": 2}).json() is None
 
 
+def test_the_filter_holds_for_all_that_is_asked_for(server: httpx.Client, result: Path) -> None:
+    facts = server.get("/api/result").json()
+    assert (facts["area"], facts["detection"]) == (0, 0)
+    store = open_viewed(result, None, None).result.store
+    least = float(np.median(store.area_um2))
+    row = int(np.argmin(store.area_um2))
+    x, y = store.centroids_l0[row].tolist()
+    place = {"x": x, "y": y, "tolerance": 0}
+    assert server.get("/api/nuclei/at", params=place).json()["number"] == row
+    assert server.get("/api/nuclei/at", params={**place, "area": least}).json() is None
+    page = {"start": 0, "count": 200}
+    found = server.get("/api/nuclei/uncertain", params={**page, "area": least}).json()
+    assert {one["number"] for one in found} == set(np.flatnonzero(store.area_um2 >= np.float32(least)).tolist())
+    for wrong in ({"area": -1}, {"detection": 2}):
+        answer = server.get("/api/nuclei/uncertain", params={**page, **wrong})
+        assert answer.status_code == 400
+        assert "expected" in answer.json()["error"]
+
+
 def test_the_least_certain_are_listed(server: httpx.Client) -> None:
     found = server.get("/api/nuclei/uncertain", params={"library": "monusac", "start": 0, "count": 20}).json()
     assert len(found) == 20
@@ -367,6 +399,16 @@ def test_without_its_slide_a_result_is_shown_alone(result: Path, tmp_path: Path)
         open_viewed(moved, result.parents[1] / "tile.png", None)
     with pytest.raises(UsageError, match="give its path"):
         open_viewed(result, tmp_path / "gone.svs", None)
+
+
+def test_a_viewer_begins_with_the_filter_that_is_asked_for(tmp_path: Path) -> None:
+    random_store(tmp_path, settings={"min_area_um2": 4.0})
+    assert open_viewed(tmp_path, None, None).kept == NucleusFilter(4)
+    asked = open_viewed(tmp_path, None, None, 6, 0.7)
+    assert asked.kept == NucleusFilter(6, 0.7)
+    assert len(asked.nuclei) == 200  # all are at hand
+    with pytest.raises(UsageError, match="expected 4 or more, or run the slide again with --min-area 3"):
+        open_viewed(tmp_path, None, None, 3)
 
 
 def test_one_result_is_asked_for_where_several_lie(tmp_path: Path) -> None:

@@ -166,6 +166,28 @@ def test_classes_are_switched_and_the_least_probable_hidden(browser: Driver, add
     np.testing.assert_array_equal(canvas(browser), bare)
 
 
+def test_small_and_unsure_nuclei_are_hidden(browser: Driver, address: str) -> None:
+    opened(browser, address)
+    by_name = colours_of(address, "PanNuke")
+    before = sum(seen(canvas(browser), colour) for colour in by_name.values())
+    assert browser.find_element(By.ID, "least-area-value").text == "0 µm²"
+    slider = browser.find_element(By.ID, "least-area")
+    for value in ("15", "40"):
+        browser.execute_script(
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))", slider, value
+        )
+        until(browser, lambda b, value=value: link(b).get("area") == value)
+        settled(browser)
+        now = sum(seen(canvas(browser), colour) for colour in by_name.values())
+        assert now == 0 if value == "40" else 0 < now < before
+    again = browser.current_url
+    opened(browser, again)
+    assert browser.find_element(By.ID, "least-area-value").text == "40 µm²"
+    slider = browser.find_element(By.ID, "least-detection")
+    browser.execute_script("arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", slider)
+    until(browser, lambda b: link(b).get("detection") == "1")
+
+
 def test_a_click_shows_five_labels_and_the_crop(browser: Driver, address: str, drawn: Drawn) -> None:
     x, y = drawn.centres[40]
     opened(browser, f"{address}#x={x}&y={y}&zoom=4")

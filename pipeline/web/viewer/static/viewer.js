@@ -10,7 +10,7 @@ const mm = (px) => (px * result.mpp / 1000).toPrecision(3);
 const size = `${mm(width)} × ${mm(height)} mm`;
 
 // What is shown. The address keeps all of it, so that a link leads back to it.
-const state = { library: result.primary, off: new Set(), leastP: 0, filled: true, nucleus: null };
+const state = { library: result.primary, off: new Set(), leastP: 0, area: result.area, detection: result.detection, filled: true, nucleus: null };
 let uncertainStart = 0, uncertain = [], uncertainAt = -1;
 
 const libraryOf = (name) => result.libraries.find((one) => one.name.toLowerCase() === String(name).toLowerCase());
@@ -24,7 +24,8 @@ function element(tag, properties = {}, ...children) {
 }
 function choice(more = {}) {
   return new URLSearchParams({
-    library: state.library, off: [...state.off].sort((a, b) => a - b).join(","), p: state.leastP, ...more, v: result.version,
+    library: state.library, off: [...state.off].sort((a, b) => a - b).join(","), p: state.leastP,
+    area: state.area, detection: state.detection, ...more, v: result.version,
   });
 }
 async function ask(path, parameters) {
@@ -117,6 +118,8 @@ function writeLink() {
   const place = { x: x.toFixed(1), y: y.toFixed(1), zoom: zoomOf().toPrecision(4), library: state.library };
   if (state.off.size) place.off = [...state.off].sort((a, b) => a - b).join(",");
   if (state.leastP) place.p = state.leastP;
+  if (state.area !== result.area) place.area = state.area;
+  if (state.detection !== result.detection) place.detection = state.detection;
   if (!state.filled) place.fill = 0;
   if (state.nucleus !== null) place.nucleus = state.nucleus;
   history.replaceState(null, "", "#" + new URLSearchParams(place));
@@ -127,6 +130,8 @@ async function readLink() {
   state.library = known.name;
   state.off = new Set((link.get("off") ?? "").split(",").filter(Boolean).map(Number).filter(Number.isInteger));
   state.leastP = Math.min(1, Math.max(0, Number(link.get("p")) || 0));
+  state.area = Math.max(0, Number(link.get("area") ?? result.area) || 0);
+  state.detection = Math.min(1, Math.max(0, Number(link.get("detection") ?? result.detection) || 0));
   state.filled = link.get("fill") !== "0";
   const [x, y, zoom] = ["x", "y", "zoom"].map((name) => Number(link.get(name)));
   const placed = link.has("x") && [x, y, zoom].every(Number.isFinite) && zoom > 0;
@@ -170,8 +175,16 @@ function showControls() {
     return [element("li", {}, row)];
   }));
   $("filled").checked = state.filled;
+  showFilters();
+}
+function showFilters() {
   $("least-p").value = state.leastP;
   $("least-p-value").textContent = state.leastP.toFixed(2);
+  $("least-area").max = Math.max(40, result.area);
+  $("least-area").value = state.area;
+  $("least-area-value").textContent = `${state.area} µm²`;
+  $("least-detection").value = state.detection;
+  $("least-detection-value").textContent = state.detection.toFixed(2);
 }
 // The legend counts the nuclei that the filters leave.
 async function fillCounts() {
@@ -318,11 +331,13 @@ $("none").onclick = () => switchAll(false);
 $("close").onclick = () => { forget(); writeLink(); };
 $("less").onclick = () => turnPage(-1);
 $("more").onclick = () => turnPage(1);
-$("least-p").oninput = (event) => {
-  state.leastP = Number(event.target.value);
-  $("least-p-value").textContent = state.leastP.toFixed(2);
-  changed();
-};
+for (const [id, name] of [["least-p", "leastP"], ["least-area", "area"], ["least-detection", "detection"]]) {
+  $(id).oninput = (event) => {
+    state[name] = Number(event.target.value);
+    showFilters();
+    changed();
+  };
+}
 $("opacity").oninput = (event) => {
   $("opacity-value").textContent = `${event.target.value} %`;
   nucleiLayer?.setOpacity(event.target.value / 100);
