@@ -6,7 +6,8 @@ python benchmarks/specks.py hovernet-compact --data DATA/consep --data DATA/kuma
 Images or groups that --final names are for the last figures only. Of the others, or of those that --choose names,
 --images of each set at most, spread over it, serve to choose (segmentation/evaluation/specks.py says how); choose on
 images that the model's training held out where there are enough. The final ones are then measured with all nuclei
-and with those that the filter keeps. --write puts the filter into the header of the model file; the weights stay.
+and with those that the filter keeps. --write puts the filter into the header of the model file, whose weights stay, and
+into the model card beside it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from segmentation.evaluation.scores import ImageScore, figures_of
 from segmentation.evaluation.specks import JudgedImage, choose_filter, judge, mean_quality
 from segmentation.nuclei import NucleusFilter
 from segmentation.registry import load_detector
+from segmentation.training.model_card import model_card
 
 SHOWN = [NucleusFilter(a, p) for p in (0, 0.6, 0.7, 0.75, 0.8) for a in (0, 4, 6, 8, 10)]
 
@@ -115,7 +117,9 @@ def main(
             print(name)
             final_figures(detector, last, kept)
     if write:
-        rewrite_header(path, dataclasses.replace(read_header(path), **dataclasses.asdict(kept)))
+        header = dataclasses.replace(read_header(path), **dataclasses.asdict(kept))
+        rewrite_header(path, header)
+        path.with_suffix(".md").write_text(model_card(header), "utf-8")
         print(f"wrote {path}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nucpipe.backends.model_file import ModelHeader
+from segmentation.nuclei import NucleusFilter
 
 WHAT = {
     "hovernet": [
@@ -23,6 +24,7 @@ NETWORK = {
 def model_card(header: ModelHeader) -> str:
     """Return the card of a segmentor, in Markdown."""
     made = header.architecture
+    kept = NucleusFilter(header.min_area_um2, header.min_detection_p)
     lines = [
         f"# {header.name}",
         "",
@@ -33,6 +35,7 @@ def model_card(header: ModelHeader) -> str:
         f"- Network: {made['encoder']} encoder {NETWORK[made['type']]}",
         f"- Trained {header.date} with nucpipe {header.nucpipe_version}.",
         f"- Licence of the weights: {header.licence}",
+        f"- Nuclei that are kept unless a run says otherwise: {kept}.",
         "",
         "## Data",
         "",

@@ -28,6 +28,7 @@ from pipeline.store.run_record import SilentReporter
 from segmentation.evaluation.evaluate import score_images
 from segmentation.nuclei import KEEP_ALL, Nuclei, NucleusFilter
 from segmentation.registry import load_detector
+from segmentation.training.model_card import model_card
 from tests.support.stores import random_store
 from tests.support.synthetic import MPP, DarkSpots, Drawn, draw_slide, models
 
@@ -210,6 +211,7 @@ def test_the_filter_is_the_models_and_its_weights_stay(tmp_path: Path) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in tensors.items())
     assert abs(path.stat().st_size - bundled.stat().st_size) < 200
     assert load_detector(path).default_filter == NucleusFilter(4.5, 0.75)
+    assert "says otherwise: at least 4.5 µm², detection at least 0.75." in model_card(read_header(path))
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
     with pytest.raises(ModelError, match="no such model file"):
         rewrite_header(tmp_path / "none.safetensors", header)
