@@ -15,6 +15,10 @@ EXPORTED = "nucpipe_export"
 """Stands in the file by which a folder is known to be an export, which may be replaced by another."""
 
 
+PARTIAL = ".partial"
+"""Ends the name of a file or folder that is being written."""
+
+
 def cannot_write(path: Path, error: Exception) -> OutputError:
     """Return what to tell a user whose disk is full or whose folder is closed to writing."""
     why = getattr(error, "strerror", None) or error
@@ -23,8 +27,7 @@ def cannot_write(path: Path, error: Exception) -> OutputError:
 
 @contextmanager
 def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file to; when the block ends well it becomes ``path``, else it is
-    removed.
+    """Yield a path to write a file to; it becomes ``path`` when the block ends well, else it is removed.
 
     Args:
         path: of the file.
@@ -33,7 +36,9 @@ def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
     Raises:
         OutputError: the file cannot be written (a full disk, no permission).
     """
-    partial = path.with_name(path.name + writer + ".partial")
+    partial = path.with_name(path.name + writer + PARTIAL)
+    if os.path.lexists(partial):  # somebody's own file, or what a killed process left
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}")
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nucpipe.addresses import RemotePath, is_remote
-from nucpipe.errors import OutputError
+from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import written_whole
 from pipeline.batch.lock import file_system_now
 from pipeline.batch.plan import Job
@@ -49,6 +49,8 @@ class OutputLocation:
             OutputError: it cannot be written, or the address cannot be reached.
             UsageError: no such kind of address.
         """
+        if not str(out).strip():
+            raise UsageError("--out is empty; expected a folder or an address for the results.")
         self.address = RemotePath(str(out).rstrip("/")) if is_remote(str(out)) else None
         self.root = Path(out) if self.address is None else local_folder(self.address, "results")
         if self.address is not None:

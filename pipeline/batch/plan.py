@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import UsageError
@@ -15,20 +15,8 @@ from pipeline.batch.summary import SUMMARY
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import check_nuclei_option
 from pipeline.regions.tissue import check_tissue_option
-from pipeline.slide.identity import is_dicom, is_slide_folder, slide_name
+from pipeline.slide.identity import is_slide_file, is_slide_folder, is_slide_name, is_special, slide_name
 
-SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in "svs ndpi mrxs scn vms vmu bif svslide tif tiff btf dcm zarr jp2 png jpg jpeg".split()  # noqa: SIM905
-)
-"""What is taken for a slide in a folder; a file named on the command line is tried whatever its name."""
-CONTENTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  \r\n\x87\n")
-"""How TIFF, BigTIFF and JPEG 2000 begin: files of an unknown extension that do are slides too."""
-NO_SLIDES = frozenset(
-    f".{suffix}"
-    for suffix in "csv tsv txt json geojson xml gz zip md pdf log ini dat region partial lock safetensors".split()  # noqa: SIM905
-)
-"""Extensions whose files are not opened to see what they are."""
 LISTS = (".vms", ".vmu")
 """Hamamatsu's text files that name the images which make up the slide."""
 
@@ -171,34 +159,6 @@ def _owned(folder: Path, files: list[str]) -> set[str]:
             continue
         owned |= {image for image in files if image != name and image in text}
     return owned
-
-
-def is_slide_file(path: Path) -> bool:
-    """Tell whether a file in a folder is taken for a slide, by its extension or else by how it begins."""
-    if path.name.startswith(".") or is_special(path):
-        return False
-    suffix = path.suffix.lower()
-    if suffix in SUFFIXES or suffix in NO_SLIDES:
-        return suffix in SUFFIXES
-    try:
-        with path.open("rb") as file:
-            return file.read(16).startswith(CONTENTS) or is_dicom(path)
-    except OSError:
-        return False
-
-
-def is_slide_name(name: str) -> bool:
-    """Tell whether a name alone says that a file is a slide."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def is_special(path: Path) -> bool:
-    """Tell whether a path is a pipe, a socket or a device, which would be read for ever."""
-    try:
-        return path.exists() and not path.is_file() and not path.is_dir()
-    except OSError:  # a link that leads round in a circle; opening it says so
-        return False
 
 
 def is_result(folder: Path) -> bool:

@@ -46,13 +46,13 @@ class Summary:
             OutputError: it cannot be written.
         """
         line = {
-            "slide": printable(result.slide),
-            "folder": printable(folder),
+            "slide": _cell(result.slide),
+            "folder": _cell(folder),
             "status": result.status,
             "nuclei": str(result.nuclei),
             "tissue_mm2": f"{result.tissue_mm2:.6f}",
             "seconds": f"{result.seconds:.1f}",
-            "cause": printable(result.cause),
+            "cause": _cell(result.cause),
         }
         for library, labels in result.counts.items():
             line |= {f"{library}:{label}": str(count) for label, count in labels.items()}
@@ -79,3 +79,9 @@ class Summary:
         if any(None in row or None in row.values() or not row.keys() >= set(COLUMNS) for row in rows):
             raise OutputError(f"{self.path}: not a summary of nucpipe; move it away or use another --out.")
         return {row["folder"]: row for row in rows}
+
+
+def _cell(text: object) -> str:
+    """Return a text for one cell, which no spreadsheet takes for a formula."""
+    cell = printable(text)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell

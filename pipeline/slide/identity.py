@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 def slide_name(path: Path) -> str:
@@ -24,6 +24,19 @@ def printable(text: object) -> str:
     whole = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return " ".join("".join(c if c.isprintable() else " " for c in whole).split())
 
+
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in "svs ndpi mrxs scn vms vmu bif svslide tif tiff btf dcm zarr jp2 png jpg jpeg".split()  # noqa: SIM905
+)
+"""What is taken for a slide in a folder; a file named on the command line is tried whatever its name."""
+CONTENTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  \r\n\x87\n")
+"""How TIFF, BigTIFF and JPEG 2000 begin: files of an unknown extension that do are slides too."""
+NO_SLIDES = frozenset(
+    f".{suffix}"
+    for suffix in "csv tsv txt json geojson xml gz zip md pdf log ini dat region partial lock safetensors".split()  # noqa: SIM905
+)
+"""Extensions whose files are not opened to see what they are."""
 
 FINGERPRINT_BLOCKS, FINGERPRINT_BYTES, FINGERPRINT_WHOLE_BYTES = 16, 65536, 2**24
 
@@ -60,7 +73,11 @@ def is_slide_folder(path: Path) -> bool:
         for name, keys in ((".zattrs", ()), ("zarr.json", ("attributes", "ome"))):
             if (path / name).is_file():
                 return _has_image(path / name, keys)
-        return any(file.suffix.lower() in (".dcm", "") and is_dicom(file) for file in path.iterdir())
+        # A folder of DICOM files is one slide, but only if nothing else in it is one.
+        files = list(path.iterdir())
+        dicom = {file for file in files if file.suffix.lower() in (".dcm", "") and is_dicom(file)}
+        others = (file for file in files if file not in dicom and file.suffix.lower() != ".dcm")
+        return bool(dicom) and not any(is_slide_file(file) or is_slide_folder(file) for file in others)
     except OSError:  # a folder that may not be read holds no slide for us
         return False
 
@@ -82,3 +99,31 @@ def is_dicom(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
+
+
+def is_slide_file(path: Path) -> bool:
+    """Tell whether a file in a folder is taken for a slide, by its extension or else by how it begins."""
+    if path.name.startswith(".") or is_special(path):
+        return False
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or suffix in NO_SLIDES:
+        return suffix in SUFFIXES
+    try:
+        with path.open("rb") as file:
+            return file.read(16).startswith(CONTENTS) or is_dicom(path)
+    except OSError:
+        return False
+
+
+def is_slide_name(name: str) -> bool:
+    """Tell whether a name alone says that a file is a slide."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def is_special(path: Path) -> bool:
+    """Tell whether a path is a pipe, a socket or a device, which would be read for ever."""
+    try:
+        return path.exists() and not path.is_file() and not path.is_dir()
+    except OSError:  # a link that leads round in a circle; opening it says so
+        return False

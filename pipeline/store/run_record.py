@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from nucpipe.addresses import RemotePath
 from nucpipe.backends.model_file import fingerprint
-from nucpipe.files import cannot_write, written_whole
+from nucpipe.files import PARTIAL, cannot_write, written_whole
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
 from pipeline.store.reader import Store, StoreInfo
@@ -176,6 +176,14 @@ def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, 
         "settings": {**record["settings"], "primary": config.primary, "region_size": config.region_size},
         "tissue_mm2": round(tissue_mm2, 6),
     }
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what a killed process left of a result's files when it was writing them."""
+    for name in RESULT_FILES:
+        partial = folder / f"{name}{PARTIAL}"
+        if not partial.is_dir():  # the store's is replaced when the store is written
+            partial.unlink(missing_ok=True)
 
 
 def write_run_json(

@@ -56,6 +56,22 @@ def test_parts_of_a_slide_are_no_slides(tmp_path: Path) -> None:
     assert [name for name, _ in planned(tmp_path)] == ["a.mrxs", "other.jpg", "v.vms"]
 
 
+def test_a_dicom_file_hides_no_other_slide(tmp_path: Path) -> None:
+    dicom = bytes(128) + b"DICM"
+    for name in ("alone/1.dcm", "alone/2.dcm", "alone/DICOMDIR", "mixed/1.dcm"):
+        touch(tmp_path / name, dicom)
+    touch(tmp_path / "alone" / "junk.dcm")
+    touch(tmp_path / "alone" / "notes.txt")
+    touch(tmp_path / "mixed" / "a.svs")
+    touch(tmp_path / "mixed" / "junk.dcm")
+    assert planned(tmp_path) == [
+        ("alone", "alone"),
+        ("1.dcm", "mixed/1"),
+        ("a.svs", "mixed/a"),
+        ("junk.dcm", "mixed/junk"),
+    ]
+
+
 def test_links_are_followed_and_never_in_a_circle(tmp_path: Path) -> None:
     touch(tmp_path / "in" / "a.svs")
     touch(tmp_path / "elsewhere" / "b.svs")

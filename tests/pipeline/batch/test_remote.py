@@ -17,8 +17,8 @@ import tests.support.slides as make
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import SlideError, UsageError
 from pipeline.batch import remote
-from pipeline.batch.plan import is_slide_name
 from pipeline.batch.remote import fetched, list_slides
+from pipeline.slide.identity import is_slide_name
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import RESULT_FILES
 from tests.support.synthetic import MPP, draw_slide

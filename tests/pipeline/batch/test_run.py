@@ -143,6 +143,14 @@ def test_failures_set_the_exit_status_and_a_limit(tmp_path: Path, caplog: pytest
     assert call("run", folder, "--out", tmp_path / "out", "--max-failures", 0).exit_code == 2
 
 
+def test_a_summary_holds_no_formula(tmp_path: Path) -> None:
+    white(tmp_path / "=1+1.png")
+    assert call("run", tmp_path / "=1+1.png", "--mpp", 0.25, "--out", tmp_path / "out").exit_code == 0
+    (row,) = rows(tmp_path / "out").values()
+    assert row["folder"] == "'=1+1"
+    assert call("run", tmp_path / "=1+1.png", "--mpp", 0.25, "--out", "").exit_code == 2
+
+
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
