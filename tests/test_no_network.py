@@ -100,7 +100,7 @@ class Machine:
         )
         try:
             yield process
-            said, complaints = process.communicate(timeout=1500)
+            said, complaints = process.communicate()
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
