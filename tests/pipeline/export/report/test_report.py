@@ -357,6 +357,6 @@ def test_different_libraries_are_not_added_up(tmp_path: Path) -> None:
 
 def test_bad_usage_is_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["report", str(tmp_path)])
-    assert (done.exit_code, "no finished result in it" in done.output) == (1, True)
+    assert (done.exit_code, "holds no finished result" in done.output) == (1, True)
     done = CliRunner().invoke(main, ["report", str(tmp_path / "nuclei.zarr")])
     assert (done.exit_code, "Traceback" in done.output) == (1, False)
