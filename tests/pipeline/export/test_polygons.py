@@ -55,7 +55,7 @@ def test_smooth_outlines_are_near_the_stored_ones(radius: float, pixel: float) -
         assert shapely.distance(shapely.points(edge), stored.exterior).max() < 0.25 + 0.02  # and two decimals' rounding
         y, x = np.indices((SIZE, SIZE)) + 0.5
         np.testing.assert_array_equal(shapely.contains_xy(smooth, x, y), shapely.contains_xy(stored, x, y))
-        assert smooth.area == pytest.approx(stored.area - 0.5, abs=0.02 * radius)
+        assert smooth.area == pytest.approx(stored.area - 0.5, abs=0.03 * radius)
     assert len(new) < 0.75 * len(points)
 
 
