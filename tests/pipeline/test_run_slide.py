@@ -187,7 +187,7 @@ def test_existing_results_are_kept_unless_overwrite(tmp_path: Path) -> None:
     path, out = white(tmp_path / "w.png"), tmp_path / "o"
     assert call("run", path, "--mpp", 0.25, "--out", out).exit_code == 0
     expect(call("run", path, "--mpp", 0.25, "--out", out), 0, "finished before", "--overwrite")
-    expect(call("run", path, "--mpp", 0.26, "--out", out), 1, "mpp 0.25 -> 0.26", "--overwrite")
+    expect(call("run", path, "--mpp", 0.26, "--out", out), 1, "(--mpp) was 0.25 µm, is 0.26 µm", "--overwrite")
     expect(call("run", path, "--mpp", 0.26, "--out", out, "--overwrite"), 0, "w.png: 0 nuclei")
     assert open_store(out / "w" / "nuclei.zarr").info.mpp == 0.26
 

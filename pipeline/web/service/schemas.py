@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from classifier.decision_rule import DecisionRule, best_labels, label_probabilities
 from classifier.libraries import LabelSpace
 from pipeline.export.geojson import write_geojson
+from pipeline.export.polygons import coordinates_of
 from pipeline.store.reader import Store
 
 
@@ -95,10 +96,10 @@ class Health(BaseModel):
 def as_json(store: Store, rule: DecisionRule, with_probabilities: bool) -> dict[str, Any]:
     """Return the nuclei in the form of :class:`NucleiAnswer`."""
     info = store.info
-    offsets, points = store.contours()
+    offsets, hundredths = coordinates_of(store)  # closed rings, as in GeoJSON
     labels = given_labels(store.probabilities, info.outputs, rule)
     probabilities = every_probability(store.probabilities, info.outputs) if with_probabilities else None
-    rings = np.round(points.astype(float), 2).tolist()
+    rings = (hundredths / 100).tolist()
     members = zip(
         store.ids.tolist(),
         np.round(store.centroids_l0, 2).tolist(),
@@ -112,7 +113,7 @@ def as_json(store: Store, rule: DecisionRule, with_probabilities: bool) -> dict[
         {
             "id": identity,
             "centroid": centroid,
-            "outline": rings[start:stop],
+            "outline": rings[start : stop - 1],
             "area_um2": area,
             "detection_p": p,
             "labels": named,

@@ -281,7 +281,7 @@ def test_wrong_fields_are_named(client: httpx.Client) -> None:
     good = png(draw_slide(120, 120).image)
     expect(ask(client, good, primary="Mars"), 422, "invalid", "unknown library 'Mars'")
     expect(ask(client, good, format="xml"), 422, "invalid", "format")
-    expect(ask(client, good, threshold="0.5"), 422, "invalid", "threshold")
+    expect(ask(client, good, threshold="1.5"), 422, "invalid", "threshold")
     expect(ask(client, good, decide="best"), 422, "invalid", "threshold")
     expect(client.post("/v1/nuclei", data={"mpp": 0.25}), 422, "invalid", "image")
     expect(
