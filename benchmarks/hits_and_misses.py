@@ -68,7 +68,9 @@ def picture(samples: PatchDataset, p: np.ndarray, labels: tuple[str, ...], numbe
         (f"wrongly called {labels[number]}", ~true & (said == number) & (samples.label >= 0), samples.label),
     ):
         chosen = [i for i in order if mask[i]]
-        tiles = [tile(samples.windows[i], f"{labels[other[i]]} {sure[i]:.2f}") for i in chosen[: rows * ACROSS]]
+        shown = np.array(chosen[: rows * ACROSS], np.int64)
+        windows = samples.windows(shown)
+        tiles = [tile(w, f"{labels[other[i]]} {sure[i]:.2f}") for w, i in zip(windows, shown, strict=True)]
         bands.append(band(f"{title}: {len(chosen)}", tiles, rows))
     return np.concatenate(bands)
 

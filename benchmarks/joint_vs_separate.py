@@ -39,6 +39,7 @@ from classifier.spec import MPP, WINDOW_PX
 from classifier.training.config import ClassifierTraining
 from classifier.training.pseudo_labels import pseudo_label
 from classifier.training.train import fit
+from nucpipe.backends.base import Input
 from nucpipe.backends.device import pick_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.backends.select import select_backend
@@ -149,7 +150,7 @@ def speed(names: Sequence[str], libraries: Sequence[Library], base: ClassifierTr
         for some in sets:
             outputs = LabelSpace(tuple(some), (True,) * sum(len(library.labels) for library in some))
             model = JointClassifier(len(outputs), base.backbone, base.sizes[-1][1], strides=base.strides).eval()
-            made.append(select_backend(partial(Enlarged, model), CPU, precision, 1, ROWS, WINDOW_PX))
+            made.append(select_backend(partial(Enlarged, model), CPU, precision, 1, ROWS, (Input(WINDOW_PX),)))
         best = 0.0
         for _ in range(6):
             began = time.process_time()

@@ -1,8 +1,8 @@
-"""Nuclei of published data sets as windows with labels, held in memory."""
+"""Nuclei of published data sets with labels, and the images that their patches and contexts are cut from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from classifier.label_mapping import Matching
 from classifier.libraries import Library
-from classifier.patches import at_working_mpp, cut_windows
+from classifier.patches import CONTEXT_W, at_working_mpp, cut_contexts, patch_corners, reflected
+from classifier.spec import CONTEXT_PX
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import DataError
 
 SOURCE_PX = 96
-"""Side of a stored window: the 64 px that the network sees and what comes into sight when it is turned."""
+"""Side of a window for training: the 64 px that the network sees and what comes into sight when it is turned."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,18 @@ class PatchDataset:
     """N nuclei of one or more libraries.
 
     Attributes:
-        windows: (N, 96, 96, 3) uint8 RGB at 0.25 micrometres per pixel, the nucleus in the middle.
-        library: (N,) int64, the place of each sample's own library.
+        pixels: RGB uint8 of each image at 0.25 micrometres per pixel, with 48 px of reflection on each side.
+        points: (N, 2) float64, x and y of each nucleus in pixels of its image, without the reflection.
+        library: (N,) int64, the place of each sample's own library among ``Matching.sources``.
         label: (N,) int64, its label's number there; -1 where only a group of labels is known.
         targets: (N, columns) bool, what it teaches (see ``classifier.label_mapping``).
         image: (N,) int64, the place of its image in ``images``.
         images: (group, name) of each image.
-        centroids: (N, 2) float64, x and y in pixels of the image.
+        centroids: (N, 2) float64, x and y in the image's own pixels, as annotated.
     """
 
-    windows: npt.NDArray[np.uint8]
+    pixels: tuple[npt.NDArray[np.uint8], ...]
+    points: npt.NDArray[np.float64]
     library: npt.NDArray[np.int64]
     label: npt.NDArray[np.int64]
     targets: npt.NDArray[np.bool_]
@@ -49,7 +52,8 @@ class PatchDataset:
         some = list(parts)
         starts = np.cumsum([0, *(len(p.images) for p in some)])
         return cls(
-            np.concatenate([p.windows for p in some]),
+            tuple(pixels for p in some for pixels in p.pixels),
+            np.concatenate([p.points for p in some]),
             np.concatenate([p.library for p in some]),
             np.concatenate([p.label for p in some]),
             np.concatenate([p.targets for p in some]),
@@ -61,7 +65,8 @@ class PatchDataset:
     def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> PatchDataset:
         """The samples at ``rows`` (a mask or places)."""
         return PatchDataset(
-            self.windows[rows],
+            self.pixels,
+            self.points[rows],
             self.library[rows],
             self.label[rows],
             self.targets[rows],
@@ -69,6 +74,28 @@ class PatchDataset:
             self.images,
             self.centroids[rows],
         )
+
+    def windows(self, rows: npt.NDArray[np.int64], side_px: int = SOURCE_PX) -> npt.NDArray[np.uint8]:
+        """The windows of the samples at ``rows``, reflected at the image's edge: (n, side_px, side_px, 3) uint8 RGB."""
+        windows = np.empty((len(rows), side_px, side_px, 3), np.uint8)
+        corners = patch_corners(self.points[rows], side_px) + SOURCE_PX // 2
+        for window, image, (x, y) in zip(windows, self.image[rows], corners, strict=True):
+            window[:] = self.pixels[image][y : y + side_px, x : x + side_px]
+        return windows
+
+    def contexts(self, rows: npt.NDArray[np.int64], side_px: int = CONTEXT_PX) -> npt.NDArray[np.uint8]:
+        """The contexts of the samples at ``rows``: (n, side_px, side_px, 4), see ``classifier.patches``."""
+        contexts = [np.zeros((0, side_px, side_px, 4), np.uint8)]
+        edge, reach = SOURCE_PX // 2, side_px * CONTEXT_W // 2 + 1
+        for image, point in zip(self.image[rows], self.points[rows], strict=True):
+            inside = self.pixels[image][edge:-edge, edge:-edge]
+            height, width = inside.shape[:2]
+            left, top = np.maximum(np.floor(point).astype(int) - reach, 0)
+            right, bottom = np.minimum(np.floor(point).astype(int) + reach + 1, (width, height))
+            part = inside[top:bottom, left:right]
+            whole = (0, 0, part.shape[1], part.shape[0])
+            contexts.append(cut_contexts(part, point[None] - (left, top), whole, side_px=side_px))
+        return np.concatenate(contexts)
 
     @property
     def groups(self) -> npt.NDArray[np.int64]:
@@ -85,8 +112,9 @@ def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching
     Raises:
         DataError: a data set without labels, or with labels that are not the library's.
     """
-    place = [lib.name for lib in matching.libraries].index(library.name)
-    windows = [np.zeros((0, SOURCE_PX, SOURCE_PX, 3), np.uint8)]
+    place = [lib.name for lib in matching.sources].index(library.name)
+    kept: list[npt.NDArray[np.uint8]] = []
+    points = [np.zeros((0, 2))]
     centroids = [np.zeros((0, 2))]
     texts: list[str] = []
     image_of: list[int] = []
@@ -96,7 +124,8 @@ def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching
         if "" in annotation.labels:
             raise DataError(f"{image.name}: its nuclei have no labels; the classifier needs those of {library.name}.")
         pixels, at = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
-        windows.append(cut_windows(pixels, at, SOURCE_PX))
+        kept.append(reflected(pixels, SOURCE_PX // 2))
+        points.append(at)
         centroids.append(annotation.centroids)
         texts += annotation.labels
         image_of += [i] * len(annotation.labels)
@@ -107,7 +136,8 @@ def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching
                 raise DataError(f"{image.name}: {error}") from error
     numbers = {text: library.resolve(text) for text in known}
     return PatchDataset(
-        np.concatenate(windows),
+        tuple(kept),
+        np.concatenate(points),
         np.full(len(texts), place),
         np.array([numbers[t][0] if len(numbers[t]) == 1 else -1 for t in texts], np.int64),
         np.array([known[t] for t in texts], bool).reshape(-1, matching.columns),
@@ -121,7 +151,9 @@ BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
 """How a share of the samples goes with a number of nuclei: its power."""
 
 
-def sampling_weights(samples: PatchDataset, balance: str = "root") -> npt.NDArray[np.float64]:
+def sampling_weights(
+    samples: PatchDataset, balance: str = "root", factors: Mapping[int, float] | None = None
+) -> npt.NDArray[np.float64]:
     """How likely each sample is drawn: (N,), sum 1.
 
     By ``root`` a library's share goes with the square root of its number of nuclei, inside it a label's share
@@ -129,6 +161,11 @@ def sampling_weights(samples: PatchDataset, balance: str = "root") -> npt.NDArra
     they occur, and in no label does one tissue drown the others, without the few samples being seen all the time.
     ``none`` draws every nucleus alike, ``equal`` every library, every label in it, and every group that has it. Nuclei
     that are known by a group of labels count as a label of their own.
+
+    Args:
+        samples: to draw from.
+        balance: one of ``BALANCES``.
+        factors: how much more often a library, by its place, is drawn than that; 1 where it is not named.
     """
     power = BALANCES[balance]
     weights: npt.NDArray[np.float64] = np.zeros(len(samples))
@@ -139,6 +176,6 @@ def sampling_weights(samples: PatchDataset, balance: str = "root") -> npt.NDArra
         each = np.bincount(parts)[parts] ** (power - 1)
         counts = np.bincount(kinds)
         each *= (counts**power / np.bincount(kinds, each))[kinds]
-        weights[mine] = len(mine) ** power * each / each.sum()
+        weights[mine] = (factors or {}).get(int(library), 1.0) * len(mine) ** power * each / each.sum()
     weights /= weights.sum()
     return weights

@@ -52,10 +52,12 @@ class Matching:
         libraries: in the order of the classifier's outputs.
         pairs: between different libraries, at most one for a label and a taught library; every label teaches its own
             library besides.
+        partial: libraries whose labels are no outputs; they teach by ``pairs`` alone.
     """
 
     libraries: tuple[Library, ...]
     pairs: tuple[Pair, ...] = ()
+    partial: tuple[Library, ...] = ()
     _starts: dict[str, int] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class Matching:
         for library in self.libraries:
             self._starts[library.name] = start
             start += len(library.labels)
-        labels = {library.name: library.labels for library in self.libraries}
+        labels = {library.name: library.labels for library in self.sources}
         for pair in self.pairs:
             for name, label in ((pair.source, pair.label), *((pair.library, label) for label in pair.taught)):
                 if label not in labels.get(name, ()):
@@ -77,13 +79,18 @@ class Matching:
                     )
 
     @property
+    def sources(self) -> tuple[Library, ...]:
+        """All whose nuclei teach: the libraries, then the partial ones."""
+        return (*self.libraries, *self.partial)
+
+    @property
     def columns(self) -> int:
         """The number of outputs."""
         return sum(len(library.labels) for library in self.libraries)
 
     @cached_property
     def _taught(self) -> dict[tuple[str, int, str], tuple[int, ...]]:
-        place = {library.name: library for library in self.libraries}
+        place = {library.name: library for library in self.sources}
         return {
             (p.source, place[p.source].labels.index(p.label), p.library): tuple(
                 place[p.library].labels.index(label) for label in p.taught
@@ -100,7 +107,7 @@ class Matching:
         Raises:
             DataError: the library has no such label or group.
         """
-        own = next((lib for lib in self.libraries if lib.name == library), None)
+        own = next((lib for lib in self.sources if lib.name == library), None)
         if own is None:
             raise DataError(f"label '{text}': there is no library {library}.")
         row = np.zeros(self.columns, bool)
@@ -132,7 +139,8 @@ def make_matching(
     """Pairs between libraries.
 
     Args:
-        libraries: in the order of the outputs.
+        libraries: in the order of the outputs; partial ones have none and may stand anywhere. What a library itself
+            says of its labels (``Library.teaches``) holds in every mode, but for what a table of the user's says.
         mode: ``own`` (none), ``exact`` (equal text), ``similar`` (equal text, or a ratio of difflib's SequenceMatcher
             above ``similarity``) or ``table`` (a curated file).
         similarity: 0 to 1.
@@ -148,15 +156,22 @@ def make_matching(
         raise UsageError(f"--similarity {similarity}: expected a number between 0 and 1.")
     if table is not None and mode != "table":
         raise UsageError(f"--match-table is read with --match table only, not with --match {mode}.")
+    partial = tuple(library for library in libraries if library.partial)
+    libraries = tuple(library for library in libraries if not library.partial)
+    pairs = {
+        (source.name, label, other): Pair(source.name, label, other, taught, "its own library.toml")
+        for source in (*libraries, *partial)
+        for label, others in source.teaches.items()
+        for other, taught in others.items()
+    }
     if mode == "table":
-        return Matching(tuple(libraries), tuple(_read_table(table, libraries)))
-    pairs = []
-    for source in libraries if mode != "own" else ():
+        pairs |= {(p.source, p.label, p.library): p for p in _read_table(table, [*libraries, *partial])}
+    for source in libraries if mode in ("exact", "similar") else ():
         for label in source.labels:
             for other in libraries:
                 if other is not source and (pair := _by_text(source, label, other, mode, similarity)) is not None:
-                    pairs.append(pair)
-    return Matching(tuple(libraries), tuple(pairs))
+                    pairs.setdefault((source.name, label, other.name), pair)
+    return Matching(libraries, tuple(pairs.values()), partial)
 
 
 def _by_text(source: Library, label: str, other: Library, mode: str, similarity: float) -> Pair | None:

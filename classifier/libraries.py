@@ -49,6 +49,8 @@ class Library:
         licence, citation: of the published data.
         synonyms: other spellings of labels, by spelling.
         groups: coarser classes that the owners label or report in: {grouping: {group: its labels}}.
+        teaches: which labels of other libraries a nucleus that bears a label may have: {label: {library: labels}}.
+        partial: its labels are no outputs of a classifier; they only teach other libraries'.
     """
 
     name: str
@@ -59,13 +61,20 @@ class Library:
     citation: str
     synonyms: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    teaches: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    partial: bool = False
 
     def __post_init__(self) -> None:
-        """Check that synonyms and groups speak of labels.
+        """Check that synonyms, groups and what is taught speak of labels.
 
         Raises:
-            DataError: they do not.
+            DataError: they do not, or a partial library teaches nothing.
         """
+        for label in self.teaches:
+            if label not in self.labels:
+                raise DataError(f"{self.name}: 'teaches' names '{label}', which is not one of its labels.")
+        if self.partial and not any(self.teaches.values()):
+            raise DataError(f"{self.name}: it is partial and says by no [teaches.LABEL] what its labels teach.")
         named = [*self.synonyms.values(), *(x for g in self.groups.values() for some in g.values() for x in some)]
         for label in named:
             if label not in self.labels:
@@ -105,8 +114,19 @@ class Library:
             for grouping, groups in fields.get("groups", {}).items()
         }
         synonyms = {str(spelling): str(label) for spelling, label in fields.get("synonyms", {}).items()}
+        teaches = {
+            str(label): {
+                str(library): (taught,) if isinstance(taught, str) else tuple(map(str, taught))
+                for library, taught in others.items()
+            }
+            for label, others in fields.get("teaches", {}).items()
+        }
+        partial = fields.get("partial", False)
+        if not isinstance(partial, bool):
+            raise ValueError(f"partial is true or false, not {partial}")
         name, mpp = str(fields["name"]), float(fields["mpp"])
-        return cls(name, tuple(labels), colours, mpp, fields["licence"], fields["citation"], synonyms, groups)
+        licence, citation = fields["licence"], fields["citation"]
+        return cls(name, tuple(labels), colours, mpp, licence, citation, synonyms, groups, teaches, partial)
 
     def to_dict(self) -> dict[str, Any]:
         """The form that :meth:`from_dict` reads."""
@@ -121,6 +141,10 @@ class Library:
             fields["synonyms"] = dict(self.synonyms)
         if self.groups:
             fields["groups"] = {k: {g: list(some) for g, some in groups.items()} for k, groups in self.groups.items()}
+        if self.teaches:
+            fields["teaches"] = {k: {n: list(some) for n, some in of.items()} for k, of in self.teaches.items()}
+        if self.partial:
+            fields["partial"] = True
         return fields
 
 
@@ -222,9 +246,12 @@ LIBRARY_FILE = "library.toml"
 
 
 def load_library(path: Path) -> Library:
-    """A library from its ``library.toml``: name, labels, mpp and licence; citation, synonyms and groups if wanted.
+    """A library from its ``library.toml``: name, labels, mpp and licence, and what else is wanted.
 
-    ``labels`` is a list, or a table of label and colour.
+    That is ``citation``, ``synonyms``, ``groups``, ``teaches`` and ``partial``.
+    ``labels`` is a list, or a table of label and colour. ``[teaches.LABEL]`` sections in the form of
+    ``label_mapping.toml`` say which labels of other libraries such a nucleus may have; with ``partial = true`` the
+    library's own labels are no outputs of a classifier.
 
     Raises:
         DataError: no such file, no TOML, or a field that is missing or not what it should be.
@@ -256,6 +283,8 @@ def load_library(path: Path) -> Library:
 
 def libraries_of(data: Sequence[tuple[str, Path]]) -> tuple[Library, ...]:
     """The published libraries, then those that users' data folders define by a ``library.toml`` of another name.
+
+    Partial ones, whose labels are no outputs, are among them.
 
     Args:
         data: (name, folder) of each data set.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier.libraries import LabelSpace
-from classifier.spec import WINDOW_PX, check_kind
+from classifier.spec import TWO_VIEWS, WINDOW_PX, check_kind
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
 from nucpipe.errors import ModelError, UsageError
@@ -21,6 +22,11 @@ SIZE_PX, LARGEST_PX = 224, 1024
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 """Normalisation of RGB in 0-1 that the ImageNet weights of EfficientNet-Lite expect."""
+
+PATCH_STRIDES = (1, 2, 2, 1, 2, 2, 1)
+"""Of EfficientNet-Lite0's stages, behind the 32x32 places of a :class:`PatchStem`."""
+STEM_PX = 7
+"""Side of the squares that the first layer takes the enlarged patch in."""
 
 
 class JointClassifier(nn.Module):
@@ -113,6 +119,123 @@ def _interpolation(size_px: int, wanted_px: int) -> Tensor:
     return torch.from_numpy(weights.numpy().copy())
 
 
+class PatchStem(nn.Module):
+    """An enlargement and a convolution whose stride is its side, computed as one layer.
+
+    Attributes:
+        weight: (channels out, channels in, side, side) of the convolution.
+        size_px: side of the enlarged image.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, side_px: int = STEM_PX, size_px: int = SIZE_PX) -> None:
+        super().__init__()
+        self.size_px = size_px
+        self.weight = nn.Parameter(torch.empty(channels_out, channels_in, side_px, side_px))
+        nn.init.kaiming_normal_(self.weight, mode="fan_out")
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(N, C, S, S) to (N, channels out, P, P), where P is the number of squares along a side."""
+        side = self.weight.shape[-1]
+        stride, rest = divmod(int(patches.shape[-1]) * side, self.size_px)
+        if rest:
+            return F.conv2d(enlarge(patches, self.size_px), self.weight, stride=side)
+        return F.conv2d(F.pad(patches, (1, 1, 1, 1), mode="replicate"), self.kernel(stride), stride=stride)
+
+    def kernel(self, stride: int) -> Tensor:
+        """The layer as it is for patches of which a square covers ``stride`` px: (out, in, stride + 2, stride + 2)."""
+        weights = square_interpolation(stride, self.weight.shape[-1]).to(self.weight)
+        kernel = torch.einsum("oiab,ap,bq->oipq", self.weight, weights, weights)
+        # Through numpy, so that a trace of the network holds the numbers and not how they came about.
+        return kernel if torch.is_grad_enabled() else torch.from_numpy(kernel.detach().cpu().numpy()).to(kernel)
+
+    @torch.no_grad()
+    def start_from(self, stem: Tensor) -> None:
+        """Begin as a convolution of 3x3 and stride 1 on the patch as it is, in the mean over each square of 2x2 px.
+
+        Args:
+            stem: (out, in, 3, 3), its weights.
+        """
+        mean = F.conv_transpose2d(stem.flatten(0, 1)[:, None], torch.full((1, 1, 2, 2), 0.25))
+        mean = mean.reshape(*stem.shape[:2], *mean.shape[2:])
+        back = torch.linalg.pinv(square_interpolation(2, self.weight.shape[-1]).double()).T
+        self.weight.copy_(torch.einsum("oipq,ap,bq->oiab", mean.double(), back, back))
+
+
+def square_interpolation(stride: int, side_px: int) -> Tensor:
+    """Linear interpolation within a square: (side_px, stride + 2) weights of its px and of one px on each side.
+
+    Args:
+        stride: px of the image that the square covers.
+        side_px: px of the enlarged image that it covers.
+    """
+    at = (torch.arange(side_px) + 0.5) * stride / side_px + 0.5
+    return (1 - (at[:, None] - torch.arange(stride + 2)).abs()).clamp(min=0)
+
+
+class TwoViewClassifier(nn.Module):
+    """Logits of every label of every library from a patch and its context; carries its own normalisation.
+
+    Args:
+        columns: the number of outputs.
+        backbone, context_backbone: EfficientNets of timm.
+        strides: of the patch's stages, behind the first layer; empty: as published.
+        context_strides: of the context's stem and stages; empty: as published.
+        size_px: side of the enlarged patch.
+        mean, std: of RGB in 0-1.
+        dropout: of the joined features.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        columns: int,
+        backbone: str = BACKBONE,
+        context_backbone: str = BACKBONE,
+        strides: tuple[int, ...] = (),
+        context_strides: tuple[int, ...] = (),
+        size_px: int = SIZE_PX,
+        mean: tuple[float, float, float] = MEAN,
+        std: tuple[float, float, float] = STD,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.columns, self.size_px = columns, size_px
+        patch: Any = timm.create_model(backbone, pretrained=False, num_classes=0)
+        if strides:
+            set_strides(patch, (1, *strides))
+        patch.conv_stem = PatchStem(3, patch.conv_stem.out_channels, size_px=size_px)
+        context: Any = timm.create_model(context_backbone, pretrained=False, num_classes=0, in_chans=4)
+        if context_strides:
+            set_strides(context, context_strides)
+        self.patch, self.context = patch, context
+        self.no_context = nn.Parameter(torch.zeros(context.num_features))
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(patch.num_features + context.num_features, columns)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, patches: Tensor, contexts: Tensor) -> Tensor:
+        """Logits (N, columns).
+
+        Args:
+            patches: (N, 3, S, S) RGB, uint8 or float in 0-255.
+            contexts: (N, 4, C, C) likewise, with a fourth channel of how far a pixel is there, 0-255; none is for a
+                nucleus whose context is not known.
+        """
+        patch = self.patch((patches.float() - self.mean) / self.std)
+        there = contexts[:, 3:].float() / 255
+        colour = (contexts[:, :3].float() - self.mean) / self.std * (there > 0)
+        known = there.amax((2, 3))
+        context = known * self.context(torch.cat([colour, there], 1)) + (1 - known) * self.no_context
+        logits: Tensor = self.head(self.dropout(torch.cat([patch, context], 1)))
+        return logits
+
+
+Classifier = JointClassifier | TwoViewClassifier
+
+
 class Enlarged(nn.Module):
     """A network behind the enlargement of its windows."""
 
@@ -126,7 +249,12 @@ class Enlarged(nn.Module):
         return logits
 
 
-def build(header: ModelHeader) -> JointClassifier:
+def of_patches(model: Classifier) -> nn.Module:
+    """A classifier that takes patches of any side, and their contexts if it looks at them, in evaluation mode."""
+    return (model if isinstance(model, TwoViewClassifier) else Enlarged(model)).eval()
+
+
+def build(header: ModelHeader) -> Classifier:
     """The network that a model file's header describes, in evaluation mode, its weights not yet set.
 
     Raises:
@@ -140,13 +268,20 @@ def build(header: ModelHeader) -> JointClassifier:
             raise ValueError(f"an input of {size_px} pixels")
         check_name(backbone)
         strides = tuple(map(int, header.architecture.get("strides", ())))
+        if header.architecture.get("type") == TWO_VIEWS:
+            context = header.architecture["context"]
+            check_name(str(context["backbone"]))
+            context_strides = tuple(map(int, context.get("strides", ())))
+            return TwoViewClassifier(
+                columns, backbone, str(context["backbone"]), strides, context_strides, size_px, header.mean, header.std
+            ).eval()
         model = JointClassifier(columns, backbone, size_px, header.mean, header.std, strides=strides)
     except Exception as error:  # whatever a header that anybody wrote leads timm and torch to raise
         raise ModelError(f"model '{header.name}' cannot be built ({error}); it may need a newer timm.") from error
     return model.eval()
 
 
-def load_classifier(path: Path) -> tuple[JointClassifier, ModelHeader, LabelSpace]:
+def load_classifier(path: Path) -> tuple[Classifier, ModelHeader, LabelSpace]:
     """A classifier from its model file, on the CPU, in evaluation mode.
 
     Raises:

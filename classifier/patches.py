@@ -1,4 +1,4 @@
-"""The classifier's view of each nucleus: the patches of training, run, service and viewer are cut here."""
+"""What the classifier sees of each nucleus: the patches and contexts of training, run, service and viewer."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from classifier.spec import MPP, WINDOW_PX
+from classifier.spec import CONTEXT_PX, MPP, WINDOW_PX
 
 SAME_MPP = 0.05
 """Images within this share of the working pixel size are used on their own grid."""
+CONTEXT_W = 4
+"""Working pixels (of 0.25 um) that a pixel of a context covers."""
+CONTEXT_HALF_W = CONTEXT_PX * CONTEXT_W // 2
+"""Working pixels that a context reaches to each side of its nucleus."""
 
 
 def patch_corners(centroids: npt.NDArray[np.float64], side_px: int) -> npt.NDArray[np.int64]:
@@ -70,10 +74,16 @@ def cut_windows(
         (N, side_px, side_px, 3) uint8; pixel ``side_px // 2`` begins at the corner nearest to the centroid.
     """
     half = side_px // 2
-    padded = cv2.copyMakeBorder(image, half, half, half, half, cv2.BORDER_REFLECT_101)
+    padded = reflected(image, half)
     corners = patch_corners(centroids, side_px) + half
     windows = [padded[y : y + side_px, x : x + side_px] for x, y in corners]
     return np.stack(windows).astype(np.uint8) if windows else np.zeros((0, side_px, side_px, 3), np.uint8)
+
+
+def reflected(image: npt.NDArray[np.uint8], edge_px: int) -> npt.NDArray[np.uint8]:
+    """Return an image (H, W, 3) with its reflection round it."""
+    padded = cv2.copyMakeBorder(image, edge_px, edge_px, edge_px, edge_px, cv2.BORDER_REFLECT_101)
+    return padded.astype(np.uint8, copy=False)
 
 
 def at_working_mpp(
@@ -86,3 +96,52 @@ def at_working_mpp(
     size = max(1, round(width * mpp / MPP)), max(1, round(height * mpp / MPP))
     resized = cv2.resize(image, size, interpolation=cv2.INTER_AREA if mpp < MPP else cv2.INTER_LINEAR)
     return resized.astype(np.uint8), centroids * (size[0] / width, size[1] / height)
+
+
+def cut_contexts(
+    pixels: npt.NDArray[np.uint8],
+    centroids: npt.NDArray[np.float64],
+    inside: tuple[int, int, int, int],
+    stride: int = 1,
+    side_px: int = CONTEXT_PX,
+) -> npt.NDArray[np.uint8]:
+    """Cut a square of tissue round each centroid; what does not exist is marked and not made up.
+
+    A pixel is the mean of those that it covers, counted from the corner nearest to the centroid, so that a context is
+    the same to the bit whatever larger image it is cut from.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        centroids: (N, 2) x and y in pixels.
+        inside: left, top, right and bottom of the part of ``pixels`` that shows tissue and is no reflection or padding.
+        stride: working pixels per pixel, 1 or 2.
+        side_px: an even number.
+
+    Returns:
+        (N, side_px, side_px, 4) uint8: RGB, and 255 where it is known. Where it is not, all four are 0.
+    """
+    contexts = np.zeros((len(centroids), side_px, side_px, 4), np.uint8)
+    left, top, right, bottom = inside
+    covered = CONTEXT_W // stride
+    real = pixels[top:bottom, left:right]
+    height, width = real.shape[:2]
+    if not len(centroids) or height < covered or width < covered:
+        return contexts
+    # A sum and one division: the rounding of OpenCV's own mean is stated nowhere.
+    sums = cv2.boxFilter(real, cv2.CV_16U, (covered, covered), None, (0, 0), False, cv2.BORDER_REPLICATE)
+    means = cv2.convertScaleAbs(sums, alpha=1 / covered**2)
+    # Pixels of four bytes are copied as one number each.
+    numbers = cv2.cvtColor(means, cv2.COLOR_RGB2RGBA).view(np.uint32)[..., 0]
+    corners = patch_corners(centroids, side_px * covered) - (left, top)
+    for context, (x, y) in zip(contexts.view(np.uint32)[..., 0], corners.tolist(), strict=True):
+        (i0, i1), (j0, j1) = (_known(x, width, covered, side_px), _known(y, height, covered, side_px))
+        if i0 < i1 and j0 < j1:
+            columns = slice(x + i0 * covered, x + (i1 - 1) * covered + 1, covered)
+            rows = slice(y + j0 * covered, y + (j1 - 1) * covered + 1, covered)
+            context[j0:j1, i0:i1] = numbers[rows, columns]
+    return contexts
+
+
+def _known(start: int, length: int, covered: int, side_px: int) -> tuple[int, int]:
+    """Return the first and one past the last pixel of a context that lie wholly inside an image's side."""
+    return max(0, -(start // covered)), min(side_px, (length - start) // covered)

@@ -1,4 +1,4 @@
-"""The classifier as the pipeline drives it: crops in, labels out."""
+"""The classifier as the pipeline drives it: patches and their contexts in, labels out."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions, probabilities
-from classifier.spec import WINDOW_PX, read_outputs
-from nucpipe.backends.base import Backend
+from classifier.spec import CONTEXT_PX, TWO_VIEWS, WINDOW_PX, read_outputs
+from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import read_header
 from nucpipe.backends.select import select_backend
@@ -35,8 +35,10 @@ class Predictor:
         device, precision: where and how it runs.
         threads: processors that it may use.
         key: names the network, so that it can be kept for the next time.
+        context: whether the network looks at the context, too.
 
     Attributes:
+        context: the same.
         max_concurrency: how many calls at once use the device fully.
     """
 
@@ -48,8 +50,9 @@ class Predictor:
         precision: str = "fp32",
         threads: int = 1,
         key: str | None = None,
+        context: bool = False,
     ) -> None:
-        self.outputs = outputs
+        self.outputs, self.context = outputs, context
         self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
@@ -59,18 +62,24 @@ class Predictor:
         """The network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
         with self._lock:
             if side_px not in self._runtimes:
-                self._runtimes[side_px] = self._ready(side_px=side_px)
+                inputs = (Input(side_px), Input(CONTEXT_PX, 4)) if self.context else (Input(side_px),)
+                self._runtimes[side_px] = self._ready(inputs=inputs)
             return self._runtimes[side_px]
 
-    def __call__(self, crops: npt.NDArray[np.uint8]) -> Predictions:
+    def __call__(self, crops: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8] | None = None) -> Predictions:
         """The labels of windows.
 
         Args:
             crops: (N, S, S, 3) RGB uint8 windows of 16 um, each centred on its nucleus; enlarged here.
+            contexts: (N, 64, 64, 4) uint8, see ``classifier.patches.cut_contexts``; None where they are not known.
+                Not looked at by a network without context.
         """
         if not len(crops):
             return Predictions(np.zeros((0, len(self.outputs)), np.float32))
-        return Predictions(probabilities(self.runtime(crops.shape[1])(crops), self.outputs))
+        views = [crops]
+        if self.context:
+            views.append(np.zeros((len(crops), CONTEXT_PX, CONTEXT_PX, 4), np.uint8) if contexts is None else contexts)
+        return Predictions(probabilities(self.runtime(crops.shape[1])(*views), self.outputs))
 
 
 def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:
@@ -86,11 +95,12 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
     """
 
     def build() -> nn.Module:
-        from classifier.network import Enlarged, load_classifier
+        from classifier.network import load_classifier, of_patches
 
-        return Enlarged(load_classifier(path)[0]).eval()
+        return of_patches(load_classifier(path)[0])
 
     header = read_header(path)
     outputs = read_outputs(path, header)
     key = network_key(path, [Path(__file__).with_name("network.py")])
-    return Predictor(build, outputs, device, precision, threads, key)
+    context = header.architecture.get("type") == TWO_VIEWS
+    return Predictor(build, outputs, device, precision, threads, key, context)

@@ -14,6 +14,12 @@ MPP = 0.25
 WINDOW_PX = 64
 """Side of the window round a nucleus: 16 micrometres."""
 
+CONTEXT_PX = 64
+"""Side of the context round a nucleus: 64 micrometres, in pixels of 1."""
+
+TWO_VIEWS = "two-view"
+"""Type of an architecture that looks at the context, too."""
+
 
 def check_kind(header: ModelHeader) -> None:
     """See that a model is a classifier.

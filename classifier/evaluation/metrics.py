@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,11 +11,12 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from classifier.dataset import PatchDataset
-from classifier.libraries import LabelSpace
-from classifier.network import Enlarged, JointClassifier
+from classifier.libraries import LabelSpace, Library
+from classifier.network import Classifier, TwoViewClassifier, of_patches
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS
-from classifier.spec import WINDOW_PX
+from classifier.spec import CONTEXT_PX, WINDOW_PX
+from nucpipe.backends.base import Input
 from nucpipe.backends.processors import available_processors
 from nucpipe.backends.select import select_backend
 
@@ -29,15 +31,30 @@ MIN_UNITS = 5
 
 
 def predict_logits(
-    model: JointClassifier, samples: PatchDataset, device: str, precision: str
+    model: Classifier, samples: PatchDataset, device: str, precision: str, context: bool = True
 ) -> npt.NDArray[np.float32]:
-    """The logits of every sample, computed as a run computes them: (N, columns) float32."""
-    edge = (samples.windows.shape[1] - WINDOW_PX) // 2
-    windows = samples.windows[:, edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
-    network = Enlarged(model).eval()
-    runtime = select_backend(lambda: network, device, precision, available_processors(), ROWS, WINDOW_PX)
+    """The logits of every sample, computed as a run computes them: (N, columns) float32.
+
+    Args:
+        model: a classifier.
+        samples: what it looks at.
+        device, precision: where and how it runs.
+        context: whether one that looks at the context, too, is shown it.
+    """
+    two_views = isinstance(model, TwoViewClassifier)
+    inputs = (Input(WINDOW_PX), Input(CONTEXT_PX, 4)) if two_views else (Input(WINDOW_PX),)
+    runtime = select_backend(lambda: of_patches(model), device, precision, available_processors(), ROWS, inputs)
+
+    def predict(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        views = [samples.windows(rows, WINDOW_PX)]
+        if two_views:
+            contexts = samples.contexts(rows)
+            views.append(contexts if context else np.zeros_like(contexts))
+        return runtime(*views)
+
+    rows = np.arange(len(samples))
     with ThreadPoolExecutor(runtime.max_concurrency) as pool:
-        parts = list(pool.map(runtime, (windows[start : start + BATCH] for start in range(0, len(windows), BATCH))))
+        parts = list(pool.map(predict, (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))))
     return np.concatenate([np.zeros((0, model.columns), np.float32), *parts])
 
 
@@ -189,11 +206,67 @@ def library_figures(p: Floats, samples: PatchDataset, outputs: LabelSpace, name:
     return figures
 
 
-def evaluate_logits(logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace) -> dict[str, Any]:
-    """{library: what :func:`library_figures` gives} for every library that has samples."""
+def partial_figures(
+    p: Floats, samples: PatchDataset, outputs: LabelSpace, library: Library, index: int
+) -> dict[str, Any]:
+    """Figures of nuclei whose labels are no outputs, but say which of other libraries' labels may be right.
+
+    Args:
+        p: (N, columns) probabilities.
+        samples: the N samples.
+        outputs: the columns.
+        library: the partial one.
+        index: its number in ``samples.library``.
+
+    Returns:
+        ``nuclei``, and ``partial``: for each library that the nuclei say something of ``nuclei``, ``accuracy`` (share
+        whose likeliest label may be right), ``balanced_accuracy`` (mean of that over the nuclei's own labels) and
+        ``labels``: {own label: ``count``, ``recall``}.
+    """
+    mine = np.flatnonzero(samples.library == index)
+    best = outputs.best(p[mine].astype(np.float32))
+    figures: dict[str, Any] = {"nuclei": len(mine), "partial": {}}
+    for name, columns in outputs.slices.items():
+        allowed, own = samples.targets[mine, columns], samples.label[mine]
+        rows = np.flatnonzero(allowed.any(1) & (own >= 0))
+        if not len(rows):
+            continue
+        right = allowed[rows, best[name][rows]]
+        counts = np.bincount(own[rows])
+        recall = np.bincount(own[rows], right)[counts > 0] / counts[counts > 0]
+        figures["partial"][name] = {
+            "nuclei": len(rows),
+            "accuracy": round(float(right.mean()), 4),
+            "balanced_accuracy": round(float(recall.mean()), 4),
+            "labels": {
+                library.labels[label]: {"count": int(counts[label]), "recall": round(float(share), 4)}
+                for label, share in zip(np.flatnonzero(counts), recall, strict=True)
+            },
+        }
+    return figures
+
+
+def evaluate_logits(
+    logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace, partial: Sequence[Library] = ()
+) -> dict[str, Any]:
+    """Figures of every library that has samples.
+
+    Args:
+        logits: (N, columns).
+        samples: the N samples.
+        outputs: the columns.
+        partial: the libraries without outputs that follow the others in ``samples.library``.
+
+    Returns:
+        By library what :func:`library_figures` or :func:`partial_figures` gives.
+    """
     p = probabilities(logits, outputs)
-    return {
-        library.name: library_figures(p, samples, outputs, library.name)
-        for place, library in enumerate(outputs.libraries)
-        if (samples.library == place).any()
-    }
+    figures = {}
+    for index, library in enumerate((*outputs.libraries, *partial)):
+        if (samples.library == index).any():
+            figures[library.name] = (
+                partial_figures(p, samples, outputs, library, index)
+                if library.partial
+                else library_figures(p, samples, outputs, library.name)
+            )
+    return figures

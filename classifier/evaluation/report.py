@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.dataset import PatchDataset, extract_patches
-from classifier.evaluation.metrics import library_figures, predict_logits
-from classifier.label_mapping import Matching
-from classifier.libraries import LabelSpace
+from classifier.evaluation.metrics import library_figures, partial_figures, predict_logits
+from classifier.label_mapping import Matching, make_matching
+from classifier.libraries import LIBRARY_FILE, LabelSpace, load_library
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
 from nucpipe.backends.device import pick_device, pick_precision
@@ -32,6 +32,7 @@ def evaluate_classifier(
     everything: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    context: bool = True,
 ) -> dict[str, Any]:
     """Return by library what ``classifier.evaluation.metrics.library_figures`` measures of a classifier.
 
@@ -43,6 +44,7 @@ def evaluate_classifier(
         hold_out: images or groups to measure on; without any, what the model's training held out.
         everything: measure on all images.
         device, precision: where and how the network runs.
+        context: whether a network that looks at the context is shown it.
 
     Raises:
         UsageError: an unknown library or device, or nothing to measure on.
@@ -54,12 +56,17 @@ def evaluate_classifier(
     figures: dict[str, Any] = {}
     rows: list[list[object]] = []
     for name, folder in data:
-        library = outputs.library(name)
+        matching = _matching(outputs, name, folder)
+        library = next(source for source in matching.sources if source.name.lower() == name.lower())
         images = _chosen(open_dataset(folder), library.name, header, hold_out, everything, say)
-        samples = extract_patches(library, images, Matching(outputs.libraries))
+        samples = extract_patches(library, images, matching)
         if not len(samples):
             raise DataError(f"{folder}: none of the chosen images has a nucleus.")
-        p = probabilities(predict_logits(model, samples, where, how), outputs)
+        p = probabilities(predict_logits(model, samples, where, how, context), outputs)
+        if library.partial:
+            figures[library.name] = partial_figures(p, samples, outputs, library, matching.sources.index(library))
+            _tell_partial(library.name, figures[library.name], say)
+            continue
         found = library_figures(p, samples, outputs, library.name)
         figures[library.name] = found
         taught = next((bool(e["images"]) for e in header.data if e["name"] == library.name), True)
@@ -80,6 +87,20 @@ def evaluate_classifier(
     return figures
 
 
+def _matching(outputs: LabelSpace, name: str, path: Path) -> Matching:
+    """A classifier's libraries, and the partial one that the folder defines, if it is none of theirs.
+
+    Raises:
+        UsageError: neither knows the name.
+    """
+    if any(library.name.lower() == name.lower() for library in outputs.libraries):
+        return Matching(outputs.libraries)
+    library = load_library(path / LIBRARY_FILE) if (path / LIBRARY_FILE).is_file() else outputs.library(name)
+    if library.name.lower() != name.lower() or not library.partial:
+        outputs.library(name)
+    return make_matching((*outputs.libraries, library), "own")
+
+
 def _chosen(
     images: list[AnnotatedImage],
     library: str,
@@ -94,6 +115,15 @@ def _chosen(
         if not patterns:
             say(f"{library}: the model's training held none of it out; measured on all images.")
     return choose_images(images, library, [] if everything else patterns)
+
+
+def _tell_partial(name: str, figures: dict[str, Any], say: Callable[[str], None]) -> None:
+    for other, of in figures["partial"].items():
+        own = ", ".join(f"{label} {row['recall']:.3f} of {row['count']}" for label, row in of["labels"].items())
+        say(
+            f"\n{name}: {other}'s label may be right for {of['accuracy']:.3f} of {of['nuclei']} nuclei, balanced "
+            f"{of['balanced_accuracy']:.3f} ({own})"
+        )
 
 
 def _tell(name: str, figures: dict[str, Any], taught: bool, say: Callable[[str], None]) -> None:

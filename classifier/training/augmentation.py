@@ -8,12 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from nucpipe.training.augmentation import jitter_focus, jitter_stain
+from classifier.patches import CONTEXT_W
+from classifier.spec import CONTEXT_PX, WINDOW_PX
+from nucpipe.training.augmentation import draw_stain_change, jitter_focus, jitter_stain
 
 MAX_SIGMA_PX = 1.2
 SCALE = 1.25
 SHIFT_PX = 2.0
 """Found centroids differ from annotated ones by about so much."""
+STAIN_STRENGTH, STAIN_VECTORS = 1.25, 0.15
+"""Of the change of colour for two views, see ``draw_stain_change``."""
+TILE_PX = 64
+"""Side of the tile, in pixels of the context, to which contexts are cut at random: that of PanNuke's images."""
+CUT_SHARE = 0.5
+"""Share of the whole contexts that are cut to a tile."""
+UNKNOWN = 127.5
+"""Colour where a context is not known: nothing, once normalised."""
 
 
 def resample(windows: Tensor, theta: Tensor, size_px: int) -> Tensor:
@@ -54,3 +64,49 @@ def augment(windows: Tensor, window_px: int, size_px: int, generator: Generator)
     pixels = jitter_focus(jitter_stain(windows.float(), generator), generator, MAX_SIGMA_PX)
     theta = random_affine(len(windows), windows.shape[-1], window_px, generator).to(windows.device)
     return resample(pixels, theta, size_px)
+
+
+def augment_views(
+    patches: Tensor, contexts: Tensor, context_dropout: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Training input of a classifier of two views, both turned, mirrored, scaled, moved and recoloured alike.
+
+    PanNuke's images are 64 um wide, so that all its contexts lack a part; half of those of larger images are cut to
+    such a tile, so that this says nothing of the library.
+
+    Args:
+        patches: (N, 3, S, S) uint8 RGB at 0.25 um, the nucleus in the middle.
+        contexts: (N, 4, C, C) uint8 at 1 um, see ``classifier.patches.cut_contexts``, likewise.
+        context_dropout: share of the samples that get no context.
+        generator: on the CPU; the same state gives the same result.
+
+    Returns:
+        (N, 3, 64, 64) float32 in 0-255, and (N, 4, 64, 64): RGB, and 255 where it is known; elsewhere the middle grey,
+        and 0.
+    """
+    n, device = len(patches), patches.device
+    theta = random_affine(n, patches.shape[-1], WINDOW_PX, generator).to(device)
+    turned = resample(patches.float(), theta, WINDOW_PX)
+    # The same movement, in a context's pixels.
+    scale = torch.tensor([1.0, 1.0, patches.shape[-1] / contexts.shape[-1] / CONTEXT_W], device=device)
+    extent = CONTEXT_PX / contexts.shape[-1] / (WINDOW_PX / patches.shape[-1])
+    theta = theta * scale * torch.tensor([extent, extent, 1.0], device=device)
+    there = contexts[:, 3:] == 255
+    there &= _tiles(there.all((1, 2, 3)).cpu(), contexts.shape[-1], generator).to(device)
+    grid = F.affine_grid(theta, [n, 4, CONTEXT_PX, CONTEXT_PX], align_corners=False)
+    source = torch.cat([contexts[:, :3].float(), 255.0 * there], 1)
+    context = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    kept = (torch.rand(n, 1, 1, 1, generator=generator) >= context_dropout).to(device)
+    known = (context[:, 3:] > 254.9) & kept
+    change = draw_stain_change(n, generator, STAIN_STRENGTH, STAIN_VECTORS)
+    colour = torch.where(known, change(context[:, :3], turned), UNKNOWN)
+    return jitter_focus(change(turned), generator, MAX_SIGMA_PX), torch.cat([colour, 255.0 * known], 1)
+
+
+def _tiles(whole: Tensor, side_px: int, generator: Generator) -> Tensor:
+    """Masks (N, 1, S, S) of random tiles with the nucleus in them, for a share of those that are ``whole`` (N,)."""
+    start = side_px / 2 - TILE_PX * torch.rand(len(whole), 2, 1, generator=generator)
+    at = torch.arange(side_px) + 0.5
+    inside = (at >= start) & (at < start + TILE_PX)
+    cut = whole & (torch.rand(len(whole), generator=generator) < CUT_SHARE)
+    return (inside[:, 1, :, None] & inside[:, 0, None, :] | ~cut[:, None, None])[:, None]

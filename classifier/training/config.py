@@ -9,7 +9,7 @@ from typing import Any
 
 from classifier.dataset import BALANCES
 from classifier.label_mapping import SIMILARITY
-from classifier.network import BACKBONE
+from classifier.network import BACKBONE, PATCH_STRIDES
 from classifier.training.losses import LOSSES
 from nucpipe.backends.device import training_precision
 from nucpipe.errors import UsageError
@@ -38,6 +38,10 @@ class ClassifierTraining:
         backbone: timm name.
         sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
             because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
+        context: whether the tissue round a nucleus is looked at, too, by a second network of the same backbone. The
+            window is then enlarged to 224 px throughout, whose first layer is a ``classifier.network.PatchStem``;
+            ``sizes`` is not read, and ``strides`` are those of the stages behind that layer.
+        context_dropout: share of the samples whose context is left out in training, 0-1.
         strides: of an EfficientNet's stem and stages, see ``classifier.network.set_strides``; empty: as published.
         start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
             labels and layers, whose mean is taken; outputs of labels that
@@ -45,6 +49,7 @@ class ClassifierTraining:
         match, similarity, match_table: which label teaches another library's, see ``classifier.label_mapping``.
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
         balance: how samples are drawn, see ``classifier.dataset.sampling_weights``.
+        library_weights: (name, factor) of libraries that are drawn more or less often than ``balance`` says.
         loss: ``cross-entropy`` or ``distance``, see ``classifier.training.losses``.
         mixup: windows and losses of two samples are mixed in shares drawn from Beta(mixup, mixup) (Zhang et al. 2018);
             0 mixes nothing.
@@ -67,6 +72,8 @@ class ClassifierTraining:
     precision: str = "auto"
     backbone: str = BACKBONE
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
+    context: bool = False
+    context_dropout: float = 0.2
     strides: tuple[int, ...] = ()
     start_from: tuple[Path, ...] = ()
     match: str = "table"
@@ -74,6 +81,7 @@ class ClassifierTraining:
     match_table: Path | None = None
     sampling: str = "random"
     balance: str = "root"
+    library_weights: tuple[tuple[str, float], ...] = ()
     loss: str = "cross-entropy"
     mixup: float = 0.4
     stop: str = "steps"
@@ -103,6 +111,10 @@ class ClassifierTraining:
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UsageError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}.")
+        if not 0 <= self.context_dropout < 1:
+            raise UsageError(f"--context-dropout {self.context_dropout}: expected 0 or more, and less than 1.")
+        if any(weight <= 0 for _, weight in self.library_weights):
+            raise UsageError("--library-weight: expected NAME=FACTOR with a factor above 0.")
         if self.mixup < 0:
             raise UsageError(f"--mixup {self.mixup}: expected 0 or more.")
         if not 0 < self.complete_above < 1:
@@ -118,6 +130,7 @@ class ClassifierTraining:
         settings["precision"] = self.computed_in
         settings["strides"] = list(self.strides)
         settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "distil")}
+        settings["library_weights"] = [list(pair) for pair in self.library_weights]
         settings["start_from"] = [str(path) for path in self.start_from]
         return settings
 
@@ -129,8 +142,15 @@ class ClassifierTraining:
     @property
     def averaged_from(self) -> int:
         """The step from which on weights are averaged: of the training's second half, and of its last size only."""
+        if self.context:
+            return int(self.steps * (1 - trainer.AVERAGED_SHARE))
         last_size = sum(share for share, _ in self.sizes[:-1])
         return int(self.steps * max(1 - trainer.AVERAGED_SHARE, last_size))
+
+    @property
+    def patch_strides(self) -> tuple[int, ...]:
+        """Those of the stages behind a ``PatchStem``; empty: as published."""
+        return self.strides or (PATCH_STRIDES if self.backbone == BACKBONE else ())
 
     @property
     def watched(self) -> bool:

@@ -26,15 +26,15 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
     """
     problems: list[str] = []
     try:
-        libraries = libraries_of(config.libraries)
-        matching = make_matching(libraries, config.match, config.similarity, config.match_table)
+        matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
     except (DataError, UsageError) as error:
         say(f"problem: {error}")
         return 1
-    outputs = LabelSpace(libraries, ())
+    outputs = LabelSpace(matching.libraries, ())
+    sources = {library.name.lower(): library for library in matching.sources}
     taught = np.zeros(matching.columns, np.int64)
     for name, path in config.libraries:
-        library = outputs.library(name)
+        library = sources[name.lower()]
         say(f"{library.name}: {path}")
         try:
             splits = dict(zip(("training", "held out"), split_groups(open_dataset(path), config.hold_out), strict=True))

@@ -38,6 +38,11 @@ def _figures(name: str, figures: dict[str, Any]) -> list[str]:
     lines = [f"### {name}", ""]
     if "units" in figures:
         lines += [*_table(figures), f"Intervals: bootstrap over {figures['units']}.", ""]
+    for other, of in figures.get("partial", {}).items():
+        own = ", ".join(f"{label} {row['recall']:.3f} of {row['count']}" for label, row in of["labels"].items())
+        lines += [f"- {other}'s label may be right for {of['accuracy']:.3f} of {of['nuclei']} nuclei ({own})."]
+    if "partial" in figures:
+        lines.append("")
     for grouping, coarse in figures.get("groups", {}).items():
         lines += [f"In the classes of `{grouping}`:", "", *_table(coarse)]
     return lines
@@ -47,6 +52,17 @@ def _enlarged(made: dict[str, Any]) -> str:
     if made["size_px"] == made["window_px"]:
         return "taken as it is"
     return f"enlarged to {made['size_px']} px"
+
+
+def _context(made: dict[str, Any]) -> list[str]:
+    if "context" not in made:
+        return []
+    context = made["context"]
+    return [
+        f"- The first layer takes the enlarged window in squares of {made['stem_px']} px. A second network "
+        f"({context['backbone']}) sees the tissue round the nucleus, {context['size_px']} px of {context['mpp']:g} µm; "
+        f"{context['dropout']:.0%} of the training's nuclei were shown without it."
+    ]
 
 
 def _strides(made: dict[str, Any]) -> str:
@@ -86,6 +102,7 @@ def model_card(header: ModelHeader) -> str:
         "",
         f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm "
         f"per pixel round the nucleus, {_enlarged(made)}.",
+        *_context(made),
         f"- Made {header.date} with nucpipe {header.nucpipe_version}: {_made(made)}.",
         f"- Licences of the data: {header.licence}. The weights may be used as these allow.",
         "",

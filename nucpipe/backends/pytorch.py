@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,24 +42,24 @@ class PyTorchBackend:
         self.largest: int | None = None
         self._of_thread = threading.local()
 
-    def __call__(self, pixels: Pixels) -> Floats:
+    def __call__(self, *pixels: Pixels) -> Floats:
         """See :class:`nucpipe.backends.base.Backend`."""
         parts: list[Floats] = []
-        start, step = 0, self.largest or len(pixels)
-        while start < len(pixels):
+        start, step, count = 0, self.largest or len(pixels[0]), len(pixels[0])
+        while start < count:
             try:
-                parts.append(self._run(pixels[start : start + step]))
+                parts.append(self._run([view[start : start + step] for view in pixels]))
                 start += step
             except torch.OutOfMemoryError as error:
-                step = min(step, len(pixels) - start) // 2
+                step = min(step, count - start) // 2
                 if step == 0:
                     raise MemoryError(f"{self.device} has too little memory for one image") from error
                 self.largest = step
                 torch.cuda.empty_cache()
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
-    def _run(self, pixels: Pixels) -> Floats:
-        batch = torch.from_numpy(np.ascontiguousarray(pixels))
+    def _run(self, pixels: Sequence[Pixels]) -> Floats:
+        batch = [torch.from_numpy(np.ascontiguousarray(view)) for view in pixels]
         cast = torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
         if self.device.type != "cuda":
             with torch.inference_mode(), cast:
@@ -67,22 +67,22 @@ class PyTorchBackend:
         if not hasattr(self._of_thread, "stream"):
             self._of_thread.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.inference_mode(), torch.cuda.stream(self._of_thread.stream), cast:
-            return self._forward(batch.pin_memory().to(self.device, non_blocking=True))
+            return self._forward([view.pin_memory().to(self.device, non_blocking=True) for view in batch])
 
-    def _forward(self, batch: torch.Tensor) -> Floats:
-        planes = batch.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-        return assert_finite(self.network(planes).float().cpu().numpy())
+    def _forward(self, batch: Sequence[torch.Tensor]) -> Floats:
+        planes = [view.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last) for view in batch]
+        return assert_finite(self.network(*planes).float().cpu().numpy())
 
 
 class _PixelsLast(nn.Module):
-    """A network that takes (N, H, W, 3)."""
+    """A network that takes (N, H, W, channels)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.network(pixels.permute(0, 3, 1, 2))
+    def forward(self, *pixels: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.network(*(view.permute(0, 3, 1, 2) for view in pixels))
         return output
 
 
@@ -97,12 +97,12 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def to_openvino(network: nn.Module, side_px: int) -> Any:
-    """An OpenVINO model of a network, traced with an image of that side; its input is (N, H, W, 3) uint8.
+def to_openvino(network: nn.Module, *shapes: tuple[int, ...]) -> Any:
+    """An OpenVINO model of a network, traced with an image of each shape (1, H, W, channels); its inputs are uint8.
 
     ``openvino.convert_model`` does the same, but traces three times.
     """
-    example = torch.zeros((1, side_px, side_px, 3), dtype=torch.uint8)
+    example = tuple(torch.zeros(shape, dtype=torch.uint8) for shape in shapes)
     # PyTorch deprecates tracing, and warns of every size that becomes a constant.
     with torch.inference_mode(), warnings.catch_warnings(), _one_thread():
         warnings.simplefilter("ignore")

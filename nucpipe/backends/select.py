@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nucpipe.backends.base import Backend
+from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.openvino import OpenVINOBackend
 
 if TYPE_CHECKING:
@@ -19,19 +19,20 @@ def select_backend(
     precision: str,
     threads: int,
     batch_rows: int,
-    side_px: int | None = None,
+    inputs: Sequence[Input] = (Input(),),
     key: str | None = None,
 ) -> Backend:
     """The fastest way to run a network there.
 
     Args:
-        build: makes the network, with weights: from (N, 3, H, W) uint8 to one tensor, in evaluation mode. Its layers
-            must not depend on H and W, but for their sizes. Not called if what OpenVINO needs is kept.
+        build: makes the network, with weights: from (N, channels, H, W) uint8, one of each input, to one tensor, in
+            evaluation mode. Its layers must not depend on H and W, but for their sizes. Not called if what OpenVINO
+            needs is kept.
         device: to run on.
         precision: to compute in: ``fp32``, ``bf16`` or ``fp16``.
         threads: processors that it may use.
         batch_rows: images that OpenVINO computes at a time. Always so many, so that a batch's size changes no bit.
-        side_px: height and width of every image; None where they vary.
+        inputs: what the network takes.
         key: names the network and its weights, so that it can be kept for the next time; None: it is not kept.
 
     Raises:
@@ -39,7 +40,7 @@ def select_backend(
     """
     if device == "cpu":
         try:
-            return OpenVINOBackend(build, precision, threads, batch_rows, side_px, key)
+            return OpenVINOBackend(build, precision, threads, batch_rows, inputs, key)
         except ImportError:
             pass  # there is none for this platform
         except Exception:  # OpenVINO's exceptions have no base of their own; it lacks something that this network uses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -23,37 +24,86 @@ def _uniform(n: int, channels: int, low: float, high: float, generator: torch.Ge
     return torch.empty(n, channels, 1, 1).uniform_(low, high, generator=generator)
 
 
-def jitter_stain(batch: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
-    """Change amount and offset of each stain, then brightness and contrast, per image.
+@dataclass(frozen=True)
+class StainChange:
+    """A change of colour for each of N images; several views of one specimen are changed alike.
+
+    Attributes:
+        to_density: (N, 3, 3), from optical densities of red, green and blue to those after the change, one row each.
+        offset: (N, 3, 1), added to the densities.
+        contrast: (N, 1, 1, 1), a factor on the distance from the mean colour.
+        brightness: (N, 1, 1, 1), added to RGB 0-255.
+    """
+
+    to_density: torch.Tensor
+    offset: torch.Tensor
+    contrast: torch.Tensor
+    brightness: torch.Tensor
+
+    def __call__(self, batch: torch.Tensor, pivot: torch.Tensor | None = None) -> torch.Tensor:
+        """The changed images.
+
+        Args:
+            batch: (N, 3, H, W) float, RGB 0-255.
+            pivot: images of the same N specimens whose mean colour, after the change of stain, keeps its contrast;
+                None for ``batch`` itself.
+
+        Returns:
+            (N, 3, H, W) float, 0-255.
+        """
+        rgb = self._stained(batch)
+        mean = (rgb if pivot is None else self._stained(pivot)).mean(dim=(2, 3), keepdim=True)
+        device = batch.device
+        return ((rgb - mean) * self.contrast.to(device) + mean + self.brightness.to(device)).clamp(0, 255)
+
+    def _stained(self, batch: torch.Tensor) -> torch.Tensor:
+        density = -torch.log((batch.clamp(0, 255) + 1) / 256).flatten(2)
+        changed = torch.baddbmm(self.offset.to(batch.device), self.to_density.to(batch.device), density)
+        return (256 * torch.exp(-changed) - 1).reshape(batch.shape)
+
+
+def draw_stain_change(
+    n: int, generator: torch.Generator, strength: float = 1.0, stain_vectors: float = 0.0
+) -> StainChange:
+    """Random changes of amount and offset of each stain, then of brightness and contrast.
 
     Stains are separated by optical density (Tellez et al. 2018, "H&E stain augmentation").
 
     Args:
-        batch: (N, 3, H, W) float, RGB 0-255.
+        n: how many images.
         generator: a CPU generator; the same seed gives the same change on every device.
         strength: 0 changes nothing, 1 is the usual range.
-
-    Returns:
-        (N, 3, H, W) float, 0-255.
+        stain_vectors: by which share at most each stain's density of a colour is changed, which turns its hue; 0: not.
     """
-    n, device = len(batch), batch.device
-    to_rgb, to_stains = (m.to(device) for m in _stain_matrices())
-    density = -torch.log((batch.clamp(0, 255) + 1) / 256)
-    stains = torch.einsum("nchw,cs->nshw", density, to_stains)
-    amount = 1 + strength * _uniform(n, 3, -0.3, 0.3, generator)
-    offset = strength * _uniform(n, 3, -0.06, 0.06, generator)
-    stains = stains * amount.to(device) + offset.to(device)
-    rgb = 256 * torch.exp(-torch.einsum("nshw,sc->nchw", stains, to_rgb)) - 1
+    to_rgb, to_stains = _stain_matrices()
+    amount = 1 + strength * _uniform(n, 3, -0.3, 0.3, generator)[..., 0]
+    offset = strength * _uniform(n, 3, -0.06, 0.06, generator)[..., 0]
     contrast = 1 + strength * _uniform(n, 1, -0.15, 0.15, generator)
     brightness = 255 * strength * _uniform(n, 1, -0.06, 0.06, generator)
-    mean = rgb.mean(dim=(2, 3), keepdim=True)
-    return ((rgb - mean) * contrast.to(device) + mean + brightness.to(device)).clamp(0, 255)
+    changed = to_rgb.expand(n, 3, 3)
+    if stain_vectors:
+        changed = changed * (1 + stain_vectors * _uniform(n, 9, -1.0, 1.0, generator).reshape(n, 3, 3))
+        changed = changed / changed.norm(dim=2, keepdim=True)
+    from_stains = changed.transpose(1, 2)
+    return StainChange(from_stains @ (amount * to_stains.T), from_stains @ offset, contrast, brightness)
+
+
+def jitter_stain(batch: torch.Tensor, generator: torch.Generator, strength: float = 1.0) -> torch.Tensor:
+    """Change the stain of each image by itself, see :func:`draw_stain_change`: (N, 3, H, W) float, RGB 0-255."""
+    return draw_stain_change(len(batch), generator, strength)(batch)
 
 
 def jitter_focus(batch: torch.Tensor, generator: torch.Generator, max_sigma_px: float, p: float = 0.3) -> torch.Tensor:
     """Blur a share ``p`` of the images by a Gaussian of up to ``max_sigma_px``, and add sensor noise to another share.
 
-    Args and returns are those of :func:`jitter_stain`.
+    Args:
+        batch: (N, 3, H, W) float, RGB 0-255.
+        generator: a CPU generator; the same seed gives the same change on every device.
+        max_sigma_px: of the Gaussian.
+        p: the share.
+
+    Returns:
+        (N, 3, H, W) float, 0-255.
     """
     n, device = len(batch), batch.device
     radius = max(1, math.ceil(2 * max_sigma_px))

@@ -50,6 +50,9 @@ def evaluate() -> None:
 @click.argument("model", metavar="NAME|PATH")
 @library_option()
 @measure_options("predictions.csv")
+@click.option(
+    "--context/--no-context", default=True, help="Show the network the tissue round each nucleus, if it looks."
+)
 def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None, **options: Any) -> None:
     """Measure a classifier: accuracy, F1, calibration.
 

@@ -18,6 +18,7 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
 
     Each label is listed with its short form, and with why it teaches another library's.
     """
+    from classifier.decision_rule import short_form
     from classifier.label_mapping import make_matching
     from classifier.libraries import LabelSpace, libraries_of
     from classifier.spec import unmeasured
@@ -37,10 +38,13 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
             notes = [f"teaches {p.library} {' or '.join(p.taught)} ({p.why})" for p in pairs]
             if (library.name, label) in untrained:
                 notes.append("untrained in the bundled model, never predicted by it")
-            click.echo(f"  {f'{library.name}_{number}':<12} {label:<22} {'; '.join(notes)}".rstrip())
+            short = "" if library.partial else short_form(library.name, number)
+            click.echo(f"  {short:<12} {label:<22} {'; '.join(notes)}".rstrip())
         for grouping, groups in library.groups.items():
             for group, labels in groups.items():
                 click.echo(f"  {grouping:<12} {group:<22} = {', '.join(labels)}")
+        if library.partial:
+            click.echo("  It is partial: its labels only teach other libraries' and are no outputs of a classifier.")
         if library.name in elsewhere:
             click.echo(
                 f"  The bundled model learnt {library.name}'s labels from other libraries only; how well they hold on "

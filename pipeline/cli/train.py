@@ -134,6 +134,10 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     help="Side to which the 64 px windows are enlarged; 64 takes them as they are.  "
     "[default: 224, after smaller sides earlier in the training]",
 )
+@click.option("--context", is_flag=True, help="Look at the tissue round each nucleus (64 um), too.")
+@click.option(
+    "--context-dropout", type=float, metavar="SHARE", help="Of nuclei that are shown without it.  [default: 0.2]"
+)
 @click.option(
     "--strides",
     metavar="N,N,...",
@@ -152,6 +156,13 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     type=click.Choice(["none", "root", "equal"]),
     help="Share of a library, of a label in it, and of a tissue, case or patient that has it: as its number of nuclei, "
     "its root, or all alike.  [default: root]",
+)
+@click.option(
+    "--library-weight",
+    "library_weights",
+    multiple=True,
+    metavar="NAME=FACTOR",
+    help="Draw a library's nuclei so many times as often as --balance says; repeat it.",
 )
 @click.option("--loss", type=click.Choice(["cross-entropy", "distance"]), help="[default: cross-entropy]")
 @click.option(
@@ -203,6 +214,7 @@ def classifier(
         options["sizes"] = ((1.0, size),)
     if strides is not None:
         options["strides"] = _numbers("--strides", strides, "2,1,2,2,1,2,2,1")
+    options["library_weights"] = tuple(map(_weight, options["library_weights"]))
     options["start_from"] = tuple(find_model("classifier", name) for name in options["start_from"])
     if options["distil"] is not None:
         options["distil"] = find_model("classifier", options["distil"])
@@ -219,3 +231,11 @@ def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} {text}: expected numbers with commas between them, such as {example}.") from None
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, factor = text.partition("=")
+    try:
+        return name, float(factor)
+    except ValueError:
+        raise UsageError(f"--library-weight {text}: expected NAME=FACTOR, such as ocelot=0.5.") from None

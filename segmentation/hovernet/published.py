@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from nucpipe.backends.base import Input
 from nucpipe.backends.select import select_backend
 from nucpipe.errors import ModelError
 from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
@@ -91,7 +92,7 @@ class PublishedHoVerNet(Detector):
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
         maps = _Stacked(network, bool(types)).eval()
         self.runtime = select_backend(
-            lambda: maps, device, precision, threads, batch_rows=1, side_px=self.windows.input_px
+            lambda: maps, device, precision, threads, batch_rows=1, inputs=(Input(self.windows.input_px),)
         )
         self.max_concurrency = self.runtime.max_concurrency
         self.settings = settings or PostProcessing()

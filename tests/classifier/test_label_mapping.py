@@ -188,6 +188,71 @@ def test_a_sixth_library_from_its_file(tmp_path: Path) -> None:
         libraries_of((("clinic", tmp_path / "nowhere"),))
 
 
+PARTIAL = """
+name = "Ocelots"
+labels = ["tumor", "other"]
+mpp = 0.25
+licence = "CC0"
+partial = true
+[teaches.tumor]
+CoNSeP = "malignant_epithelial"
+PanNuke = ["neoplastic"]
+[teaches.other]
+CoNSeP = ["inflammatory", "fibroblast"]
+"""
+
+
+def test_labels_of_a_partial_library_only_teach(tmp_path: Path) -> None:
+    (tmp_path / "library.toml").write_text(PARTIAL)
+    libraries = libraries_of((("ocelots", tmp_path),))
+    assert Library.from_dict(libraries[-1].to_dict()) == libraries[-1]
+    for mode in ("table", "own", "exact"):
+        matching = make_matching(libraries, mode)
+        assert matching.libraries == LIBRARIES
+        assert [library.name for library in matching.sources] == [*(lib.name for lib in LIBRARIES), "Ocelots"]
+        tumor, other = (matching.targets("Ocelots", label) for label in ("tumor", "other"))
+        assert named(tumor) == {"CoNSeP malignant_epithelial", "PanNuke neoplastic"}
+        assert named(other) == {"CoNSeP inflammatory", "CoNSeP fibroblast"}
+    # "One of these" counts as taught for none, and the loss is that of their summed probability.
+    counts = matching.taught(np.stack([tumor, other]))
+    assert {COLUMNS[c] for c in np.flatnonzero(counts)} == {"CoNSeP malignant_epithelial", "PanNuke neoplastic"}
+    outputs = LabelSpace(matching.libraries, (True,) * 35)
+    logits = torch.randn(1, 35, generator=torch.Generator().manual_seed(0))
+    loss = masked_cross_entropy(logits, torch.from_numpy(other[None]), outputs)
+    p = logits[0, outputs.slices["CoNSeP"]].softmax(0)
+    assert float(loss.total) == pytest.approx(-math.log(float(p[1] + p[4])), rel=1e-5)
+    assert [not math.isnan(x) for x in loss.per_library.tolist()] == [False, False, True, False, False]
+
+
+def test_a_users_table_goes_before_what_a_library_says_of_itself(tmp_path: Path) -> None:
+    (tmp_path / "library.toml").write_text(PARTIAL)
+    (tmp_path / "table.toml").write_text('[Ocelots.tumor]\nCoNSeP = "other"\n')
+    matching = make_matching(libraries_of((("ocelots", tmp_path),)), table=tmp_path / "table.toml")
+    assert named(matching.targets("Ocelots", "tumor")) == {"CoNSeP other", "PanNuke neoplastic"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[teaches.tumor]", "[teaches.stroma]", "'teaches' names 'stroma', which is not one of its labels"),
+        ("partial = true", 'partial = "yes"', "partial is true or false, not yes"),
+        (PARTIAL[PARTIAL.index("[teaches.tumor]") :], "", "it is partial and says by no"),
+        ("[teaches.tumor]\nCoNSeP", "[teaches]\nCoNSeP", "not what a library needs"),
+    ],
+)
+def test_what_a_library_says_that_it_teaches_must_hold(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in PARTIAL
+    (tmp_path / "library.toml").write_text(PARTIAL.replace(old, new))
+    with pytest.raises(DataError, match=message):
+        libraries_of((("ocelots", tmp_path),))
+
+
+def test_a_partial_library_teaches_labels_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "library.toml").write_text(PARTIAL.replace('"neoplastic"', '"stroma"'))
+    with pytest.raises(DataError, match="names 'stroma' of PanNuke"):
+        make_matching(libraries_of((("ocelots", tmp_path),)))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

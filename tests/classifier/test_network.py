@@ -15,11 +15,19 @@ import torch
 from classifier.dataset import PatchDataset, extract_patches, sampling_weights
 from classifier.label_mapping import make_matching
 from classifier.libraries import LabelSpace, published_libraries
-from classifier.network import MEAN, STD, JointClassifier, enlarge, load_classifier
+from classifier.network import (
+    MEAN,
+    STD,
+    JointClassifier,
+    PatchStem,
+    TwoViewClassifier,
+    enlarge,
+    load_classifier,
+)
 from classifier.patches import cut_windows
 from classifier.predictor import load_predictor
 from classifier.spec import MPP
-from classifier.training.augmentation import augment, resample
+from classifier.training.augmentation import UNKNOWN, augment, augment_views, resample
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, Annotation
 from nucpipe.errors import DataError, ModelError, UsageError
@@ -184,10 +192,18 @@ class Drawn(AnnotatedImage):
 def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
     library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
     samples = extract_patches(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
-    assert samples.windows.shape == (1, 96, 96, 3)
-    dark = np.argwhere(samples.windows[0, :, :, 0] < 128)
+    windows = samples.windows(np.array([0]))
+    assert windows.shape == (1, 96, 96, 3)
+    dark = np.argwhere(windows[0, :, :, 0] < 128)
     assert dark.min(0).tolist() == [44, 44]
     assert dark.max(0).tolist() == [51, 51]
+    np.testing.assert_array_equal(samples.windows(np.array([0, 0]), 64)[1], windows[0, 16:80, 16:80])
+    (context,) = samples.contexts(np.array([0]))
+    # 50 um of 64 are there, 30 of them to the left; the nucleus covers 2 um.
+    assert np.argwhere(context[..., 3]).min(0).tolist() == [12, 2]
+    assert np.argwhere(context[..., 3]).max(0).tolist() == [61, 61]
+    dark = np.argwhere((context[..., 0] < 128) & (context[..., 3] > 0))
+    assert dark.tolist() == [[31, 31], [31, 32], [32, 31], [32, 32]]
     assert np.flatnonzero(samples.targets[0, 30:]).tolist() == [3]
     assert samples.label.tolist() == [3]
     with pytest.raises(DataError, match="its nuclei have no labels"):
@@ -221,8 +237,8 @@ def test_no_tissue_drowns_the_others_in_a_label() -> None:
 def drawn_samples(library: np.ndarray, label: np.ndarray, tissue: np.ndarray | None = None) -> PatchDataset:
     n = len(label)
     targets = np.eye(5, dtype=bool)[label]
-    pixels, image = np.zeros((n, 1, 1, 3), np.uint8), np.zeros(n, np.int64) if tissue is None else tissue
-    return PatchDataset(pixels, library, label, targets, image, (("a", "image"), ("b", "other")), np.zeros((n, 2)))
+    points, image = np.zeros((n, 2)), np.zeros(n, np.int64) if tissue is None else tissue
+    return PatchDataset((), points, library, label, targets, image, (("a", "image"), ("b", "other")), points)
 
 
 def test_fast_depthwise_convolutions_change_nothing_but_the_time() -> None:
@@ -252,3 +268,155 @@ def test_imagenet_weights_fit_the_backbone() -> None:
         k: v.shape for k, v in state.items() if not k.startswith("classifier.")
     }
     assert imagenet_state_dict("resnet18") is None
+
+
+@pytest.mark.parametrize("side", [32, 50, 64, 96])
+def test_enlargement_and_first_layer_are_one(side: int) -> None:
+    torch.manual_seed(0)
+    stem = PatchStem(3, 8)
+    patches = torch.randint(0, 256, (2, 3, side, side)).float()
+    expected = torch.nn.functional.conv2d(enlarge(patches, 224), stem.weight, stride=7)
+    assert expected.shape == (2, 8, 32, 32)
+    torch.testing.assert_close(stem(patches), expected, atol=1e-3, rtol=1e-5)
+
+
+def test_the_first_layer_starts_as_the_mean_of_a_stem_of_3x3() -> None:
+    torch.manual_seed(0)
+    stem, weight, patches = PatchStem(3, 8), torch.randn(8, 3, 3, 3), torch.randn(2, 3, 64, 64)
+    stem.start_from(weight)
+    expected = torch.nn.functional.avg_pool2d(torch.nn.functional.conv2d(patches, weight, padding=1), 2)
+    # At its edges the patch is continued, not filled up with 0.
+    torch.testing.assert_close(stem(patches)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-4, rtol=1e-4)
+
+
+def two_views(**changes: object) -> ModelHeader:
+    made = {"type": "two-view", "backbone": "test_efficientnet", "size_px": 224, "strides": [1, 2, 2, 1, 1]}
+    return header(architecture=made | {"context": {"backbone": "test_efficientnet"}} | changes)
+
+
+def contexts(n: int) -> np.ndarray:
+    pixels = np.random.default_rng(1).integers(0, 255, (n, 64, 64, 4), np.uint8)
+    pixels[..., 3] = 255
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def two_view_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "two.safetensors"
+    torch.manual_seed(0)
+    model = TwoViewClassifier(35, "test_efficientnet", "test_efficientnet", (1, 2, 2, 1, 1))
+    torch.nn.init.normal_(model.no_context)
+    save_model(path, two_views(), model.state_dict())
+    return path
+
+
+def test_a_saved_model_of_two_views_comes_back_whole(two_view_file: Path) -> None:
+    model, loaded, outputs = load_classifier(two_view_file)
+    assert loaded == two_views()
+    assert outputs == OUTPUTS
+    assert isinstance(model, TwoViewClassifier)
+    patches, around = (torch.from_numpy(view).permute(0, 3, 1, 2) for view in (crops(3), contexts(3)))
+    with torch.no_grad():
+        logits = model(patches, around)
+    assert logits.shape == (3, 35)
+    predictor = load_predictor(two_view_file)
+    assert predictor.context
+    p = predictor(crops(3), contexts(3)).probabilities
+    for columns in OUTPUTS.slices.values():
+        trained = np.flatnonzero(np.asarray(OUTPUTS.trained)[columns])
+        expected = logits[:, columns][:, trained].softmax(1).numpy()
+        np.testing.assert_allclose(p[:, columns][:, trained], expected, atol=1e-4)
+    assert predictor(crops(2)[:, ::2, ::2], contexts(2)).probabilities.shape == (2, 35)
+    assert predictor(crops(0), contexts(0)).probabilities.shape == (0, 35)
+
+
+def test_what_is_not_known_of_a_context_says_nothing(two_view_file: Path) -> None:
+    predictor = load_predictor(two_view_file)
+    around = contexts(4)
+    around[:, :, 40:, 3] = 0
+    other = around.copy()
+    other[:, :, 40:, :3] = 7
+    np.testing.assert_array_equal(predictor(crops(4), other).probabilities, predictor(crops(4), around).probabilities)
+    assert not np.allclose(predictor(crops(4), contexts(4)).probabilities, predictor(crops(4), around).probabilities)
+    # Without any of it a learnt vector stands for it.
+    around[..., 3] = 0
+    without = predictor(crops(4)).probabilities
+    np.testing.assert_array_equal(predictor(crops(4), around).probabilities, without)
+    model = load_classifier(two_view_file)[0]
+    assert isinstance(model, TwoViewClassifier)
+    with torch.no_grad():
+        patch = model.patch((torch.from_numpy(crops(4)).permute(0, 3, 1, 2).float() - model.mean) / model.std)
+        logits = model.head(torch.cat([patch, model.no_context.expand(4, -1)], 1))
+    np.testing.assert_allclose(without[:, 30:], logits[:, 30:].softmax(1).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"context": {}}, {"context": {"backbone": "hf-hub:x"}}, {"strides": [3, 1, 1, 1, 1]}, {"context": 5}]
+)
+def test_a_broken_header_of_two_views_is_refused(
+    two_view_file: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    path = tmp_path / "broken.safetensors"
+    save_model(path, two_views(**changes), load_classifier(two_view_file)[0].state_dict())
+    with pytest.raises(ModelError, match=r"model 'small' cannot be built"):
+        load_classifier(path)
+
+
+def test_both_views_are_turned_and_moved_alike() -> None:
+    """A dark square on a field that is seen at 0.25 um and at 1 um lies on the same spot of both."""
+    field = np.full((384, 384), 200.0)
+    field[180:190, 205:215] = 0  # off the middle at (192, 192), within the patch
+    small = field.reshape(96, 4, 96, 4).mean((1, 3))
+    patch, around = field[144:240, 144:240], np.stack([small] * 3 + [np.full((96, 96), 255.0)])
+    n = 16
+    patches = torch.from_numpy(np.stack([np.stack([patch] * 3)] * n)).byte()
+    around_all = torch.from_numpy(np.stack([around] * n)).byte()
+    turned, moved = augment_views(patches, around_all, 0.0, torch.Generator().manual_seed(0))
+    assert turned.shape == (n, 3, 64, 64)
+    assert moved.shape == (n, 4, 64, 64)
+    checked = 0
+    for one, context in zip(turned.numpy(), moved.numpy(), strict=True):
+        dark = (one[0] < one[0].max() - 60) & (one[0] < np.median(one[0]) - 40)
+        seen = context[0] < np.median(context[0][context[3] > 0]) - 15
+        seen &= context[3] > 0
+        if dark.sum() > 20 and seen.any():
+            in_patch = np.argwhere(dark).mean(0) - 31.5
+            in_context = np.argwhere(seen).mean(0) - 31.5
+            np.testing.assert_allclose(in_context * 4, in_patch, atol=4)
+            checked += 1
+    assert checked >= 8
+
+
+def test_contexts_are_cut_to_tiles_or_left_out_at_random() -> None:
+    patches = torch.full((64, 3, 96, 96), 120, dtype=torch.uint8)
+    around = torch.full((64, 4, 96, 96), 120, dtype=torch.uint8)
+    around[:, 3] = 255
+    around[32:, 3, :, :40] = 0
+    runs = [augment_views(patches, around, 0.25, torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    known = runs[0][:, 3] > 0
+    assert set(runs[0][:, 3].unique().tolist()) == {0.0, 255.0}
+    assert (runs[0][:, :3].permute(0, 2, 3, 1)[~known] == UNKNOWN).all()
+    missing = ~known.flatten(1).any(1)
+    assert 6 <= int(missing.sum()) <= 26
+    there = known[~missing]
+    assert there[:, 31:33, 31:33].any((1, 2)).all()  # the nucleus itself is never cut off
+    share = there.flatten(1).float().mean(1)
+    assert (share > 0.97).any()
+    assert (share < 0.8).any()
+
+
+def test_a_network_without_context_takes_no_notice_of_it(model_file: Path) -> None:
+    predictor = load_predictor(model_file)
+    assert not predictor.context
+    said, again = predictor(crops(2), contexts(2)).probabilities, predictor(crops(2)).probabilities
+    np.testing.assert_array_equal(said, again)
+
+
+def test_libraries_can_be_drawn_more_often() -> None:
+    library = np.repeat([0, 3], [400, 100])
+    samples = drawn_samples(library, np.repeat([0, 1], [400, 100]))
+    weights = sampling_weights(samples, "root", {3: 3.0})
+    assert weights.sum() == pytest.approx(1)
+    assert weights[library == 3].sum() / weights[library == 0].sum() == pytest.approx(3 * math.sqrt(100 / 400))

