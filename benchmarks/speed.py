@@ -79,7 +79,11 @@ def main(slide: Path, out: Path, mpp: float | None, **chosen: str) -> None:
         grid = WorkingGrid.for_slide(opened.size_l0, opened.mpp)
         tissue = tissue_from("auto", opened)
         regions = cut_regions(
-            grid, tissue, config.region_size, halo_w(models.detector), *window_grid_w(models.detector)
+            grid,
+            tissue,
+            config.region_size,
+            halo_w(models.detector, models.classifier.context),
+            *window_grid_w(models.detector),
         )
         scale = working_px(models.detector)
         began = time.perf_counter()

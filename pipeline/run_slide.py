@@ -165,7 +165,8 @@ def prepare(slide: Slide, folder: Path, info: StoreInfo, models: Models, config:
     # External nuclei are taken whether tissue is found round them or not; the area is the tissue's all the same.
     search = tissue_from("none", slide) if external is not None and config.tissue == "auto" else tissue
     grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
-    regions = cut_regions(grid, search, config.region_size, halo_w(models.detector), *window_grid_w(models.detector))
+    halo = halo_w(models.detector, models.classifier.context)
+    regions = cut_regions(grid, search, config.region_size, halo, *window_grid_w(models.detector))
     if external is not None:
         centroids_w = grid.to_w(external.nuclei_l0.centroids)
         regions = [region for region in regions if region.owns(centroids_w).any()]

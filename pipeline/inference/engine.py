@@ -1,4 +1,4 @@
-"""The way of every region: read, find nuclei, cut crops, classify. Stages of different regions overlap."""
+"""The way of every region: read, find nuclei, cut what the classifier sees of them, classify. Stages overlap."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from classifier.patches import cut_crops
+from classifier.patches import CONTEXT_HALF_W, cut_contexts, cut_crops
 from classifier.predictions import Predictions
 from pipeline.inference.executor import Stage, StageExecutor
 from pipeline.inference.models import Models
 from pipeline.inference.profiling import StageTimer
-from pipeline.regions.region import Region
+from pipeline.regions.region import BoxW, Region
 from pipeline.regions.tissue import TissueMask
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import FINE_MPP, WorkingGrid
@@ -47,11 +47,17 @@ class RegionPixels:
 
 @dataclass(frozen=True)
 class DetectedRegion:
-    """The nuclei that a region owns, in level-0 pixels, and the classifier's crops of them."""
+    """The nuclei that a region owns, in level-0 pixels, and what the classifier sees of them.
+
+    Attributes:
+        region: the region.
+        nuclei_l0: its nuclei.
+        views: arrays of as many rows: their crops, and their contexts if the classifier looks at these.
+    """
 
     region: Region
     nuclei_l0: Nuclei
-    crops: Pixels
+    views: tuple[Pixels, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,12 @@ def process_regions(
     def find(predicted: tuple[RegionPixels, npt.NDArray[np.float32]]) -> DetectedRegion:
         region_pixels, prediction = predicted
         nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
-        return keep_owned(region_pixels, keep.apply(nuclei), grid, tissue, w_per_px)
+        return keep_owned(
+            region_pixels, keep.apply(nuclei), grid, tissue, w_per_px, content(region_pixels.region)
+        )
+
+    def content(region: Region) -> BoxW | None:
+        return slide.content_w(grid, region.read_box_w) if models.classifier.context else None
 
     def read_only_pixels(region: Region) -> RegionPixels:
         pixels = slide.read(grid, region.read_box_w)
@@ -118,7 +129,7 @@ def process_regions(
 
     def take_external(region_pixels: RegionPixels) -> DetectedRegion:
         assert external_w is not None
-        return keep_owned_w(region_pixels, external_w, grid, tissue)
+        return keep_owned_w(region_pixels, external_w, grid, tissue, content(region_pixels.region))
 
     external_w = None if external_l0 is None else keep.apply(external_l0).transformed(1 / grid.l0_per_w, (0, 0))
     with StageExecutor(timer or StageTimer()) as executor:
@@ -139,7 +150,7 @@ def process_regions(
         if external_w is not None:
             stages = (Stage("read", readers, read_only_pixels), Stage("outline", processors, take_external))
         found = executor.map_ordered(stages, regions, depth=workers + REGIONS_AHEAD)
-        classify = Stage("classify", classifier, models.classifier)
+        classify = Stage("classify", classifier, lambda views: models.classifier(*views))
         yield from classify_found(executor, classify, len(models.outputs), found, batch_size, BATCHES_AHEAD * workers)
 
 
@@ -148,9 +159,15 @@ def working_px(detector: Detector) -> int:
     return round(detector.input_mpp / FINE_MPP)
 
 
-def halo_w(detector: Detector) -> int:
-    """Return how far a region's read box reaches at least beyond its core, working pixels."""
-    return max(working_px(detector) * detector.context_px, MIN_HALO_W)
+def halo_w(detector: Detector, context: bool = False) -> int:
+    """Return how far a region's read box reaches at least beyond its core, working pixels.
+
+    Args:
+        detector: of the run.
+        context: whether the classifier looks at the tissue round a nucleus, too.
+    """
+    context_w = CONTEXT_HALF_W if context else 0
+    return max(working_px(detector) * detector.context_px, context_w, MIN_HALO_W)
 
 
 def window_grid_w(detector: Detector) -> tuple[int, int]:
@@ -172,9 +189,14 @@ def resize(pixels: Pixels, stride: int, w_per_px: int) -> Pixels:
 
 
 def keep_owned(
-    region_pixels: RegionPixels, nuclei: Nuclei, grid: WorkingGrid, tissue: TissueMask, w_per_px: int = 2
+    region_pixels: RegionPixels,
+    nuclei: Nuclei,
+    grid: WorkingGrid,
+    tissue: TissueMask,
+    w_per_px: int = 2,
+    content_w: BoxW | None = None,
 ) -> DetectedRegion:
-    """Keep the nuclei that the region owns and that lie on tissue, measure them, and cut their crops.
+    """Keep the nuclei that the region owns and that lie on tissue, measure them, and cut what the classifier sees.
 
     Args:
         window: of the region.
@@ -182,22 +204,38 @@ def keep_owned(
         grid: the slide's.
         tissue: the slide's.
         w_per_px: working pixels per pixel of ``region_pixels.resized``.
+        content_w: x0, y0, x1, y1; where the slide has pixels of its own. None: no contexts are cut.
     """
-    return keep_owned_w(
-        region_pixels, nuclei.transformed(float(w_per_px), region_pixels.region.read_box_w[:2]), grid, tissue
-    )
+    nuclei_w = nuclei.transformed(float(w_per_px), region_pixels.region.read_box_w[:2])
+    return keep_owned_w(region_pixels, nuclei_w, grid, tissue, content_w)
 
 
 def keep_owned_w(
-    region_pixels: RegionPixels, nuclei_w: Nuclei, grid: WorkingGrid, tissue: TissueMask
+    region_pixels: RegionPixels,
+    nuclei_w: Nuclei,
+    grid: WorkingGrid,
+    tissue: TissueMask,
+    content_w: BoxW | None = None,
 ) -> DetectedRegion:
     """As :func:`keep_owned`, of nuclei in working pixels."""
     origin_w = region_pixels.region.read_box_w[:2]
     nuclei_w = nuclei_w.select(region_pixels.region.owns(nuclei_w.centroids))
     nuclei_w = nuclei_w.select(tissue.contains(grid.to_l0(nuclei_w.centroids)))
     nuclei_w = with_morphology(nuclei_w, region_pixels.pixels, origin_w, grid.stride, grid.mpp_w)
-    crops = cut_crops(region_pixels.pixels, (nuclei_w.centroids - origin_w) / grid.stride, grid.stride)
-    return DetectedRegion(region_pixels.region, nuclei_w.transformed(grid.l0_per_w, (0, 0)), crops)
+    points = (nuclei_w.centroids - origin_w) / grid.stride
+    views: tuple[Pixels, ...] = (cut_crops(region_pixels.pixels, points, grid.stride),)
+    if content_w is not None:
+        inside = within(content_w, region_pixels.region.read_box_w, grid.stride)
+        views = (*views, cut_contexts(region_pixels.pixels, points, inside, grid.stride))
+    return DetectedRegion(region_pixels.region, nuclei_w.transformed(grid.l0_per_w, (0, 0)), views)
+
+
+def within(content_w: BoxW, read_box_w: BoxW, stride: int) -> BoxW:
+    """The part of a window that shows the slide and not its reflection, in the window's pixels."""
+    x0, y0, x1, y1 = read_box_w
+    left, top = max(content_w[0], x0), max(content_w[1], y0)
+    right, bottom = max(left, min(content_w[2], x1)), max(top, min(content_w[3], y1))
+    return (left - x0) // stride, (top - y0) // stride, (right - x0) // stride, (bottom - y0) // stride
 
 
 def classify_found(
@@ -212,26 +250,30 @@ def classify_found(
 
     Args:
         crew: does it.
-        classify: from crops to labels.
+        classify: from views to labels.
         columns: of the labels.
         found: in the order that they are wanted in.
-        batch_size: crops in a batch.
+        batch_size: nuclei in a batch.
         batches_ahead: how many batches may be under way; while there are more, no further region is asked for.
     """
     waiting: deque[tuple[Region, Nuclei]] = deque()
-    crops: deque[Pixels] = deque()  # in no batch yet, in the order of ``waiting``
+    views: deque[tuple[Pixels, ...]] = deque()  # in no batch yet, in the order of ``waiting``
     batches: deque[Future[Predictions]] = deque()
     done: deque[Predictions] = deque()  # of the regions in ``waiting``, from the first on
+
+    def waiting_views() -> int:
+        return sum(len(part[0]) for part in views)
 
     def submit_batch(size: int) -> None:
         parts, missing = [], size
         while missing:
-            part = crops.popleft()
-            if len(part) > missing:
-                crops.appendleft(part[missing:])
-            parts.append(part[:missing])
-            missing -= len(parts[-1])
-        batches.append(executor.submit(classify, np.concatenate(parts) if len(parts) > 1 else parts[0]))
+            part = views.popleft()
+            if len(part[0]) > missing:
+                views.appendleft(tuple(view[missing:] for view in part))
+            parts.append(tuple(view[:missing] for view in part))
+            missing -= len(parts[-1][0])
+        joined = tuple(map(np.concatenate, zip(*parts, strict=True))) if len(parts) > 1 else parts[0]
+        batches.append(executor.submit(classify, joined))
 
     def collect(most: int) -> Iterator[LabelledRegion]:
         """What is finished, once no more than ``most`` batches are under way."""
@@ -243,13 +285,13 @@ def classify_found(
 
     for item in found:
         waiting.append((item.region, item.nuclei_l0))
-        if len(item.crops):
-            crops.append(item.crops)
-        while sum(map(len, crops)) >= batch_size:
+        if len(item.nuclei_l0):
+            views.append(item.views)
+        while waiting_views() >= batch_size:
             submit_batch(batch_size)
             yield from collect(batches_ahead)
         yield from collect(batches_ahead)
-    if rest := sum(map(len, crops)):
+    if rest := waiting_views():
         submit_batch(rest)
     yield from collect(0)
 

@@ -117,6 +117,15 @@ class Slide(ABC):
         inside = self._remembered(grid, (left, top, int(columns.max()) + 1, int(rows.max()) + 1))
         return inside.take(rows - top, axis=0).take(columns - left, axis=1)
 
+    def content_w(self, grid: WorkingGrid, read_box_w: Box) -> Box:
+        """x0, y0, x1, y1 in working pixels: where a window shows pixels of the slide and not its reflection.
+
+        Args:
+            grid: this slide's.
+            read_box_w: the window.
+        """
+        return (0, 0, *grid.size_w)
+
     def forget(self) -> None:
         """Let go of the pixels that are remembered; what is wanted again is read again."""
         self._blocks.clear()

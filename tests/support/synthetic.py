@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from classifier.libraries import LabelSpace, published_libraries
-from classifier.network import Enlarged, JointClassifier
+from classifier.network import JointClassifier, TwoViewClassifier, of_patches
 from classifier.predictor import Predictor
 from pipeline.inference.models import Models
 from segmentation.detector import Detector
@@ -75,12 +75,16 @@ class DarkSpots(Detector):
         return find_nuclei(prediction, mpp / 2, frame_scale=0.5)
 
 
-def models(seed: int = 0) -> Models:
-    """Dark spots, and a joint classifier with random weights; two labels are untrained."""
+def models(seed: int = 0, context: bool = False) -> Models:
+    """Dark spots, and a classifier with random weights that may look at the context; two labels are untrained."""
     torch.manual_seed(seed)
     trained = [True] * 35
     trained[13] = trained[2] = False
     outputs = LabelSpace(published_libraries(), tuple(trained))
-    network = JointClassifier(len(outputs), "test_efficientnet", 64).eval()
+    network = of_patches(
+        TwoViewClassifier(len(outputs), "test_efficientnet", "test_efficientnet")
+        if context
+        else JointClassifier(len(outputs), "test_efficientnet", 64)
+    )
     described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
-    return Models(DarkSpots(), Predictor(lambda: Enlarged(network), outputs, threads=2), described)
+    return Models(DarkSpots(), Predictor(lambda: network, outputs, threads=2, context=context), described)

@@ -50,7 +50,9 @@ class BatchCanvas(Slide):
         x, y = self._corner_w(len(self._slots))
         self._slots.append((image, grid))
         tissue = TissueMask.of(np.ones((1, 1), bool), image)
-        for region in cut_regions(grid, tissue, REGION_W, halo_w(models.detector), *window_grid_w(models.detector)):
+        for region in cut_regions(
+            grid, tissue, REGION_W, halo_w(models.detector, models.classifier.context), *window_grid_w(models.detector)
+        ):
             (a, b, c, d), (e, f, g, h) = region.core_w, region.read_box_w
             yield Region(region.index, (a + x, b + y, c + x, d + y), (e + x, f + y, g + x, h + y))
 
@@ -74,6 +76,13 @@ class BatchCanvas(Slide):
         image, own = self._slots[slot]
         x0, y0, x1, y1 = read_box_w
         return image.read(own, (x0 - x, y0 - y, x1 - x, y1 - y))
+
+    def content_w(self, grid: WorkingGrid, read_box_w: Box) -> Box:
+        """As :meth:`Slide.content_w`, of the image in whose slot the window lies."""
+        slot = read_box_w[0] // SLOT_W
+        x, y = self._corner_w(slot)
+        width, height = self._slots[slot][1].size_w
+        return x, y, x + width, y + height
 
     def read_level(self, level: int, box: Box) -> Image:
         """A sheet has no pixels beside those of its images."""

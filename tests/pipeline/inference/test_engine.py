@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classifier.patches import cut_crops
+from classifier.patches import cut_contexts, cut_crops
 from nucpipe.errors import SlideError
 from pipeline.inference.engine import LabelledRegion, RegionPixels, halo_w, keep_owned, process_regions, resize
 from pipeline.regions.region import cut_regions
@@ -30,12 +30,12 @@ def slide_path(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return drawn.save(tmp_path_factory.mktemp("slide") / "ellipses.png")
 
 
-def process(path: Path, region_size: int, batch_size: int, workers: int) -> list[LabelledRegion]:
-    run_models = models()
+def process(path: Path, region_size: int, batch_size: int, workers: int, context: bool = False) -> list[LabelledRegion]:
+    run_models = models(context=context)
     with open_slide(path, MPP) as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         tissue = tissue_from("none", slide)
-        regions = cut_regions(grid, tissue, region_size, halo_w(run_models.detector))
+        regions = cut_regions(grid, tissue, region_size, halo_w(run_models.detector, context))
         done = list(process_regions(slide, grid, tissue, regions, run_models, batch_size, workers))
         assert [item.region.index for item in done] == [region.index for region in regions]
     return done
@@ -49,25 +49,27 @@ def collect(done: list[LabelledRegion]) -> tuple[Nuclei, np.ndarray]:
     return nuclei.select(order), rows[order]
 
 
-def one_after_the_other(path: Path, region_size: int) -> tuple[Nuclei, np.ndarray]:
+def one_after_the_other(path: Path, region_size: int, context: bool) -> tuple[Nuclei, np.ndarray]:
     """The plain way, without threads: what the engine must give to the bit."""
-    run_models = models()
+    run_models = models(context=context)
     done = []
     with open_slide(path, MPP) as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         tissue = tissue_from("none", slide)
-        for region in cut_regions(grid, tissue, region_size, halo_w(run_models.detector)):
+        for region in cut_regions(grid, tissue, region_size, halo_w(run_models.detector, context)):
             pixels = slide.read(grid, region.read_box_w)
             window = RegionPixels(region, pixels, resize(pixels, grid.stride, 2))
             nuclei = run_models.detector.nuclei(run_models.detector.predict(window.resized), grid.mpp_w * 2)
-            found = keep_owned(window, nuclei, grid, tissue)
-            done.append(LabelledRegion(region, found.nuclei_l0, run_models.classifier(found.crops)))
+            found = keep_owned(window, nuclei, grid, tissue, content_w=(0, 0, *grid.size_w) if context else None)
+            assert len(found.views) == 1 + context
+            done.append(LabelledRegion(region, found.nuclei_l0, run_models.classifier(*found.views)))
     return collect(done)
 
 
-def test_the_engine_gives_what_the_plain_way_gives(slide_path: Path) -> None:
-    nuclei, rows = one_after_the_other(slide_path, 512)
-    found, found_rows = collect(process(slide_path, 512, 64, 2))
+@pytest.mark.parametrize("context", [False, True])
+def test_the_engine_gives_what_the_plain_way_gives(slide_path: Path, context: bool) -> None:
+    nuclei, rows = one_after_the_other(slide_path, 512, context)
+    found, found_rows = collect(process(slide_path, 512, 64, 2, context))
     for name in ("centroids", "contour_offsets", "contour_points", "detection_p", "area_um2"):
         np.testing.assert_array_equal(getattr(found, name), getattr(nuclei, name))
     np.testing.assert_allclose(found_rows, rows, atol=0 if run_on_openvino() else 1e-5)
@@ -121,6 +123,47 @@ def test_region_size_batch_size_and_workers_change_nothing(
     outputs = models().outputs
     for library, numbers in outputs.best(rows).items():
         np.testing.assert_array_equal(numbers, outputs.best(reference[1])[library])
+
+
+@pytest.mark.parametrize("mpp", [0.25, 0.4, 0.5])
+def test_a_context_is_cut_from_the_slide_whatever_the_regions(tmp_path: Path, mpp: float) -> None:
+    """The classifier's contexts of all nuclei are those of the whole slide, to the bit, and end at its edges."""
+    drawn = draw_slide(704, 528, spacing=48)
+    path = drawn.save(tmp_path / "slide.png")
+    run_models = models(context=True)
+    seen: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    with open_slide(path, mpp) as slide:
+        grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+        tissue = tissue_from("none", slide)
+        for size in (256, 1024, 4096):
+            parts = []
+            for region in cut_regions(grid, tissue, size, halo_w(run_models.detector, context=True)):
+                pixels = slide.read(grid, region.read_box_w)
+                window = RegionPixels(region, pixels, resize(pixels, grid.stride, 2))
+                nuclei = run_models.detector.nuclei(run_models.detector.predict(window.resized), grid.mpp_w * 2)
+                found = keep_owned(window, nuclei, grid, tissue, 2, slide.content_w(grid, region.read_box_w))
+                parts.append((found.nuclei_l0.centroids, found.views[1]))
+            centroids, contexts = (np.concatenate(each) for each in zip(*parts, strict=True))
+            order = np.lexsort(np.round(centroids * 64).T)
+            seen[size] = centroids[order], contexts[order]
+        whole = slide.read(grid, (0, 0, *grid.size_w))
+    assert len(seen[4096][1]) > 100
+    for size in (256, 1024):
+        np.testing.assert_array_equal(seen[size][0], seen[4096][0])
+        np.testing.assert_array_equal(seen[size][1], seen[4096][1])
+    inside = (0, 0, whole.shape[1], whole.shape[0])
+    points = seen[4096][0] / grid.l0_per_read
+    np.testing.assert_array_equal(cut_contexts(whole, points, inside, grid.stride), seen[4096][1])
+
+
+@pytest.mark.parametrize(("region_size", "batch_size", "workers"), [(256, 7, 1), (1024, 64, 2)])
+def test_region_size_batch_size_and_workers_change_nothing_of_two_views(
+    slide_path: Path, region_size: int, batch_size: int, workers: int
+) -> None:
+    nuclei, rows = collect(process(slide_path, region_size, batch_size, workers, context=True))
+    reference, expected = collect(process(slide_path, 2048, 64, 1, context=True))
+    np.testing.assert_array_equal(nuclei.centroids, reference.centroids)
+    np.testing.assert_allclose(rows, expected, atol=0 if run_on_openvino() else 1e-5)
 
 
 def test_five_labels_for_every_nucleus_and_an_untrained_one_never(reference: tuple[Nuclei, np.ndarray]) -> None:
