@@ -66,7 +66,7 @@ def _context(made: dict[str, Any]) -> list[str]:
 
 
 def _strides(made: dict[str, Any]) -> str:
-    return f" with strides {','.join(map(str, made['strides']))}" if "strides" in made else ""
+    return f" with strides {','.join(map(str, made['strides']))}" if made.get("strides") else ""
 
 
 def _made(made: dict[str, Any]) -> str:

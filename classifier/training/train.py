@@ -63,6 +63,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
         DataError: a data set is incomplete or has other labels, or the checkpoint has other settings.
     """
     matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
+    factors = _factors(config, matching)
     data = open_libraries(config)
     train = PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in data)
     held = PatchDataset.concatenate(_gather(d.library, d.held, matching) for d in data)
@@ -82,7 +83,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     if config.distil is not None:
         cache = config.out.with_suffix(".teacher.npz")
         teacher = teacher_logits(config.distil, train, outputs, config.device, config.computed_in, cache, say)
-    tensors, steps = fit(config, train, held, outputs, teacher, say, _factors(config, matching))
+    tensors, steps = fit(config, train, held, outputs, teacher, say, factors)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     # The figures are of the file as it is written, in half precision and at its own size.
