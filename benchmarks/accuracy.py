@@ -30,7 +30,7 @@ from segmentation.nuclei import Nuclei
 
 
 def score_store(image: AnnotatedImage, store: Store, library: Library | None) -> ImageScore:
-    """The nuclei of a finished store against the image's annotation, and their labels in that library."""
+    """Return the nuclei of a finished store against the image's annotation, and their labels in that library."""
     annotation = image.annotation()
     offsets, points = store.contours()
     nuclei = Nuclei(store.centroids_l0, offsets, points.astype(float), store.detection_p, store.area_um2)
@@ -63,7 +63,7 @@ def report(name: str, scores: Sequence[ImageScore], library: Library | None) -> 
 
 
 def run_images(images: Sequence[AnnotatedImage], out: Path, models: dict[str, Any]) -> tuple[list[Store], float]:
-    """The finished store of each image, and the seconds that the runs took; images of one pixel size in one run."""
+    """Return each image's finished store, and the seconds of the runs; images of one pixel size in one run."""
     seconds = 0.0
     for mpp in {image.mpp for image in images}:
         folder = out / f"images_{mpp:g}"

@@ -57,7 +57,7 @@ def band(title: str, tiles: Sequence[np.ndarray], rows: int) -> np.ndarray:
 
 
 def picture(samples: PatchDataset, p: np.ndarray, labels: tuple[str, ...], number: int, rows: int) -> np.ndarray:
-    """The three bands of one label; in each the surest come first."""
+    """Return the three bands of one label; in each the surest come first."""
     said, sure = p.argmax(1), p.max(1)
     true = samples.label == number
     order = np.argsort(-sure)

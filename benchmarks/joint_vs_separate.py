@@ -63,7 +63,7 @@ class Data:
 
 
 def deal(groups: Iterable[str], folds: int) -> dict[str, int]:
-    """The fold of each group: largest groups first, each to the fold that has least; ties by a hash of the name."""
+    """Return each group's fold: largest first, each to the fold that has least; ties by a hash of the name."""
     counts: dict[str, int] = defaultdict(int)
     for group in groups:
         counts[group] += 1
@@ -95,7 +95,7 @@ def load(sets: Sequence[tuple[str, Path]], folds: int) -> Data:
 def train(
     data: Data, kind: str, name: str, seed: int, base: ClassifierTraining, out: Path
 ) -> dict[str, list[list[Any]]]:
-    """One run; for each tested library [unit, truth, predicted, how many]."""
+    """Return one run; for each tested library [unit, truth, predicted, how many]."""
     libraries = data.matching.libraries
     place = {library.name: k for k, library in enumerate(libraries)}
     rows = data.fold != seed
@@ -141,7 +141,7 @@ def model_path(out: Path, kind: str, name: str, seed: int) -> Path:
 
 
 def speed(names: Sequence[str], libraries: Sequence[Library], base: ClassifierTraining) -> dict[str, float]:
-    """Nuclei a second of one processor's time by one joint network, and by one network after another."""
+    """Return nuclei a second of one processor's time by one joint network, and by one network after another."""
     crops = np.random.default_rng(0).integers(0, 255, (1024, 64, 64, 3), np.uint8)
     precision = pick_precision("auto", CPU)
 
@@ -202,7 +202,7 @@ def compared(
 
 
 def table(runs: list[dict[str, Any]], libraries: Sequence[Library]) -> dict[str, list[str]]:
-    """The lines of each part of the document that this script writes."""
+    """Return the lines of each part of the document that this script writes."""
     parts: dict[str, list[str]] = {}
     by_name = {library.name: library for library in libraries}
     names = [name for name in by_name if any(run["kind"] == "separate" and run["name"] == name for run in runs)]

@@ -40,12 +40,12 @@ def spread(images: Sequence[AnnotatedImage], most: int) -> list[AnnotatedImage]:
 
 
 def named(images: list[AnnotatedImage], patterns: Sequence[str]) -> list[AnnotatedImage]:
-    """The images that patterns name by image or group."""
+    """Return the images that patterns name by image or group."""
     return [i for i in images if any(fnmatchcase(name, p) for name in (i.name, i.group) for p in patterns)]
 
 
 def show(sets: dict[str, list[JudgedImage]], filters: Sequence[NucleusFilter]) -> None:
-    """What filters remove, and the change of PQ in each set."""
+    """Print what filters remove, and the change of PQ in each set."""
     before = {name: mean_quality(images, NucleusFilter()) for name, images in sets.items()}
     print(f"{'':42}{'matched':>14}{'unmatched':>14}   PQ " + "  ".join(f"{n} {v:.3f}" for n, v in before.items()))
     iou = np.concatenate([image.iou for images in sets.values() for image in images])
@@ -59,7 +59,7 @@ def show(sets: dict[str, list[JudgedImage]], filters: Sequence[NucleusFilter]) -
 
 
 def final_figures(detector: Detector, images: Sequence[AnnotatedImage], kept: NucleusFilter) -> None:
-    """The figures of whole images, with all nuclei and with the kept ones."""
+    """Print the figures of whole images, with all nuclei and with the kept ones."""
     scores: tuple[list[ImageScore], list[ImageScore]] = ([], [])
     for image in images:
         annotation = image.annotation()

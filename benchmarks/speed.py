@@ -43,7 +43,7 @@ def seconds_of(work: Callable[[Any], object], items: Sequence[Any], threads: int
 
 
 def plain_ways(crops: np.ndarray, config: RunConfig) -> None:
-    """A loop and a DataLoader with PyTorch in float32."""
+    """Time a loop and a DataLoader with PyTorch in float32."""
     model, _, _ = load_classifier(find_model("classifier", config.classifier))
 
     def classify(batch: torch.Tensor) -> torch.Tensor:

@@ -48,7 +48,7 @@ class PatchDataset:
 
     @classmethod
     def concatenate(cls, parts: Iterable[PatchDataset]) -> PatchDataset:
-        """All samples of ``parts`` (at least one), in order."""
+        """Return all samples of ``parts`` (at least one), in order."""
         some = list(parts)
         starts = np.cumsum([0, *(len(p.images) for p in some)])
         return cls(
@@ -63,7 +63,7 @@ class PatchDataset:
         )
 
     def select(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> PatchDataset:
-        """The samples at ``rows`` (a mask or places)."""
+        """Return the samples at ``rows`` (a mask or places)."""
         return PatchDataset(
             self.pixels,
             self.points[rows],
@@ -76,7 +76,9 @@ class PatchDataset:
         )
 
     def windows(self, rows: npt.NDArray[np.int64], side_px: int = SOURCE_PX) -> npt.NDArray[np.uint8]:
-        """The windows of the samples at ``rows``, reflected at the image's edge: (n, side_px, side_px, 3) uint8 RGB."""
+        """Return the windows of the samples at ``rows``, reflected at the image's edge: (n, side_px, side_px, 3) uint8
+        RGB.
+        """
         windows = np.empty((len(rows), side_px, side_px, 3), np.uint8)
         corners = patch_corners(self.points[rows], side_px) + SOURCE_PX // 2
         for window, image, (x, y) in zip(windows, self.image[rows], corners, strict=True):
@@ -84,7 +86,7 @@ class PatchDataset:
         return windows
 
     def contexts(self, rows: npt.NDArray[np.int64], side_px: int = CONTEXT_PX) -> npt.NDArray[np.uint8]:
-        """The contexts of the samples at ``rows``: (n, side_px, side_px, 4), see ``classifier.patches``."""
+        """Return the contexts of the samples at ``rows``: (n, side_px, side_px, 4), see ``classifier.patches``."""
         contexts = [np.zeros((0, side_px, side_px, 4), np.uint8)]
         edge, reach = SOURCE_PX // 2, side_px * CONTEXT_W // 2 + 1
         for image, point in zip(self.image[rows], self.points[rows], strict=True):
@@ -107,7 +109,7 @@ class PatchDataset:
 
 
 def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching: Matching) -> PatchDataset:
-    """Every nucleus of some images of one library.
+    """Return every nucleus of some images of one library.
 
     Raises:
         DataError: a data set without labels, or with labels that are not the library's.
@@ -154,7 +156,7 @@ BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
 def sampling_weights(
     samples: PatchDataset, balance: str = "root", factors: Mapping[int, float] | None = None
 ) -> npt.NDArray[np.float64]:
-    """How likely each sample is drawn: (N,), sum 1.
+    """Return how likely each sample is drawn: (N,), sum 1.
 
     By ``root`` a library's share goes with the square root of its number of nuclei, inside it a label's share
     likewise, and inside that the share of each group (patient, case or tissue): rare labels are seen more often than

@@ -99,7 +99,7 @@ class Matching:
         }
 
     def targets(self, library: str, text: str) -> npt.NDArray[np.bool_]:
-        """What one sample teaches: (columns,) bool, in each library's part the labels that it may have there.
+        """Return what one sample teaches: (columns,) bool, in each library's part the labels that it may have there.
 
         A part without a True teaches that library nothing. A group's name gives all of its labels; it teaches another
         library only if each of its labels does.
@@ -119,7 +119,7 @@ class Matching:
         return row
 
     def taught(self, targets: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """How many samples teach each column: (columns,) int64; a column of 0 is untrained.
+        """Return how many samples teach each column: (columns,) int64; a column of 0 is untrained.
 
         A sample that is known only by a group counts for none: its labels are not told apart by it.
 
@@ -136,7 +136,7 @@ class Matching:
 def make_matching(
     libraries: Sequence[Library], mode: str = "table", similarity: float = SIMILARITY, table: Path | None = None
 ) -> Matching:
-    """Pairs between libraries.
+    """Return pairs between libraries.
 
     Args:
         libraries: in the order of the outputs; partial ones have none and may stand anywhere. What a library itself
@@ -175,7 +175,7 @@ def make_matching(
 
 
 def _by_text(source: Library, label: str, other: Library, mode: str, similarity: float) -> Pair | None:
-    """The label of ``other`` whose text is the same as, or most like, ``label``."""
+    """Return the label of ``other`` whose text is the same as, or most like, ``label``."""
     for taught in other.labels:
         if plain(taught) == plain(label):
             return Pair(source.name, label, other.name, (taught,), "equal text")

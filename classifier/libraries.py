@@ -22,18 +22,18 @@ Colour = tuple[int, int, int]
 
 @cache
 def _published() -> dict[str, Any]:
-    """The content of ``libraries.toml``."""
+    """Return the content of ``libraries.toml``."""
     return tomllib.loads(resources.files("classifier").joinpath("libraries.toml").read_text("utf-8"))
 
 
 def no_label_colour() -> Colour:
-    """The colour of a nucleus without a label."""
+    """Return the colour of a nucleus without a label."""
     red, green, blue = _published()["no_label"]
     return red, green, blue
 
 
 def plain(text: str) -> str:
-    """A label's text without what its writers differ in: case, spaces, hyphens, underscores."""
+    """Return a label's text without what its writers differ in: case, spaces, hyphens, underscores."""
     return re.sub(r"[\s_-]+", "_", text.strip().lower())
 
 
@@ -92,7 +92,7 @@ class Library:
         return meanings
 
     def resolve(self, text: str) -> tuple[int, ...]:
-        """The numbers of the labels that a text may mean: one for a label or a synonym, several for a group.
+        """Return the numbers of the labels that a text may mean: one for a label or a synonym, several for a group.
 
         Case, spaces, hyphens and underscores make no difference.
 
@@ -106,7 +106,7 @@ class Library:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Library:
-        """From the form of ``libraries.toml`` and of a model's header."""
+        """Make a library of the form of ``libraries.toml`` and of a model's header."""
         labels: dict[str, Sequence[int]] = fields["labels"]
         colours = tuple((int(r), int(g), int(b)) for r, g, b in labels.values())
         groups = {
@@ -129,7 +129,7 @@ class Library:
         return cls(name, tuple(labels), colours, mpp, licence, citation, synonyms, groups, teaches, partial)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that :meth:`from_dict` reads."""
+        """Return the form that :meth:`from_dict` reads."""
         fields: dict[str, Any] = {
             "name": self.name,
             "mpp": self.mpp,
@@ -180,7 +180,7 @@ class LabelSpace:
         }
 
     def library(self, name: str) -> Library:
-        """The library of that name, in any case of letters.
+        """Return the library of that name, in any case of letters.
 
         Raises:
             UsageError: there is none.
@@ -192,7 +192,7 @@ class LabelSpace:
         raise UsageError(f"unknown library '{name}'; this classifier has {known}.")
 
     def best(self, probabilities: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.int8]]:
-        """The label number of the largest probability in each library.
+        """Return the label number of the largest probability in each library.
 
         Args:
             probabilities: (N, columns).
@@ -209,7 +209,7 @@ class LabelSpace:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> LabelSpace:
-        """From the form that :meth:`to_dict` gives; published libraries have their colours of today."""
+        """Make a label space of what :meth:`to_dict` gives; published libraries have their colours of today."""
         libraries = tuple(_recoloured(Library.from_dict(f)) for f in fields["libraries"])
         trained, temperatures = tuple(map(bool, fields["trained"])), tuple(map(float, fields.get("temperatures", ())))
         if len(trained) != sum(len(library.labels) for library in libraries) or not trained:
@@ -219,7 +219,7 @@ class LabelSpace:
         return cls(libraries, trained, temperatures)
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that a model's header and a store's metadata hold."""
+        """Return the form that a model's header and a store's metadata hold."""
         return {
             "libraries": [library.to_dict() for library in self.libraries],
             "trained": list(self.trained),
@@ -229,12 +229,12 @@ class LabelSpace:
 
 @cache
 def published_libraries() -> tuple[Library, ...]:
-    """The five libraries of ``libraries.toml``, in the order of the outputs."""
+    """Return the five libraries of ``libraries.toml``, in the order of the outputs."""
     return tuple(Library.from_dict(fields) for fields in _published()["library"])
 
 
 def _recoloured(library: Library) -> Library:
-    """A library in the published one's colours, if it is one; its own colours are of when a model was trained."""
+    """Return a published library in its colours of today, not in those of when a model was trained."""
     for published in published_libraries():
         if (published.name, published.labels) == (library.name, library.labels):
             return replace(library, colours=published.colours)
@@ -246,7 +246,7 @@ LIBRARY_FILE = "library.toml"
 
 
 def load_library(path: Path) -> Library:
-    """A library from its ``library.toml``: name, labels, mpp and licence, and what else is wanted.
+    """Return a library from its ``library.toml``: name, labels, mpp and licence, and what else is wanted.
 
     That is ``citation``, ``synonyms``, ``groups``, ``teaches`` and ``partial``.
     ``labels`` is a list, or a table of label and colour. ``[teaches.LABEL]`` sections in the form of
@@ -282,7 +282,7 @@ def load_library(path: Path) -> Library:
 
 
 def libraries_of(data: Sequence[tuple[str, Path]]) -> tuple[Library, ...]:
-    """The published libraries, then those that users' data folders define by a ``library.toml`` of another name.
+    """Return the published libraries, then those that users' data folders define by a ``library.toml`` of another name.
 
     Partial ones, whose labels are no outputs, are among them.
 

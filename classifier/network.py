@@ -94,13 +94,13 @@ def set_strides(backbone: nn.Module, strides: tuple[int, ...]) -> None:
 
 
 def _strided(block: nn.Module) -> nn.Conv2d:
-    """The convolution by which a stage's first block halves its maps, or would."""
+    """Return the convolution by which a stage's first block halves its maps, or would."""
     wide = [m for m in block.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] > 1]
     return next((m for m in wide if m.stride[0] > 1), wide[0])
 
 
 def enlarge(crops: Tensor, size_px: int = SIZE_PX) -> Tensor:
-    """RGB crops (N, 3, h, w), uint8 or float in 0-255, as float32 (N, 3, size_px, size_px), bilinearly."""
+    """Return RGB crops (N, 3, h, w), uint8 or float in 0-255, as float32 (N, 3, size_px, size_px), bilinearly."""
     height, width = crops.shape[2:]
     if height == width == size_px:
         return crops.float()
@@ -110,7 +110,7 @@ def enlarge(crops: Tensor, size_px: int = SIZE_PX) -> Tensor:
 
 
 def _interpolation(size_px: int, wanted_px: int) -> Tensor:
-    """The weights (wanted_px, size_px) of linear interpolation between pixel centres.
+    """Return the weights (wanted_px, size_px) of linear interpolation between pixel centres.
 
     Multiplied with them an image is enlarged in a fifth of the time that OpenVINO's own interpolation takes.
     """
@@ -134,7 +134,7 @@ class PatchStem(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(N, C, S, S) to (N, channels out, P, P), where P is the number of squares along a side."""
+        """Return (N, C, S, S) to (N, channels out, P, P), where P is the number of squares along a side."""
         side = self.weight.shape[-1]
         stride, rest = divmod(int(patches.shape[-1]) * side, self.size_px)
         if rest:
@@ -142,7 +142,9 @@ class PatchStem(nn.Module):
         return F.conv2d(F.pad(patches, (1, 1, 1, 1), mode="replicate"), self.kernel(stride), stride=stride)
 
     def kernel(self, stride: int) -> Tensor:
-        """The layer as it is for patches of which a square covers ``stride`` px: (out, in, stride + 2, stride + 2)."""
+        """Return the layer as it is for patches of which a square covers ``stride`` px: (out, in, stride + 2, stride +
+        2).
+        """
         weights = square_interpolation(stride, self.weight.shape[-1]).to(self.weight)
         kernel = torch.einsum("oiab,ap,bq->oipq", self.weight, weights, weights)
         # Through numpy, so that a trace of the network holds the numbers and not how they came about.
@@ -244,18 +246,18 @@ class Enlarged(nn.Module):
         self.model = model
 
     def forward(self, crops: Tensor) -> Tensor:
-        """(N, 3, S, S) to (N, columns)."""
+        """Return (N, 3, S, S) to (N, columns)."""
         logits: Tensor = self.model(enlarge(crops, self.model.size_px))
         return logits
 
 
 def of_patches(model: Classifier) -> nn.Module:
-    """A classifier that takes patches of any side, and their contexts if it looks at them, in evaluation mode."""
+    """Return a classifier, in evaluation mode, of patches of any side, and of contexts if it looks at them."""
     return (model if isinstance(model, TwoViewClassifier) else Enlarged(model)).eval()
 
 
 def build(header: ModelHeader) -> Classifier:
-    """The network that a model file's header describes, in evaluation mode, its weights not yet set.
+    """Return the network that a model file's header describes, in evaluation mode, its weights not yet set.
 
     Raises:
         ModelError: the header is not a classifier's, or names a backbone that timm does not know.
@@ -282,7 +284,7 @@ def build(header: ModelHeader) -> Classifier:
 
 
 def load_classifier(path: Path) -> tuple[Classifier, ModelHeader, LabelSpace]:
-    """A classifier from its model file, on the CPU, in evaluation mode.
+    """Return a classifier from its model file, on the CPU, in evaluation mode.
 
     Raises:
         ModelError: no such file, not a classifier, or weights that do not fit its header.

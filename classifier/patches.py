@@ -41,7 +41,7 @@ def patch_box_w(centre_w: npt.NDArray[np.float64], stride: int) -> tuple[int, in
 
 
 def cut_crops(pixels: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], stride: int) -> npt.NDArray[np.uint8]:
-    """A square of 64x64 working pixels round each centroid.
+    """Return a square of 64x64 working pixels round each centroid.
 
     Args:
         pixels: (H, W, 3) uint8 RGB of a region's window.

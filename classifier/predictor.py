@@ -59,7 +59,7 @@ class Predictor:
         self.max_concurrency = self.runtime(WINDOW_PX).max_concurrency
 
     def runtime(self, side_px: int) -> Backend:
-        """The network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
+        """Return the network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
         with self._lock:
             if side_px not in self._runtimes:
                 inputs = (Input(side_px), Input(CONTEXT_PX, 4)) if self.context else (Input(side_px),)
@@ -67,7 +67,7 @@ class Predictor:
             return self._runtimes[side_px]
 
     def __call__(self, crops: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8] | None = None) -> Predictions:
-        """The labels of windows.
+        """Return the labels of windows.
 
         Args:
             crops: (N, S, S, 3) RGB uint8 windows of 16 um, each centred on its nucleus; enlarged here.
@@ -83,7 +83,7 @@ class Predictor:
 
 
 def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:
-    """The classifier in a model file, ready to run.
+    """Return the classifier in a model file, ready to run.
 
     Args:
         path: of the file.

@@ -18,7 +18,7 @@ X, Y, SIDE, ZOOM, HEIGHT = 940, 1330, 240, 5, 900
 
 
 def detail(result: Path, library_name: str) -> np.ndarray:
-    """A square of the slide, enlarged, with each nucleus' outline in the colour of its label; BGR."""
+    """Return a square of the slide, enlarged, with each nucleus' outline in the colour of its label; BGR."""
     store = open_store(result / "nuclei.zarr")
     with open_slide(fetch_demo_slide()) as slide:
         pixels = slide.read_level(0, (X, Y, X + SIDE, Y + SIDE))

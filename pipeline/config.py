@@ -66,7 +66,7 @@ class RunConfig:
         return DecisionRule.chosen(self.decide, self.threshold)
 
     def command(self, slide: str, out: str) -> str:
-        """The ``nucpipe run`` that has these settings: an option for each field that is not at its default."""
+        """Return the ``nucpipe run`` that has these settings: an option for each field that is not at its default."""
         words = ["nucpipe", "run", slide, "--out", out]
         for option in fields(self):
             value, name = getattr(self, option.name), option.name.replace("_", "-")
@@ -76,7 +76,7 @@ class RunConfig:
         return shlex.join(words)
 
     def nucleus_filter(self, default: NucleusFilter) -> NucleusFilter:
-        """Which nuclei are kept.
+        """Return which nuclei are kept.
 
         Args:
             default: of the segmentor; it does not hold for nuclei of another tool.

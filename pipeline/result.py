@@ -108,11 +108,11 @@ class Result:
         return self.store.table
 
     def within(self, window: Window | None) -> Store:
-        """The nuclei of a window, as arrays; all of them for None."""
+        """Return the nuclei of a window, as arrays; all of them for None."""
         return self.store if window is None else self.store.window(*window)
 
     def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Result:
-        """The same result without the nuclei below an area or a detection probability.
+        """Return the same result without the nuclei below an area or a detection probability.
 
         Args:
             min_area: square micrometres; None: as in the run.
@@ -124,7 +124,7 @@ class Result:
         return replace(self, store=self.store.filtered(min_area, min_detection))
 
     def labels(self, library: str, window: Window | None = None) -> pd.Series[str]:
-        """Each nucleus's label in one library's words.
+        """Return each nucleus's label in one library's words.
 
         Args:
             library: its name, in any case of letters.
@@ -144,7 +144,7 @@ class Result:
         return pd.Series(values, index=pd.Index(part.ids, dtype=object), name=known.name)
 
     def probabilities(self, library: str, window: Window | None = None) -> pd.DataFrame:
-        """Each nucleus's probability of each label of one library; rows sum to 1, untrained labels have 0."""
+        """Return each nucleus's probability of each label of one library; rows sum to 1, untrained labels have 0."""
         import pandas as pd
 
         part, known = self.within(window), self.store.info.outputs.library(library)
@@ -152,16 +152,16 @@ class Result:
         return pd.DataFrame(values, index=pd.Index(part.ids, dtype=object), columns=list(known.labels))
 
     def centroids(self, window: Window | None = None) -> npt.NDArray[np.float64]:
-        """(N, 2) x and y of each nucleus's centre of mass, level-0 pixels."""
+        """Return (N, 2) x and y of each nucleus's centre of mass, level-0 pixels."""
         return self.within(window).centroids_l0
 
     def contours(self, window: Window | None = None) -> list[npt.NDArray[np.float32]]:
-        """The outline of each nucleus: (K, 2) x and y in level-0 pixels, on pixel corners, not closed."""
+        """Return the outline of each nucleus: (K, 2) x and y in level-0 pixels, on pixel corners, not closed."""
         offsets, points = self.within(window).contours()
         return np.split(points, offsets[1:-1]) if len(offsets) > 1 else []
 
     def slide_path(self, given: str | Path | None = None) -> Path:
-        """Where the slide lies: ``given``, else where the run found it.
+        """Return where the slide lies: ``given``, else where the run found it.
 
         Raises:
             UsageError: it is not there (any more).
@@ -174,7 +174,7 @@ class Result:
         return path
 
     def open_slide(self, given: str | Path | None = None) -> Slide:
-        """The slide itself, to read pixels from; to be closed, or used in a ``with``.
+        """Return the slide itself, to read pixels from; to be closed, or used in a ``with``.
 
         Raises:
             UsageError: it is not there (any more).
@@ -194,7 +194,7 @@ class Result:
 
 
 def is_result(path: Path) -> bool:
-    """Whether a path is a slide's folder of results, or the store in one."""
+    """Tell whether a path is a slide's folder of results, or the store in one."""
     return (path / STORE_NAME).is_dir() or path.name == STORE_NAME
 
 
@@ -219,7 +219,7 @@ def open_result(result: str | Path) -> Result:
 
 
 def open_results(folder: str | Path) -> list[Result]:
-    """Every finished result in a folder and its sub-folders, by name of the folder.
+    """Return every finished result in a folder and its sub-folders, by name of the folder.
 
     Raises:
         OutputError: there is none, or one is of a later version of nucpipe.

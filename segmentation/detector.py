@@ -34,7 +34,7 @@ class Detector(Protocol):
     default_filter: NucleusFilter = KEEP_ALL
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """What the network says of a window: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""
+        """Return what the network says of a window: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """The nuclei of that window in pixels of the window; ``mpp`` is the window's true pixel size."""
+        """Return the nuclei of that window in pixels of the window; ``mpp`` is the window's true pixel size."""

@@ -58,7 +58,7 @@ class Nuclei:
 
     @classmethod
     def empty(cls) -> Nuclei:
-        """No nuclei."""
+        """Return no nuclei."""
         return cls(
             np.zeros((0, 2)),
             np.zeros(1, np.int64),
@@ -69,7 +69,7 @@ class Nuclei:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Nuclei]) -> Nuclei:
-        """All nuclei of ``parts``, in order; parts without nuclei may lack types and measures that others have."""
+        """Join all nuclei of ``parts``, in order; empty parts may lack types and measures that others have."""
         if not parts:
             return cls.empty()
         types = [p.types if p.types is not None else np.zeros(0, np.int8) for p in parts]
@@ -87,11 +87,11 @@ class Nuclei:
         )
 
     def contour(self, i: int) -> FloatArray:
-        """The outline of nucleus ``i``: (K, 2) float64."""
+        """Return the outline of nucleus ``i``: (K, 2) float64."""
         return self.contour_points[self.contour_offsets[i] : self.contour_offsets[i + 1]]
 
     def select(self, which: npt.NDArray[np.bool_] | IntArray) -> Nuclei:
-        """The nuclei that ``which`` names (a boolean mask (N,) or indices), in its order."""
+        """Return the nuclei that ``which`` names (a boolean mask (N,) or indices), in its order."""
         index = np.flatnonzero(which) if which.dtype == np.bool_ else which
         starts = self.contour_offsets[:-1][index]
         lengths = np.diff(self.contour_offsets)[index]
@@ -109,7 +109,7 @@ class Nuclei:
         )
 
     def transformed(self, scale: float, origin: tuple[float, float]) -> Nuclei:
-        """The same nuclei in another frame: every point times ``scale``, then plus ``origin`` (x, y)."""
+        """Return the same nuclei in another frame: every point times ``scale``, then plus ``origin`` (x, y)."""
         shift = np.asarray(origin, float)
         return Nuclei(
             self.centroids * scale + shift,
@@ -148,28 +148,28 @@ class NucleusFilter:
             raise UsageError(f"--min-detection {self.min_detection_p:g}: expected a probability, 0 to 1.")
 
     def __str__(self) -> str:
-        """For people, such as ``at least 10 µm², detection at least 0.6``."""
+        """Describe the filter, such as ``at least 10 µm², detection at least 0.6``."""
         parts = [f"at least {self.min_area_um2:g} µm²"] if self.min_area_um2 else []
         parts += [f"detection at least {self.min_detection_p:g}"] if self.min_detection_p else []
         return ", ".join(parts) or "all"
 
     def keeps(self, area_um2: npt.NDArray[np.float32], detection_p: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-        """(N,) which nuclei of these areas and probabilities, both (N,), are kept."""
+        """Return (N,) which nuclei of these areas and probabilities, both (N,), are kept."""
         # In single precision, as stores hold them: a nucleus of just the least area is kept in a run and in an export.
         large = area_um2 >= np.float32(self.min_area_um2)
         return np.asarray(large & (detection_p >= np.float32(self.min_detection_p)))
 
     def apply(self, nuclei: Nuclei) -> Nuclei:
-        """The nuclei that are kept."""
+        """Return the nuclei that are kept."""
         return nuclei.select(self.keeps(nuclei.area_um2, nuclei.detection_p))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> NucleusFilter:
-        """From the form that :meth:`to_dict` gives; other entries are left alone."""
+        """Make a filter of the form that :meth:`to_dict` gives; other entries are left alone."""
         return cls(**{name: float(fields[name]) for name in ("min_area_um2", "min_detection_p") if name in fields})
 
     def to_dict(self) -> dict[str, float]:
-        """The entries of a store's settings; none for what keeps all."""
+        """Return the entries of a store's settings; none for what keeps all."""
         values = {"min_area_um2": self.min_area_um2, "min_detection_p": self.min_detection_p}
         return {name: value for name, value in values.items() if value}
 

@@ -52,7 +52,8 @@ ARCHITECTURES = (
 
 
 def load_detector(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Detector:
-    """The detector in a model file of nucpipe, or in one that HoVer-Net's authors published (``.tar``, ``.pth``).
+    """Return the detector in a model file of nucpipe, or in one that HoVer-Net's authors published (``.tar``,
+    ``.pth``).
 
     Args:
         path: of the file.

@@ -33,7 +33,7 @@ MIN_UNITS = 5
 def predict_logits(
     model: Classifier, samples: PatchDataset, device: str, precision: str, context: bool = True
 ) -> npt.NDArray[np.float32]:
-    """The logits of every sample, computed as a run computes them: (N, columns) float32.
+    """Return the logits of every sample, computed as a run computes them: (N, columns) float32.
 
     Args:
         model: a classifier.
@@ -59,7 +59,7 @@ def predict_logits(
 
 
 def auroc(positive: npt.NDArray[np.bool_], score: Floats) -> float | None:
-    """Area under the ROC curve, ties counted half (Mann-Whitney); None where one of the two kinds is missing."""
+    """Return area under the ROC curve, ties counted half (Mann-Whitney); None where one of the two kinds is missing."""
     n, m = int(positive.sum()), int((~positive).sum())
     if not n or not m:
         return None
@@ -68,7 +68,7 @@ def auroc(positive: npt.NDArray[np.bool_], score: Floats) -> float | None:
 
 
 def calibration_error(confidence: Floats, right: npt.NDArray[np.bool_], bins: int = BINS) -> float:
-    """Expected calibration error over equal bins of confidence (Guo et al. 2017).
+    """Return the expected calibration error over equal bins of confidence (Guo et al. 2017).
 
     Args:
         confidence: (N,) probability of the predicted label, N at least 1.
@@ -94,7 +94,7 @@ def _rates(matrix: Floats, there: npt.NDArray[np.bool_]) -> tuple[Floats, ...]:
 
 
 def label_figures(truth: Ints, p: Floats, labels: tuple[str, ...], units: Ints | None = None) -> dict[str, Any]:
-    """Figures of one library.
+    """Return figures of one library.
 
     Args:
         truth: (N,) label numbers, N at least 1.
@@ -166,7 +166,7 @@ def _add_intervals(
 
 
 def library_figures(p: Floats, samples: PatchDataset, outputs: LabelSpace, name: str) -> dict[str, Any]:
-    """Figures of one library on its own nuclei, and in its coarser groupings.
+    """Return figures of one library on its own nuclei, and in its coarser groupings.
 
     Args:
         p: (N, columns) probabilities.
@@ -209,7 +209,7 @@ def library_figures(p: Floats, samples: PatchDataset, outputs: LabelSpace, name:
 def partial_figures(
     p: Floats, samples: PatchDataset, outputs: LabelSpace, library: Library, index: int
 ) -> dict[str, Any]:
-    """Figures of nuclei whose labels are no outputs, but say which of other libraries' labels may be right.
+    """Return figures of nuclei whose labels are no outputs, but say which of other libraries' labels may be right.
 
     Args:
         p: (N, columns) probabilities.
@@ -249,7 +249,7 @@ def partial_figures(
 def evaluate_logits(
     logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace, partial: Sequence[Library] = ()
 ) -> dict[str, Any]:
-    """Figures of every library that has samples.
+    """Return figures of every library that has samples.
 
     Args:
         logits: (N, columns).

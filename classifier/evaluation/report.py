@@ -88,7 +88,7 @@ def evaluate_classifier(
 
 
 def _matching(outputs: LabelSpace, name: str, path: Path) -> Matching:
-    """A classifier's libraries, and the partial one that the folder defines, if it is none of theirs.
+    """Return a classifier's libraries, and the partial one that the folder defines, if it is none of theirs.
 
     Raises:
         UsageError: neither knows the name.
@@ -166,7 +166,7 @@ def _predictions(
 
 
 def _draw_matrix(figures: dict[str, Any], title: str, path: Path) -> None:
-    """A confusion matrix with counts; the shade is the share of a row."""
+    """Draw a confusion matrix with counts; the shade is the share of a row."""
     import matplotlib.figure
 
     matrix, labels = np.array(figures["matrix"]), list(figures["labels"])

@@ -27,7 +27,9 @@ UNKNOWN = 127.5
 
 
 def resample(windows: Tensor, theta: Tensor, size_px: int) -> Tensor:
-    """One affine resampling, reflected at the edge: windows (N, 3, S, S) float, theta (N, 2, 3) for ``affine_grid``."""
+    """Return one affine resampling, reflected at the edge: windows (N, 3, S, S) float, theta (N, 2, 3) for
+    ``affine_grid``.
+    """
     grid = F.affine_grid(theta, [len(windows), 3, size_px, size_px], align_corners=False)
     return F.grid_sample(windows, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

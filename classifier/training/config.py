@@ -123,7 +123,7 @@ class ClassifierTraining:
             raise UsageError("--distil-weight and --distil-temperature: expected numbers above 0.")
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must have been made with to be resumed."""
+        """Return what a checkpoint must have been made with to be resumed."""
         left_out = {"libraries", "out", "device", "precision", "match_table", "complete", "start_from", "distil"}
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
         settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
@@ -158,7 +158,7 @@ class ClassifierTraining:
         return self.stop == "converged" or self.keep == "best"
 
     def size_px(self, step: int) -> int:
-        """The side to which the windows of a step are enlarged."""
+        """Return the side to which the windows of a step are enlarged."""
         end = 0.0
         for share, side in self.sizes:
             end += share

@@ -35,7 +35,7 @@ class Teacher:
 
 
 def add_teacher_labels(path: Path, outputs: LabelSpace) -> LabelSpace:
-    """``outputs`` with the labels that a teacher was taught as taught too.
+    """Return ``outputs`` with the labels that a teacher was taught as taught too.
 
     Raises:
         ModelError: no such model.
@@ -105,7 +105,7 @@ def _read(cache: Path, key: str) -> npt.NDArray[np.float32] | None:
 def distillation_loss(
     logits: Tensor, teacher: Teacher, rows: npt.NDArray[np.int64], outputs: LabelSpace, temperature: float
 ) -> Tensor:
-    """The divergence of a batch's probabilities from the teacher's, summed over the libraries.
+    """Return the divergence of a batch's probabilities from the teacher's, summed over the libraries.
 
     Within each library both are softmax over the labels that both models were taught, at the given temperature; its
     square keeps the gradients as large as those of labels.

@@ -75,7 +75,7 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
 
 
 def _labels(image: AnnotatedImage) -> tuple[str, ...]:
-    """The labels of an image whose pixels can be read too.
+    """Return the labels of an image whose pixels can be read too.
 
     Raises:
         DataError: something of it cannot be read.

@@ -89,7 +89,7 @@ def _from_other_models(made: dict[str, Any]) -> list[str]:
 
 
 def model_card(header: ModelHeader) -> str:
-    """The card of a classifier, in Markdown."""
+    """Return the card of a classifier, in Markdown."""
     made = header.architecture
     outputs = LabelSpace.from_dict(header.outputs)
     trained = {column for column, yes in zip(outputs.columns, outputs.trained, strict=True) if yes}

@@ -23,7 +23,7 @@ STEM = "conv_stem.weight"
 
 
 def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[str], None]) -> Classifier:
-    """A network to train, with the weights that it starts from.
+    """Return a network to train, with the weights that it starts from.
 
     Args:
         config: what is to be done.

@@ -119,7 +119,7 @@ def _factors(config: ClassifierTraining, matching: Matching) -> dict[int, float]
 
 
 def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
-    """The data sets of a training, each split into what teaches and what is held out."""
+    """Return the data sets of a training, each split into what teaches and what is held out."""
     names = {library.name.lower(): library.name for library in libraries_of(config.libraries)}
     opened = []
     for name, path in config.libraries:
@@ -150,7 +150,7 @@ class _EarlyStopping:
                 self.state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     def converged(self, config: ClassifierTraining) -> bool:
-        """Whether training shall end."""
+        """Tell whether training shall end."""
         return config.stop == "converged" and self.stale >= config.patience
 
 
@@ -217,7 +217,7 @@ def fit(
 
 
 def _held_loss(model: Classifier, held: PatchDataset, config: ClassifierTraining, outputs: LabelSpace) -> float:
-    """The loss on held-out nuclei, at the model's own size."""
+    """Return the loss on held-out nuclei, at the model's own size."""
     logits = torch.from_numpy(predict_logits(model, held, config.device, config.computed_in))
     return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
 
@@ -234,7 +234,7 @@ class _LibrarySampler:
         self.batch_size = config.batch_size
 
     def __call__(self, step: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
-        """The places (batch size,) of a step's samples."""
+        """Return the places (batch size,) of a step's samples."""
         kinds = len(self.weights)
         turn = (torch.arange(self.batch_size) + step * self.batch_size) % kinds
         chosen = torch.zeros(self.batch_size, dtype=torch.int64)
@@ -255,7 +255,9 @@ def _step(
     teacher: Teacher | None,
     step: int,
 ) -> JointLoss:
-    """One step; all its random numbers follow from the seed and the step, so that a resumed training repeats them."""
+    """Return one step; all its random numbers follow from the seed and the step, so that a resumed training repeats
+    them.
+    """
     model.train()
     device = torch.device(config.device)
     seed = int(np.random.SeedSequence((config.seed, step)).generate_state(1, np.uint64)[0] >> 1)
@@ -295,7 +297,7 @@ def _views(
     step: int,
     generator: torch.Generator,
 ) -> list[torch.Tensor]:
-    """What the network sees of a batch: windows, and contexts for one that looks at them too."""
+    """Return what the network sees of a batch: windows, and contexts for one that looks at them too."""
 
     def planes(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         return torch.from_numpy(pixels).to(config.device).permute(0, 3, 1, 2).contiguous()

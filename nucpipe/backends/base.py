@@ -44,7 +44,7 @@ class Backend(Protocol):
     max_concurrency: int
 
     def __call__(self, *pixels: Pixels) -> Floats:
-        """The network's output for its inputs, each (N, H, W, channels) uint8, N at least 1: (N, ...) float32."""
+        """Return the output, (N, ...) float32, for the inputs, each (N, H, W, channels) uint8, N at least 1."""
 
 
 def assert_finite(result: Floats) -> Floats:

@@ -34,7 +34,7 @@ KEPT = 12
 
 
 def network_key(path: Path, code: Sequence[Path]) -> str:
-    """The name under which a network is kept.
+    """Return the name under which a network is kept.
 
     Args:
         path: its model file.
@@ -49,7 +49,7 @@ def network_key(path: Path, code: Sequence[Path]) -> str:
 
 
 def converted_network(build: Callable[[], nn.Module], inputs: Sequence[Input], key: str | None) -> Any:
-    """An OpenVINO model whose inputs are (N, H, W, channels) uint8.
+    """Return an OpenVINO model whose inputs are (N, H, W, channels) uint8.
 
     Args:
         build: makes the network; not called if it is kept.
@@ -84,7 +84,7 @@ def converted_network(build: Callable[[], nn.Module], inputs: Sequence[Input], k
 
 
 def _read(place: Path) -> Any:
-    """The model that is kept there; None if there is none, or it cannot be read, and then it is removed."""
+    """Return the model that is kept there; None if there is none, or it cannot be read, and then it is removed."""
     if not place.is_dir():
         return None
     try:

@@ -90,7 +90,7 @@ def rewrite_header(path: Path, header: ModelHeader) -> None:
 
 
 def read_header(path: Path) -> ModelHeader:
-    """The header alone.
+    """Return the header alone.
 
     Raises:
         ModelError: no such file, or no model file of nucpipe.
@@ -131,7 +131,7 @@ def _check(header: ModelHeader) -> None:
 
 
 def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
-    """The header and the tensors in float32 (integers as they are), on the CPU.
+    """Return the header and the tensors in float32 (integers as they are), on the CPU.
 
     Raises:
         ModelError: as :func:`read_header`; a weight is NaN or infinite.
@@ -152,6 +152,6 @@ def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
 
 
 def fingerprint(path: Path) -> str:
-    """SHA-256 of the file, as ``sha256:<64 hex digits>``."""
+    """Return the SHA-256 of the file, as ``sha256:<64 hex digits>``."""
     with path.open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()

@@ -98,7 +98,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def to_openvino(network: nn.Module, *shapes: tuple[int, ...]) -> Any:
-    """An OpenVINO model of a network, traced with an image of each shape (1, H, W, channels); its inputs are uint8.
+    """Return an OpenVINO model of a network, traced with an image of each shape (1, H, W, channels); its inputs are
+    uint8.
 
     ``openvino.convert_model`` does the same, but traces three times.
     """
@@ -118,6 +119,8 @@ def to_openvino(network: nn.Module, *shapes: tuple[int, ...]) -> Any:
 
 
 def _depth_to_space(node: Any) -> list[Any]:
-    """A pixel shuffle as the one operation that it is; OpenVINO's own conversion turns and reorders all it moves."""
+    """Return a pixel shuffle as the one operation that it is; OpenVINO's own conversion turns and reorders all it
+    moves.
+    """
     factor = int(node.get_values_from_const_input(1))
     return [import_openvino("opset8").depth_to_space(node.get_input(0), "depth_first", factor).output(0)]

@@ -22,7 +22,7 @@ def select_backend(
     inputs: Sequence[Input] = (Input(),),
     key: str | None = None,
 ) -> Backend:
-    """The fastest way to run a network there.
+    """Return the fastest way to run a network there.
 
     Args:
         build: makes the network, with weights: from (N, channels, H, W) uint8, one of each input, to one tensor, in

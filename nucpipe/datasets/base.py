@@ -54,11 +54,11 @@ class AnnotatedImage(ABC):
 
     @abstractmethod
     def annotation(self) -> Annotation:
-        """The nuclei."""
+        """Return the nuclei."""
 
 
 def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
-    """An image file as RGB (H, W, 3) uint8.
+    """Return an image file as RGB (H, W, 3) uint8.
 
     Raises:
         DataError: the file is missing, or not an image that OpenCV reads.
@@ -72,7 +72,7 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def library_fields(path: Path) -> dict[str, Any] | None:
-    """What the ``library.toml`` of a data folder says; None without one.
+    """Return what the ``library.toml`` of a data folder says; None without one.
 
     Raises:
         DataError: it is no TOML.
@@ -87,7 +87,7 @@ def library_fields(path: Path) -> dict[str, Any] | None:
 
 
 def labels_of(path: Path, published: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels, in order, of the library that a data folder defines by ``library.toml``; else ``published``."""
+    """Return the labels, in order, of a data folder's ``library.toml``; without one ``published``."""
     fields = library_fields(path)
     return tuple(map(str, fields.get("labels", ()))) if fields is not None else published
 
@@ -120,7 +120,8 @@ def split_groups(
 
 
 def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[str]) -> list[AnnotatedImage]:
-    """The images that patterns name by image or group; all without patterns. ``name`` is the set's, for the message.
+    """Return the images that patterns name by image or group; all without patterns. ``name`` is the set's, for the
+    message.
 
     Raises:
         UsageError: there is none.

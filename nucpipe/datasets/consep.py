@@ -53,7 +53,7 @@ class ConsepImage(AnnotatedImage):
         return read_rgb(self.image_path)
 
     def annotation(self) -> Annotation:
-        """The nuclei; labels are "" where the ``.mat`` has no ``inst_type`` (Kumar).
+        """Return the nuclei; labels are "" where the ``.mat`` has no ``inst_type`` (Kumar).
 
         Raises:
             DataError: the ``.mat`` is broken, or its arrays do not fit each other.
@@ -79,7 +79,7 @@ class ConsepImage(AnnotatedImage):
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """The images of a folder in CoNSeP's layout, or of its ``Train`` and ``Test``; empty if it is none.
+    """Return the images of a folder in CoNSeP's layout, or of its ``Train`` and ``Test``; empty if it is none.
 
     Raises:
         DataError: an image has no label file.

@@ -31,7 +31,7 @@ class PanNukeImage(AnnotatedImage):
         return np.load(self.images_path, mmap_mode="r")[self.index].astype(np.uint8)  # type: ignore[no-any-return]
 
     def annotation(self) -> Annotation:
-        """The nuclei. Instance ids are made unique across the five channels."""
+        """Return the nuclei. Instance ids are made unique across the five channels."""
         masks = np.load(self.masks_path, mmap_mode="r")[self.index]
         instances = np.zeros(masks.shape[:2], np.int32)
         labels: list[str] = []
@@ -60,7 +60,8 @@ def _masks_for(images: Path, root: Path) -> Path:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """The images of every fold below ``path`` (``Fold 1/images/fold1/images.npy`` or flat); empty if there is none.
+    """Return the images of every fold below ``path`` (``Fold 1/images/fold1/images.npy`` or flat); empty if there is
+    none.
 
     Raises:
         DataError: a file of a fold is missing, or arrays of a fold differ in length.

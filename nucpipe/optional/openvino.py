@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 def import_openvino(module: str = "") -> ModuleType:
-    """A module of OpenVINO, such as ``frontend``, or "" for itself.
+    """Return a module of OpenVINO, such as ``frontend``, or "" for itself.
 
     Importing it sends an event to an analytics server, with a number that it keeps in the user's home, through the
     package ``openvino_telemetry``. OpenVINO does without that where it cannot be imported, so it cannot be, from here

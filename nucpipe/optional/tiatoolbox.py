@@ -12,7 +12,9 @@ from types import ModuleType
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings or log records: tiatoolbox warns of things that are of no account here, through the root logger."""
+    """Yield no warnings or log records: tiatoolbox warns of things that are of no account here, through the root
+    logger.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -25,7 +27,7 @@ def quiet() -> Iterator[None]:
 
 
 def import_tiatoolbox(module: str) -> ModuleType:
-    """A module of tiatoolbox, such as ``wsicore.wsireader``, or "" for itself.
+    """Return a module of tiatoolbox, such as ``wsicore.wsireader``, or "" for itself.
 
     Importing it sets up the root logger, which is undone.
 

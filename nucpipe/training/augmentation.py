@@ -41,7 +41,7 @@ class StainChange:
     brightness: torch.Tensor
 
     def __call__(self, batch: torch.Tensor, pivot: torch.Tensor | None = None) -> torch.Tensor:
-        """The changed images.
+        """Return the changed images.
 
         Args:
             batch: (N, 3, H, W) float, RGB 0-255.

@@ -64,11 +64,11 @@ class OutputLocation:
         self.began = file_system_now(self.root)
 
     def folder(self, job: Job) -> Path:
-        """Where a slide's results are made."""
+        """Return where a slide's results are made."""
         return self.root / job.folder
 
     def shown(self, job: Job) -> Path | RemotePath:
-        """Where a person finds them."""
+        """Return where a person finds them."""
         return self.folder(job) if self.address is None else self.address / job.folder
 
     def summary_line(self, result: SlideResult, job: Job) -> None:
@@ -126,7 +126,7 @@ class OutputLocation:
         return replace(result, status="done")
 
     def made_meanwhile(self, job: Job) -> bool:
-        """Whether another process of the same batch has finished the slide since this one began."""
+        """Tell whether another process of the same batch has finished the slide since this one began."""
         try:
             return (self.folder(job) / "run.json").stat().st_mtime > self.began
         except OSError:
@@ -153,7 +153,7 @@ def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
 
 
 def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> SlideResult | None:
-    """The result that stands at an address, if it is whole.
+    """Return the result that stands at an address, if it is whole.
 
     Raises:
         OutputError: one of another slide, or of other models or settings, stands there.

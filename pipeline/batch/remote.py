@@ -29,7 +29,7 @@ LAST = ("nuclei.zarr/zarr.json", "run.json")
 
 
 def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
-    """The file system behind an address, and the path in it.
+    """Return the file system behind an address, and the path in it.
 
     Raises:
         UsageError: fsspec knows no such protocol, or the package for it is missing.
@@ -49,7 +49,7 @@ def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
 
 
 def list_slides(address: RemotePath, is_slide: Callable[[str], bool]) -> Iterator[tuple[RemotePath, PurePosixPath]]:
-    """The slides at an address and the folder of results of each: itself, or all below it where it is a folder.
+    """Yield the slides at an address and the folder of results of each: itself, or all below it where it is a folder.
 
     Raises:
         UsageError: there is none, or the store cannot be asked.
@@ -75,13 +75,13 @@ def list_slides(address: RemotePath, is_slide: Callable[[str], bool]) -> Iterato
 
 
 def local_folder(address: RemotePath, purpose: str) -> Path:
-    """A folder in the cache that belongs to an address: for its slide, or for its unfinished results."""
+    """Return a folder in the cache that belongs to an address: for its slide, or for its unfinished results."""
     return cache_folder() / purpose / hashlib.sha256(address.rstrip("/").encode()).hexdigest()[:24]
 
 
 @contextmanager
 def fetched(address: RemotePath) -> Iterator[Path]:
-    """The slide at an address as a file (or folder) on this disk, for as long as the block runs.
+    """Yield the slide at an address as a file (or folder) on this disk, for as long as the block runs.
 
     Raises:
         SlideError: it is not there or cannot be fetched.
@@ -116,7 +116,7 @@ def _get(files: AbstractFileSystem, source: str, target: Path) -> None:
 
 
 def version(address: RemotePath) -> str:
-    """What tells the object at an address from another that was there before.
+    """Return what tells the object at an address from another that was there before.
 
     Raises:
         SlideError: it is not there or cannot be asked for.
@@ -151,7 +151,7 @@ def send(folder: Path, names: Sequence[str], address: RemotePath) -> None:
 
 
 def read(address: RemotePath) -> bytes | None:
-    """What an address holds; None where there is nothing.
+    """Return what an address holds; None where there is nothing.
 
     Raises:
         OutputError: the store cannot be asked.
@@ -185,7 +185,7 @@ def write(address: RemotePath, content: bytes) -> None:
 
 @contextmanager
 def reaching(address: RemotePath) -> Iterator[None]:
-    """Whatever a file system's library raises -> an OutputError."""
+    """Yield whatever a file system's library raises -> an OutputError."""
     try:
         yield
     except NucpipeError:

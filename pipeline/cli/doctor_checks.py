@@ -60,7 +60,7 @@ class Finding:
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """All checks, one after another; none raises.
+    """Yield all checks, one after another; none raises.
 
     Args:
         folder: where results shall go; it may not exist yet.

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def measure_options(table: str) -> Callable[[F], F]:
-    """The options that both measurements share; ``table`` is the CSV file that they write beside the figures."""
+    """Return the options that both measurements share; ``table`` is the CSV file that they write beside the figures."""
 
     def add(command: F) -> F:
         options = [

@@ -37,7 +37,7 @@ def library_option(required: bool = True) -> Callable[[F], F]:
 
 
 def decide_options() -> list[Callable[[Any], Any]]:
-    """``--decide`` and ``--threshold``."""
+    """Return ``--decide`` and ``--threshold``."""
     return [
         click.option(
             "--decide",
@@ -82,7 +82,7 @@ def decided(command: F) -> F:
 
 
 def match_options(command: F) -> F:
-    """Which label teaches another library's."""
+    """Return which label teaches another library's."""
     options = [
         click.option(
             "--match",

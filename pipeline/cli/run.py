@@ -19,7 +19,7 @@ DEFAULT = RunConfig()
 
 
 def run_options(command: F) -> F:
-    """The options that ``run`` and ``demo`` share, but ``--out``: models, labels, tissue, results, performance."""
+    """Add the options that ``run`` and ``demo`` share, but ``--out``."""
     options = [
         click.option(
             "--segmentor",
@@ -164,7 +164,7 @@ def demo(out: str, **options: Any) -> None:
 
 
 def config_of(no_geojson: bool, **options: Any) -> RunConfig:
-    """The settings that the command line asked for."""
+    """Return the settings that the command line asked for."""
     return RunConfig(**options, geojson=not no_geojson)
 
 

@@ -91,7 +91,7 @@ def serve(host: str, port: int, token_file: Path | None, max_mb: float, **option
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token, from a file or from the environment, where other users of the machine cannot read it.
+    """Return the token, from a file or from the environment, where other users of the machine cannot read it.
 
     Raises:
         UsageError: the file cannot be read.

@@ -21,7 +21,7 @@ def train() -> None:
 
 
 def train_options(steps: int, batch_size: int, learning_rate: float) -> Callable[[F], F]:
-    """The options that both trainings share, with the defaults of one of them."""
+    """Return the options that both trainings share, with the defaults of one of them."""
 
     def add(command: F) -> F:
         options = [
@@ -68,7 +68,7 @@ def train_options(steps: int, batch_size: int, learning_rate: float) -> Callable
 
 
 def parsed_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given, ready for a training's config."""
+    """Return the options that were given, ready for a training's config."""
     from nucpipe.backends.device import pick_device
 
     out: Path = options["out"]

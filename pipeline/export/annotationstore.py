@@ -92,7 +92,7 @@ def _write(store: Store, path: Path, library: Library, centroids: bool, exact: b
 
 
 def _properties(part: Store, primary: Library) -> Iterator[str]:
-    """What stands with each annotation, as JSON; what a nucleus has not is left out, for JSON has no NaN."""
+    """Yield what stands with each annotation, as JSON; what a nucleus has not is left out, for JSON has no NaN."""
     columns = columns_of(part)
     for name in ("id", "x_l0", "y_l0"):
         del columns[name]

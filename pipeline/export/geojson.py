@@ -109,7 +109,7 @@ def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool
 def _measurements(
     part: Store, probabilities: npt.NDArray[np.float32], numbers: dict[str, npt.NDArray[np.int8]]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """What is measured of each nucleus, by name; NaN where it is missing."""
+    """Return what is measured of each nucleus, by name; NaN where it is missing."""
     columns = {"Detection probability": part.detection_p, "Area µm^2": part.area_um2}
     columns |= {name: part.measure(measure) for measure, name in MEASUREMENTS.items()}
     p = label_probabilities(probabilities, part.info.outputs, numbers)
@@ -140,7 +140,7 @@ def _shape(
 
 
 def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[CategoricalText]:
-    """Each nucleus's labels by library, several of one library as one text, and the detector's own type."""
+    """Return each nucleus's labels by library, several of one library as one text, and the detector's own type."""
     outputs = part.info.outputs
     members = []
     if types := part.info.segmentor_types:
@@ -158,7 +158,7 @@ def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[CategoricalTex
 
 
 def _sets(chosen: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """The rows that occur, and the number of each row's among them."""
+    """Return the rows that occur, and the number of each row's among them."""
     packed = np.packbits(chosen, axis=1)
     # As byte strings, which numpy sorts several times as fast as rows.
     _, first, which = np.unique(packed.view(f"S{packed.shape[1]}")[:, 0], return_index=True, return_inverse=True)

@@ -101,7 +101,7 @@ def _write_label_images(store: Store, labels: zarr.Group, libraries: Sequence[Li
 
 
 def _meanings(library: Library) -> dict[str, Any]:
-    """The colours and the names of a library's values."""
+    """Return the colours and the names of a library's values."""
     colours = [[*colour, 255] for colour in (*library.colours, no_label_colour())]
     return {
         "colors": [{"label-value": k, "rgba": rgba} for k, rgba in enumerate(colours, 1)],
@@ -110,7 +110,7 @@ def _meanings(library: Library) -> dict[str, Any]:
 
 
 def drawn_blocks(store: Store) -> Iterator[tuple[Block, Store, npt.NDArray[np.int64]]]:
-    """The blocks of level 0 that nuclei reach into.
+    """Yield the blocks of level 0 that nuclei reach into.
 
     Yields:
         (row, column) of the block; nuclei, some of which reach into it; and (h, w) int64, for each pixel of the block
@@ -130,7 +130,7 @@ def drawn_blocks(store: Store) -> Iterator[tuple[Block, Store, npt.NDArray[np.in
 
 
 def _survey(store: Store) -> tuple[float, set[Block]]:
-    """How far a nucleus reaches from its centroid at most, in pixels, and the blocks that nuclei may reach into."""
+    """Return how far nuclei reach from their centroids, in pixels, and the blocks that they may reach into."""
     reach, blocks = 0.0, set[Block]()
     for part in store.batches():
         offsets, points = part.contours()

@@ -28,7 +28,7 @@ Ints = npt.NDArray[np.int64]
 
 
 def geometries_of(part: Store, centroids: bool = False, exact: bool = False) -> npt.NDArray[Any]:
-    """(N,) valid shapely polygons, or points, in level-0 pixels with two decimals; see :func:`coordinates_of`."""
+    """Return (N,) valid shapely polygons, or points, in level-0 pixels; see :func:`coordinates_of`."""
     import shapely
 
     offsets, hundredths = coordinates_of(part, centroids, exact)
@@ -41,7 +41,7 @@ def geometries_of(part: Store, centroids: bool = False, exact: bool = False) -> 
 def coordinates_of(
     part: Store, centroids: bool = False, exact: bool = False, origin: tuple[int, int] = (0, 0)
 ) -> tuple[Ints, Ints]:
-    """Closed, valid rings, or points, in hundredths of a level-0 pixel from ``origin``.
+    """Return closed, valid rings, or points, in hundredths of a level-0 pixel from ``origin``.
 
     Args:
         part: the nuclei.
@@ -96,7 +96,7 @@ def smooth_rings(offsets: Ints, hundredths: Ints, pixel: float) -> tuple[Ints, I
 
 @jit
 def _smooth(ring: Ints, pixel: float) -> Ints:
-    """The ring with its corners cut; empty where it is to stay as it is."""
+    """Return the ring with its corners cut; empty where it is to stay as it is."""
     count = len(ring)
     # In half pixels from the first point: whole numbers, so that what lies on a line is known exactly.
     halves = np.empty((count, 2), np.int64)
@@ -151,7 +151,7 @@ def _twice_area(ring: Ints) -> int:
 
 
 def valid_rings(offsets: Ints, hundredths: Ints, centroids: npt.NDArray[np.float64]) -> tuple[Ints, Ints]:
-    """Closed, valid rings from such as may be neither; all coordinates but the centroids' in hundredths of a pixel.
+    """Close and mend rings; all coordinates but the centroids' are in hundredths of a pixel.
 
     GEOS takes many times as long for this as a look at all pairs of sides does, so it is asked about those rings only
     in which sides meet.
@@ -169,7 +169,7 @@ def valid_rings(offsets: Ints, hundredths: Ints, centroids: npt.NDArray[np.float
 
 @jit
 def _closed(starts: Ints, ends: Ints, points: Ints) -> tuple[Ints, Ints]:
-    """Offsets and points of the rings ``points[starts[i]:ends[i]]``, each with its first point at its end."""
+    """Return offsets and points of the rings ``points[starts[i]:ends[i]]``, each with its first point at its end."""
     offsets = np.zeros(len(starts) + 1, np.int64)
     for i in range(len(starts)):
         first, last = points[starts[i]], points[ends[i] - 1]
@@ -187,7 +187,7 @@ def _closed(starts: Ints, ends: Ints, points: Ints) -> tuple[Ints, Ints]:
 
 @jit
 def _doubtful(offsets: Ints, points: Ints) -> npt.NDArray[np.bool_]:
-    """(N,) whether a ring may be invalid: sides of it meet that are no neighbours, or lie on each other."""
+    """Return (N,) whether a ring may be invalid: sides of it meet that are no neighbours, or lie on each other."""
     doubtful = np.zeros(len(offsets) - 1, np.bool_)
     for i in range(len(doubtful)):
         start, end = offsets[i], offsets[i + 1]
@@ -199,7 +199,7 @@ def _doubtful(offsets: Ints, points: Ints) -> npt.NDArray[np.bool_]:
 
 @jit
 def _meets_itself(ring: Ints) -> bool:
-    """Whether a ring is anything but simple. Exact, for the coordinates are whole numbers below 2**30."""
+    """Tell whether a ring is anything but simple. Exact, for the coordinates are whole numbers below 2**30."""
     count = len(ring)
     for i in range(count):
         px, py = ring[i]
@@ -232,7 +232,7 @@ def _same_side(a: int, b: int) -> bool:
 
 
 def _valid_ring(points: npt.NDArray[np.float64], centroid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The closed ring of a polygon if that is valid, else of its largest piece, see :func:`_repaired`."""
+    """Return the closed ring of a polygon if that is valid, else of its largest piece, see :func:`_repaired`."""
     import shapely
 
     # Of fewer points there is no polygon, and shapely refuses them.
@@ -243,7 +243,7 @@ def _valid_ring(points: npt.NDArray[np.float64], centroid: npt.NDArray[np.float6
 
 
 def _repaired(invalid: Any, centroid: npt.NDArray[np.float64]) -> Any:
-    """The largest piece of an invalid polygon, without holes; one pixel at the centroid where nothing is left."""
+    """Return an invalid polygon's largest piece, without holes; a pixel at the centroid where nothing is left."""
     import shapely
 
     # make_valid cuts lines where they cross, which is seldom on the grid; set_precision brings the cuts onto it.

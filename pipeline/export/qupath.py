@@ -68,7 +68,7 @@ def _colours(library: Library) -> dict[str, Any]:
 
 
 def _write_scripts(folder: Path, place: Path, libraries: Sequence[Library]) -> None:
-    """The scripts, which know where the folder will lie."""
+    """Write the scripts, which know where the folder will lie."""
     names = "[" + ", ".join(_groovy(library.name) for library in libraries) + "]"
     text = SCRIPTS.joinpath("import-nuclei.groovy").read_text("utf-8")
     (folder / "import-nuclei.groovy").write_text(text.replace("@FOLDER@", _groovy(str(place))), "utf-8")
@@ -80,5 +80,5 @@ def _write_scripts(folder: Path, place: Path, libraries: Sequence[Library]) -> N
 
 
 def _groovy(text: str) -> str:
-    """A string of Groovy's."""
+    """Return a string of Groovy's."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

@@ -186,7 +186,7 @@ def export_result(
 
 
 def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Path, overwrite: bool = False) -> int:
-    """One folder for QuPath with the nuclei of several slides; returns their number.
+    """Return one folder for QuPath with the nuclei of several slides; returns their number.
 
     Raises:
         UsageError: as for :func:`export_result`; two slides have one name.
@@ -237,7 +237,7 @@ def _check_free(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def _pixels(result: Result, kind: ExportFormat, wanted: ExportOptions) -> bool:
-    """Whether the export holds the slide's pixels: where it can, unless they are not wanted or the slide is gone."""
+    """Tell whether an export holds pixels: where it can, unless they are not wanted or the slide is gone."""
     if "image" not in kind.takes or wanted.image_mpp == 0:
         return False
     if wanted.slide is not None or wanted.image_mpp is not None:
@@ -250,6 +250,6 @@ def _pixels(result: Result, kind: ExportFormat, wanted: ExportOptions) -> bool:
 
 
 def _named(path: Path, kind: ExportFormat, library: str) -> Path:
-    """``nuclei-PanNuke.geojson`` for ``nuclei.geojson``."""
+    """Return ``nuclei-PanNuke.geojson`` for ``nuclei.geojson``."""
     ending = max((end for end in kind.endings if path.name.endswith(end)), key=len)
     return path.with_name(f"{path.name.removesuffix(ending)}-{library}{ending}")

@@ -81,7 +81,7 @@ def process_regions(
     timer: StageTimer | None = None,
     keep: NucleusFilter | None = None,
 ) -> Iterator[LabelledRegion]:
-    """Nuclei and labels of each region, in the order of ``regions``.
+    """Yield nuclei and labels of each region, in the order of ``regions``.
 
     Everything runs in threads, on several regions at once, while the caller does what it likes with those that are
     finished. A network whose device is the processor itself runs in the ``workers`` threads that post-process, so that
@@ -116,9 +116,7 @@ def process_regions(
     def find(predicted: tuple[RegionPixels, npt.NDArray[np.float32]]) -> DetectedRegion:
         region_pixels, prediction = predicted
         nuclei = models.detector.nuclei(prediction, grid.mpp_w * w_per_px)
-        return keep_owned(
-            region_pixels, keep.apply(nuclei), grid, tissue, w_per_px, content(region_pixels.region)
-        )
+        return keep_owned(region_pixels, keep.apply(nuclei), grid, tissue, w_per_px, content(region_pixels.region))
 
     def content(region: Region) -> BoxW | None:
         return slide.content_w(grid, region.read_box_w) if models.classifier.context else None
@@ -155,7 +153,7 @@ def process_regions(
 
 
 def working_px(detector: Detector) -> int:
-    """Working pixels per pixel of the detector: 2 for one that takes 0.5 um, 1 for 0.25 um."""
+    """Return working pixels per pixel of the detector: 2 for one that takes 0.5 um, 1 for 0.25 um."""
     return round(detector.input_mpp / FINE_MPP)
 
 
@@ -177,7 +175,7 @@ def window_grid_w(detector: Detector) -> tuple[int, int]:
 
 
 def resize(pixels: Pixels, stride: int, w_per_px: int) -> Pixels:
-    """Pixels of ``stride`` working pixels as pixels of ``w_per_px`` working pixels; the sides come out whole.
+    """Return pixels of ``stride`` working pixels as pixels of ``w_per_px`` working pixels; the sides come out whole.
 
     Shrinking takes the mean, enlarging (a slide at 0.5 um for a detector that takes 0.25 um) is cubic.
     """
@@ -231,7 +229,7 @@ def keep_owned_w(
 
 
 def within(content_w: BoxW, read_box_w: BoxW, stride: int) -> BoxW:
-    """The part of a window that shows the slide and not its reflection, in the window's pixels."""
+    """Return the part of a window that shows the slide and not its reflection, in the window's pixels."""
     x0, y0, x1, y1 = read_box_w
     left, top = max(content_w[0], x0), max(content_w[1], y0)
     right, bottom = max(left, min(content_w[2], x1)), max(top, min(content_w[3], y1))
@@ -276,7 +274,7 @@ def classify_found(
         batches.append(executor.submit(classify, joined))
 
     def collect(most: int) -> Iterator[LabelledRegion]:
-        """What is finished, once no more than ``most`` batches are under way."""
+        """Yield what is finished, once no more than ``most`` batches are under way."""
         while batches and (len(batches) > most or batches[0].done()):
             done.append(executor.result(batches.popleft()))
         while waiting and len(waiting[0][1]) <= sum(map(len, done)):

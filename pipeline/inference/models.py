@@ -71,13 +71,14 @@ class Models:
 
 
 def bundled_models(kind: str) -> dict[str, Path]:
-    """The files of the bundled models of that kind, by name."""
+    """Return the files of the bundled models of that kind, by name."""
     folder = Path(str(resources.files(KINDS[kind]).joinpath("weights")))
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
 def find_model(kind: str, name: str) -> Path:
-    """The file of a model given by its name (a bundled one, or a published HoVer-Net, fetched once) or by its path.
+    """Return the file of a model given by its name (a bundled one, or a published HoVer-Net, fetched once) or by its
+    path.
 
     Raises:
         UsageError: neither.
@@ -102,12 +103,12 @@ def find_model(kind: str, name: str) -> Path:
 
 
 def describe_models() -> list[tuple[Path, ModelHeader]]:
-    """Path and header of every bundled model."""
+    """Return path and header of every bundled model."""
     return [(path, read_header(path)) for kind in KINDS for path in bundled_models(kind).values()]
 
 
 def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dict[str, dict[str, Any]]:
-    """What a result says of its models, with the licence and the training data that their files state.
+    """Return what a result says of its models, with the licence and the training data that their files state.
 
     Args:
         described: by kind, the model's name, its fingerprint, and more.
@@ -134,12 +135,12 @@ def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dic
 
 @cache
 def _bundled(kind: str) -> dict[str, Path]:
-    """The bundled models of that kind, by fingerprint."""
+    """Return the bundled models of that kind, by fingerprint."""
     return {fingerprint(path): path for path in bundled_models(kind).values()} if kind in KINDS else {}
 
 
 def published_models() -> list[tuple[str, str, str]]:
-    """Of each published HoVer-Net its name, what taught it, and where its weights lie or will be put."""
+    """Return of each published HoVer-Net its name, what taught it, and where its weights lie or will be put."""
     from segmentation.hovernet.zoo import zoo_path
 
     paths = {name: zoo_path(name) for name in PUBLISHED}

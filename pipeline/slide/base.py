@@ -53,7 +53,7 @@ class Slide(ABC):
 
     @abstractmethod
     def read_level(self, level: int, box: Box) -> Image:
-        """A level's own pixels.
+        """Return a level's own pixels.
 
         Args:
             level: 0 is the finest.
@@ -89,7 +89,7 @@ class Slide(ABC):
         return len(self.levels)
 
     def read(self, grid: WorkingGrid, read_box_w: Box) -> Image:
-        """Pixels on the working grid.
+        """Return pixels on the working grid.
 
         A slide on its own grid gives its level-0 pixels to the bit. A resampled one gives every pixel a value that
         depends on its place on the slide alone, so windows that overlap agree to the bit. Beyond the slide's edges
@@ -150,12 +150,12 @@ class Slide(ABC):
         return resample(lambda source: self.read_level(index, source), level.size, scale, box)
 
     def _best_level(self, l0_per_px: float) -> int:
-        """The coarsest level whose pixels are no coarser than ``l0_per_px``; else level 0."""
+        """Return the coarsest level whose pixels are no coarser than ``l0_per_px``; else level 0."""
         finest = l0_per_px * (1 + LEVEL_TOLERANCE)
         return max((i for i, level in enumerate(self.levels) if level.downsample <= finest), default=0)
 
     def thumbnail(self, max_px: int) -> Image:
-        """The whole slide in small, never enlarged.
+        """Return the whole slide in small, never enlarged.
 
         Returns:
             (h, w, 3) uint8 RGB, its longest side at most ``max_px``; one of its pixels is ``size_l0[0] / w`` by
@@ -168,7 +168,7 @@ class Slide(ABC):
         return self._in_blocks(width / w, height / h, (0, 0, w, h))
 
     def shrunk(self, l0_per_px: float, box: Box) -> Image:
-        """A part of the slide in small.
+        """Return a part of the slide in small.
 
         Args:
             l0_per_px: level-0 pixels per pixel, at least 1.
@@ -196,13 +196,13 @@ class Slide(ABC):
 
 
 def shrunk_size(size: tuple[int, int], max_px: int) -> tuple[int, int]:
-    """(width, height) of an image of ``size`` in small: its longest side at most ``max_px``, never enlarged."""
+    """Return (width, height) of an image of ``size`` in small: its longest side at most ``max_px``, never enlarged."""
     shrink = max(1.0, max(size) / max_px)
     return max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
 
 
 def describe(slide: Slide) -> dict[str, object]:
-    """What ``nucpipe info`` tells of a slide: names and values for people, in order."""
+    """Return what ``nucpipe info`` tells of a slide: names and values for people, in order."""
     width, height = slide.size_l0
     grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
     how = "its own pixels" if grid.l0_per_read == 1 else "resampled"

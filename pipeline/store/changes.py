@@ -37,7 +37,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def _fields(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields by name, those of ``settings`` and ``models`` among them."""
+    """Return the fields by name, those of ``settings`` and ``models`` among them."""
     fields: dict[str, Any] = {}
     for key, value in fingerprint.items():
         fields |= value if key in ("settings", "models") and isinstance(value, dict) else {key: value}
@@ -50,7 +50,7 @@ def _text(value: Any) -> str:
 
 
 def _file(value: Any) -> str:
-    """A model, or an option that may name a file, without its fingerprint."""
+    """Return a model, or an option that may name a file, without its fingerprint."""
     return _text(value.get("name") or value.get("file")) if isinstance(value, dict) else _text(value)
 
 

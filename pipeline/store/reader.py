@@ -100,14 +100,14 @@ class StoreInfo:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
-        """From the form that :meth:`to_dict` gives."""
+        """Make it of the form that :meth:`to_dict` gives."""
         width, height = fields["size_l0"]
         x, y = fields["origin_l0"]
         outputs = LabelSpace.from_dict(fields["outputs"])
         return cls(**{**fields, "size_l0": (width, height), "origin_l0": (x, y), "outputs": outputs})
 
     def to_dict(self) -> dict[str, Any]:
-        """The form that the store's metadata hold."""
+        """Return the form that the store's metadata hold."""
         return {**asdict(self), "outputs": self.outputs.to_dict()}
 
 
@@ -169,13 +169,15 @@ def _write(journal: Journal, found: RegionIndex, path: Path, info: StoreInfo) ->
 
 
 def blocks_across(size_l0: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of blocks that cover the slide, and the rim by which the working grid may reach beyond it."""
+    """Return rows and columns of blocks that cover the slide, and the rim by which the working grid may reach beyond
+    it.
+    """
     width, height = size_l0
     return height // BLOCK_L0 + 2, width // BLOCK_L0 + 2
 
 
 def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, zarr.Array[Any]]:
-    """The table without its rows; returns the arrays that :func:`table_rows` fills, by path."""
+    """Return the table without its rows; returns the arrays that :func:`table_rows` fills, by path."""
     outputs = info.outputs
     names = [library.name for library in outputs.libraries]
     numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2", *MEASURES]
@@ -196,7 +198,7 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
 
 
 def table_rows(nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> dict[str, npt.NDArray[Any]]:
-    """What stands in the table of these nuclei, by the path of the array."""
+    """Return what stands in the table of these nuclei, by the path of the array."""
     values: dict[str, npt.NDArray[Any]] = {
         "table/X": labels.probabilities,
         "table/obsm/spatial": nuclei.centroids,
@@ -261,12 +263,13 @@ class Store:
         return len(self.rows)
 
     def batches(self, size: int = 16384) -> Iterator[Store]:
-        """These nuclei in parts of ``size``, in order; none where there are no nuclei."""
+        """Yield these nuclei in parts of ``size``, in order; none where there are no nuclei."""
         for start in range(0, len(self), size):
             yield replace(self, rows=self.rows[start : start + size])
 
     def window(self, x0: float, y0: float, x1: float, y1: float) -> Store:
-        """Those of these nuclei whose centroid lies in a box of level-0 pixels, ``x0 <= x < x1`` and ``y0 <= y < y1``.
+        """Return those of these nuclei whose centroid lies in a box of level-0 pixels, ``x0 <= x < x1`` and ``y0 <= y <
+        y1``.
 
         Only the blocks that the box touches are read, so it takes as long on a large slide as on a small one.
 
@@ -283,7 +286,7 @@ class Store:
         return replace(self, rows=rows[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)])
 
     def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Store:
-        """Those of these nuclei that have at least that area and detection probability.
+        """Return those of these nuclei that have at least that area and detection probability.
 
         Args:
             min_area: square micrometres; None: as in the run.
@@ -303,7 +306,7 @@ class Store:
         return replace(self, info=replace(self.info, settings={**self.info.settings, **kept.to_dict()}), rows=rows)
 
     def stricter_filter(self, min_area: float | None = None, min_detection: float | None = None) -> NucleusFilter:
-        """The filter that :meth:`filtered` applies, see there."""
+        """Return the filter that :meth:`filtered` applies, see there."""
         before = self.info.nucleus_filter
         kept = NucleusFilter(
             before.min_area_um2 if min_area is None else min_area,
@@ -321,7 +324,7 @@ class Store:
         return kept
 
     def _rows_of_blocks(self, x0: float, y0: float, x1: float, y1: float) -> npt.NDArray[np.int64]:
-        """The nuclei of the blocks that a box touches, by number."""
+        """Return the nuclei of the blocks that a box touches, by number."""
         if not (self.path / "index/blocks").is_dir():
             raise OutputError(f"{self.path}: written by an earlier nucpipe, without an index; run the slide again.")
         down, across = blocks_across(self.info.size_l0)
@@ -368,7 +371,7 @@ class Store:
         return self._read("table/obs/area_um2")
 
     def measure(self, name: str) -> npt.NDArray[np.float32]:
-        """(N,) float32, one of ``segmentation.nuclei.MEASURES``; NaN where it was not measured."""
+        """Return (N,) float32, one of ``segmentation.nuclei.MEASURES``; NaN where it was not measured."""
         if not (self.path / "table" / "obs" / name).is_dir():  # a store from before there were measures
             return np.full(len(self), np.nan, np.float32)
         return self._read(f"table/obs/{name}")
@@ -381,7 +384,7 @@ class Store:
         return self._read("table/obs/segmentor_type/codes")
 
     def label_numbers(self, library: str) -> npt.NDArray[np.int8]:
-        """(N,) int8, the number of each nucleus's label in that library; -1 where it has none.
+        """Return (N,) int8, the number of each nucleus's label in that library; -1 where it has none.
 
         Raises:
             UsageError: the store has no such library.
@@ -389,7 +392,7 @@ class Store:
         return self._read(f"table/obs/{self.info.outputs.library(library).name}/codes")
 
     def label_probabilities(self, library: str) -> npt.NDArray[np.float32]:
-        """(N,) float32, the probability of each nucleus's label in that library; NaN where it has none.
+        """Return (N,) float32, the probability of each nucleus's label in that library; NaN where it has none.
 
         Raises:
             UsageError: the store has no such library.
@@ -397,7 +400,7 @@ class Store:
         return self._read(f"table/obs/{self.info.outputs.library(library).name}_p")
 
     def contours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """The outlines: offsets (N+1,) int64 from 0, and points (M, 2) float32, x and y in level-0 pixels.
+        """Return the outlines: offsets (N+1,) int64 from 0, and points (M, 2) float32, x and y in level-0 pixels.
 
         Nucleus i is the ring ``points[offsets[i]:offsets[i + 1]]``, as in :class:`segmentation.nuclei.Nuclei`.
         """
@@ -412,7 +415,9 @@ class Store:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))]), np.concatenate(parts)
 
     def column(self, path: str) -> npt.NDArray[Any]:
-        """(N, ...) of any array of the table that has a row for each nucleus, by its path such as ``obs/area_um2``."""
+        """Return (N, ...) of any array of the table that has a row for each nucleus, by its path such as
+        ``obs/area_um2``.
+        """
         values = self._read(f"table/{path}")
         return values.astype(object) if values.dtype.kind == "T" else values
 
@@ -421,7 +426,7 @@ class Store:
         return np.concatenate([self._read_rows(name, start, stop)[which] for start, stop, which in spans])
 
     def _spans(self) -> list[tuple[int, int, slice | npt.NDArray[np.int64]]]:
-        """What to read for these nuclei: start and stop of rows that lie together, and which of those they are."""
+        """Return start and stop of rows that are read together for these nuclei, and which of those they are."""
         rows = self.rows
         if isinstance(rows, range):
             return [(rows.start, rows.stop, slice(None))] if rows else []

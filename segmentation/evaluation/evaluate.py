@@ -18,7 +18,7 @@ from segmentation.nuclei import Nuclei
 
 
 def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) -> Nuclei:
-    """The nuclei of a whole image, in its own pixels.
+    """Return the nuclei of a whole image, in its own pixels.
 
     Args:
         detector: any.
@@ -61,6 +61,8 @@ def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterat
 
 
 def evaluate_segmentor(detector: Detector, sets: Mapping[str, Sequence[AnnotatedImage]]) -> dict[str, Any]:
-    """The figures (see :func:`segmentation.evaluation.scores.figures_of`) of each set that has images with outlines."""
+    """Return the figures (see :func:`segmentation.evaluation.scores.figures_of`) of each set that has images with
+    outlines.
+    """
     scores = {name: [score for score, _ in score_images(detector, images)] for name, images in sets.items()}
     return {name: figures_of(some) for name, some in scores.items() if some}

@@ -54,7 +54,7 @@ def evaluate_segmentor(
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """Figures of a segmentor on annotated data, by the name of the data's folder.
+    """Return figures of a segmentor on annotated data, by the name of the data's folder.
 
     Args:
         path: the model file.
@@ -97,7 +97,7 @@ def evaluate_segmentor(
 
 
 def measure(detector: Detector, images: Sequence[AnnotatedImage]) -> list[Case]:
-    """Every image that has outlines, measured."""
+    """Return every image that has outlines, measured."""
     return [Case(image, score, nuclei) for image in images for score, nuclei in score_images(detector, [image])]
 
 
@@ -120,7 +120,7 @@ def write(out: Path, figures: dict[str, Any], cases: dict[str, list[Case]]) -> N
 
 
 def draw_worst(cases: Sequence[Case], path: Path) -> None:
-    """The images with the least PQ: what is annotated on the left, what was found on the right; red is what has no
+    """Draw the images with the least PQ: what is annotated on the left, what was found on the right; red is what has no
     partner with an IoU above 0.5."""
     import matplotlib.figure
 
@@ -144,7 +144,7 @@ def draw_worst(cases: Sequence[Case], path: Path) -> None:
 def outlined(
     pixels: npt.NDArray[np.uint8], instances: npt.NDArray[np.integer], matched: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint8]:
-    """A copy of the pixels with the edges of instances, green if they are matched, else red."""
+    """Return a copy of the pixels with the edges of instances, green if they are matched, else red."""
     edge = np.zeros(instances.shape, bool)
     for axis in (0, 1):
         for step in (1, -1):

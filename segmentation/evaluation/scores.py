@@ -40,7 +40,7 @@ class ImageScore:
     def of(
         cls, name: str, annotation: Annotation, nuclei: Nuclei, mpp: float, types: Sequence[str] | None = None
     ) -> ImageScore:
-        """Of one image.
+        """Count for one image.
 
         Args:
             name: of the image.
@@ -62,7 +62,7 @@ class ImageScore:
 
 
 def figures_of(scores: Sequence[ImageScore]) -> dict[str, Any]:
-    """The figures of a set of images, rounded to four digits.
+    """Return the figures of a set of images, rounded to four digits.
 
     Returns:
         ``images``; means over images of ``dice``, ``aji``, ``aji_plus``, ``dq``, ``sq``, ``pq``; the same of all images
@@ -84,7 +84,7 @@ def figures_of(scores: Sequence[ImageScore]) -> dict[str, Any]:
 def type_figures(
     scores: Sequence[ImageScore], types: Iterable[str], groups: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Accuracy of the types of paired nuclei, and F_c of each type (Graham et al. 2019).
+    """Return accuracy of the types of paired nuclei, and F_c of each type (Graham et al. 2019).
 
     Args:
         scores: of the images of a set.
@@ -102,7 +102,7 @@ def type_figures(
 
 
 def figure_lines(name: str, figures: dict[str, Any]) -> list[str]:
-    """The figures of a set for people.
+    """Return the figures of a set for people.
 
     Args:
         name: of the set.
@@ -122,7 +122,9 @@ def figure_lines(name: str, figures: dict[str, Any]) -> list[str]:
 
 
 def draw_instances(nuclei: Nuclei, shape: tuple[int, int]) -> npt.NDArray[np.int32]:
-    """An instance map (H, W) int32 of outlines in pixels of that map, ids 1..N; exact for outlines on pixel corners."""
+    """Return an instance map (H, W) int32 of outlines in pixels of that map, ids 1..N; exact for outlines on pixel
+    corners.
+    """
     instances = np.zeros(shape, np.int32)
     for i in range(len(nuclei)):
         ring = nuclei.contour(i)

@@ -73,7 +73,9 @@ def _at_edges(instances: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
 
 
 def judge(detector: Detector, image: AnnotatedImage) -> JudgedImage | None:
-    """All nuclei that the detector finds on an image, whatever its own filter; None for an image without outlines."""
+    """Return all nuclei that the detector finds on an image, whatever its own filter; None for an image without
+    outlines.
+    """
     instances = image.annotation().instances
     if instances is None:
         return None
@@ -81,12 +83,12 @@ def judge(detector: Detector, image: AnnotatedImage) -> JudgedImage | None:
 
 
 def mean_quality(images: Sequence[JudgedImage], kept: NucleusFilter) -> float:
-    """Mean PQ over images."""
+    """Return mean PQ over images."""
     return float(np.mean([image.panoptic_quality(kept) for image in images]))
 
 
 def choose_filter(sets: Mapping[str, Sequence[JudgedImage]]) -> NucleusFilter:
-    """The filter that raises PQ the most and, beyond that, removes the smallest nuclei at no set's cost.
+    """Return the filter that raises PQ the most and, beyond that, removes the smallest nuclei at no set's cost.
 
     The least detection probability is the one with the highest mean PQ, every set weighing the same. The least area is
     then the largest with which no set has a lower PQ than without any filter.

@@ -98,7 +98,7 @@ class PublishedHoVerNet(Detector):
         self.settings = settings or PostProcessing()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The maps of a region's window.
+        """Return the maps of a region's window.
 
         Args:
             pixels: (H + 2 M, W + 2 M, 3) uint8 RGB at 0.25 um with M = ``margin_px``; H and W multiples of
@@ -120,7 +120,9 @@ class PublishedHoVerNet(Detector):
         return maps
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """The nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel size."""
+        """Return the nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel
+        size.
+        """
         types = prediction[3].astype(np.uint8) if self.types else None
         found = find_nuclei(prediction[:3], mpp, self.settings, types=types)
         return found.transformed(1.0, (self.margin_px, self.margin_px))
@@ -150,7 +152,7 @@ class _Stacked(torch.nn.Module):
                     setattr(parent, name, _Repeated(child.get_buffer("unpool_mat")))
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """(N, 3, side, side) windows to (N, 3 or 4, step, step). The network takes 0-255 and scales by itself."""
+        """Turn (N, 3, side, side) windows, 0-255, into maps (N, 3 or 4, step, step)."""
         branches: Mapping[str, torch.Tensor] = self.network(windows.float())
         nuclear = branches["np"].float()
         parts = [nuclear[:, 1:] - nuclear[:, :1], branches["hv"].float()]
@@ -160,7 +162,8 @@ class _Stacked(torch.nn.Module):
 
 
 def load_published(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> PublishedHoVerNet:
-    """The detector in a file of HoVer-Net's authors (``.tar``, weights under ``desc``) or of tiatoolbox (``.pth``).
+    """Return the detector in a file of HoVer-Net's authors (``.tar``, weights under ``desc``) or of tiatoolbox
+    (``.pth``).
 
     Mode and number of types are read from the weights. Types are named if the file's name says on what data the model
     learnt (as the published ones do) and their number fits; else they are ``type_1``, ``type_2``, ...
@@ -198,7 +201,7 @@ def _network(mode: str, types: int | None) -> torch.nn.Module:
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name. Nothing but tensors and plain containers is unpickled."""
+    """Read tensors by name. Nothing but tensors and plain containers is unpickled."""
     if not path.is_file():
         raise ModelError(f"{path}: no such model file.")
     try:
@@ -215,7 +218,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _type_names(stem: str, count: int | None) -> tuple[str, ...]:
-    """Names of the types 1 to ``count`` - 1 of a model whose file is called ``stem``."""
+    """Return names of the types 1 to ``count`` - 1 of a model whose file is called ``stem``."""
     if count is None:
         return ()
     known = next((names for data, names in TYPES.items() if data in stem.lower() and len(names) == count - 1), None)

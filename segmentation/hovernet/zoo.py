@@ -41,13 +41,15 @@ SUFFIXES = (".tar", ".pth", ".pt")
 
 
 def zoo_path(name: str) -> Path:
-    """Where the weights of that model lie: in tiatoolbox's own folder, or else in nucpipe's cache, fetched or not."""
+    """Return where the weights of that model lie: in tiatoolbox's own folder, or else in nucpipe's cache, fetched or
+    not.
+    """
     of_toolbox = Path(import_tiatoolbox("").rcParam["TIATOOLBOX_HOME"]) / "models" / f"{name}.pth"
     return of_toolbox if of_toolbox.is_file() else cache_folder() / "models" / f"{name}.pth"
 
 
 def zoo_weights(name: str) -> Path:
-    """The file of a model of tiatoolbox's zoo, fetched if it is not there yet, which is said before.
+    """Return the file of a model of tiatoolbox's zoo, fetched if it is not there yet, which is said before.
 
     Raises:
         ModelError: it is not there and cannot be fetched.
@@ -72,5 +74,5 @@ def zoo_weights(name: str) -> Path:
 
 
 def cause(error: Exception) -> str:
-    """What an exception of a library says, on one line."""
+    """Return what an exception of a library says, on one line."""
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__

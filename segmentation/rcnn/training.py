@@ -52,7 +52,7 @@ class RCNNTask:
         self.shares = areas / areas.sum()
 
     def new_model(self) -> nn.Module:
-        """With random weights.
+        """Make a network with random weights.
 
         Raises:
             UsageError: the encoder is no ResNet of torchvision.
@@ -65,7 +65,7 @@ class RCNNTask:
             ) from error
 
     def batch(self, step: int) -> ObjectBatch:
-        """The batch of that step; it depends on (seed, step) alone."""
+        """Return the batch of that step; it depends on (seed, step) alone."""
         rng = np.random.default_rng((self.source.seed, step))
         chosen = rng.choice(len(self.shares), self.source.tiles_of_512, p=self.shares)
         tiles = [self.source.warped(int(k), TILE_PX, rng) for k in chosen]

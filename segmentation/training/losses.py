@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 
 def _sobel(size_px: int, device: torch.device) -> torch.Tensor:
-    """Horizontal derivative kernel of the paper's reference: x / (x^2 + y^2)."""
+    """Return horizontal derivative kernel of the paper's reference: x / (x^2 + y^2)."""
     r = torch.arange(size_px, dtype=torch.float32, device=device) - size_px // 2
     y, x = torch.meshgrid(r, r, indexing="ij")
     return x / (x * x + y * y + 1e-15)
 
 
 def hv_gradients(hv: torch.Tensor, size_px: int = 5) -> torch.Tensor:
-    """dH/dx and dV/dy.
+    """Return dH/dx and dV/dy.
 
     Args:
         hv: (N, 2, H, W), horizontal and vertical maps.
@@ -29,7 +29,7 @@ def hv_gradients(hv: torch.Tensor, size_px: int = 5) -> torch.Tensor:
 
 
 def hovernet_loss(maps: torch.Tensor, nuclear: torch.Tensor, hv: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The four terms; their weighted sum is trained.
+    """Return the four terms; their weighted sum is trained.
 
     Args:
         maps: (N, 3, H, W) float32, the network's output.

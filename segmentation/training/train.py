@@ -88,7 +88,7 @@ class SegmentorTraining:
             raise UsageError(f"--widths: only a hovernet has them, {self.architecture} has none.")
 
     def settings(self) -> dict[str, Any]:
-        """What a checkpoint must have been made with to be resumed."""
+        """Return what a checkpoint must have been made with to be resumed."""
         names = ("hold_out", "steps", "batch_size", "learning_rate", "seed", "encoder", "widths")
         settings: dict[str, Any] = {"data": [str(p) for p in self.data], "precision": self.computed_in}
         settings["start_from"] = [str(path) for path in self.start_from]
@@ -144,10 +144,10 @@ class TrainingTask(Protocol):
         """Names of the losses."""
 
     def new_model(self) -> nn.Module:
-        """The network that the training starts from."""
+        """Return the network that the training starts from."""
 
     def batch(self, step: int) -> Any:
-        """The batch of that step; it depends on the step alone."""
+        """Return the batch of that step; it depends on the step alone."""
 
     def step(self, model: Any, optimizer: torch.optim.Optimizer, batch: Any, seed: int) -> dict[str, float]:
         """Learn from a batch; the losses by name."""
@@ -209,7 +209,7 @@ def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[
 
 
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
-    """The network with the weights that the training starts from."""
+    """Return the network with the weights that the training starts from."""
     if config.start_from:
         start = _start(config)
         widths = config.widths or start.widths
@@ -234,7 +234,7 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
 
 
 def _start(config: SegmentorTraining) -> HoVerNet:
-    """The network of ``start_from``, or the mean of several."""
+    """Return the network of ``start_from``, or the mean of several."""
     networks = []
     for path in config.start_from:
         network, header = read_hovernet(path)

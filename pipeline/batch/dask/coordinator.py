@@ -70,7 +70,7 @@ def run_on_cluster(
 
 
 def for_workers(config: RunConfig) -> RunConfig:
-    """Settings that mean the same in another process's folder.
+    """Return settings that mean the same in another process's folder.
 
     Raises:
         UsageError: they name a model or a library that is not there.
@@ -89,7 +89,7 @@ def for_workers(config: RunConfig) -> RunConfig:
 
 @contextmanager
 def connected(address: str) -> Iterator[tuple[Client, int]]:
-    """A client of the cluster, and how many of its workers share this machine (0: it is not ours to know).
+    """Yield a client of the cluster, and how many of its workers share this machine (0: it is not ours to know).
 
     Raises:
         UsageError: see :func:`run_on_cluster`.
@@ -187,7 +187,7 @@ class Coordinator:
         self._looked = -math.inf
 
     def run(self) -> list[SlideResult]:
-        """Until every slide is done with."""
+        """Run until every slide is done."""
         self.client.subscribe_topic(self.topic, lambda event: self.view.progress(event[1]))
         try:
             while not self.tracker.stopped:
@@ -211,7 +211,7 @@ class Coordinator:
         return self.tracker.results
 
     def _look_at_workers(self) -> None:
-        """Workers come and go."""
+        """Look which workers have come and gone."""
         if time.monotonic() - self._looked < POLL_S:
             return
         self._looked = time.monotonic()
@@ -294,7 +294,7 @@ class Coordinator:
             self._finish_if_done(one)
 
     def _value(self, future: Future) -> Any:
-        """What a task gave; a Failed where its workers died."""
+        """Return what a task gave; a Failed where its workers died."""
         from distributed import KilledWorker
 
         from pipeline.batch.dask.worker import Failed

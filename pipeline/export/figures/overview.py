@@ -53,12 +53,12 @@ def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) ->
 
 
 def paint(thumbnail: Picture, store: Store, library: Library) -> Picture:
-    """The slide, pale, with its nuclei in the colours of a library; at least 800 pixels on the longer side."""
+    """Return the slide, pale, with its nuclei in the colours of a library; at least 800 pixels on the longer side."""
     return _nuclei_on(_pale(_at_least(thumbnail, MIN_SIDE_PX)), store, library)
 
 
 def _at_least(image: Picture, side_px: int) -> Picture:
-    """Enlarged, if need be, so that the longer side has ``side_px``."""
+    """Enlarge, if need be, so that the longer side has ``side_px``."""
     factor = side_px / max(image.shape[:2])
     if factor <= 1:
         return image
@@ -68,7 +68,7 @@ def _at_least(image: Picture, side_px: int) -> Picture:
 
 
 def _pale(image: Picture) -> Picture:
-    """Nearly grey and light, so that colours on it stand out."""
+    """Make a picture nearly grey and light, so that colours on it stand out."""
     grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     # Three quarters of the colour gone, and half way to white.
     return np.asarray(cv2.addWeighted(image, 0.125, grey, 0.375, 127.5), np.uint8)
@@ -91,7 +91,7 @@ def _nuclei_on(picture: Picture, store: Store, library: Library) -> Picture:
 
 
 def _typical_diameter_um(store: Store) -> float:
-    """Of a disc of the median area; 0 where there are no nuclei."""
+    """Return the radius of a disc of the median area; 0 where there are no nuclei."""
     area = float(np.median(store.area_um2)) if len(store) else 0.0
     return 2 * math.sqrt(area / math.pi)
 
@@ -123,7 +123,7 @@ def _draw_outlines(
 
 
 def _page(stained: Picture, labelled: Picture, store: Store, library: Library) -> Image.Image:
-    """The pictures with a title above them, a scale bar below, and a legend, so that all fit a page best."""
+    """Return the pictures with a title above them, a scale bar below, and a legend, so that all fit a page best."""
     h, w = stained.shape[:2]
     unit = max(h, w) / MIN_SIDE_PX  # text and margins grow with the picture
     margin, head, foot = round(40 * unit), round(90 * unit), round(50 * unit)
@@ -156,7 +156,7 @@ def _darker(colour: Sequence[int]) -> Colour:
 
 
 def _font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib: it has the letters of most languages, Pillow's own only English's."""
+    """Load DejaVu Sans of matplotlib: it has the letters of most languages, Pillow's own font only English's."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     # Found, not imported: that takes a third of a second.
     package = find_spec("matplotlib")
@@ -179,7 +179,7 @@ def _title(draw: ImageDraw.ImageDraw, store: Store, at: tuple[int, int], width: 
 
 
 def _legend_rows(store: Store, library: Library) -> list[tuple[Colour, str, int]]:
-    """(colour, name, nuclei) of each label that the classifier knows."""
+    """Return (colour, name, nuclei) of each label that the classifier knows."""
     counts = np.zeros(len(library.labels) + 1, np.int64)  # the last one is number -1
     for part in store.batches():
         np.add.at(counts, part.label_numbers(library.name), 1)
@@ -193,7 +193,9 @@ def _legend_rows(store: Store, library: Library) -> list[tuple[Colour, str, int]
 
 
 def _legend(store: Store, library: Library, unit: float, width: int = 0) -> Image.Image:
-    """The library's name, and for each label its colour, name, nuclei and share, in as many columns as fit a width."""
+    """Return the library's name, and for each label its colour, name, nuclei and share, in as many columns as fit a
+    width.
+    """
     rows = _legend_rows(store, library)
     total = max(1, sum(count for _, _, count in rows))
     font, gap = _font(20 * unit), 24 * unit

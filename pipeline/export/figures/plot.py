@@ -79,7 +79,7 @@ def plot(
 
 
 def _draw_slide(result: Result, window: Window, ax: Axes, slide: str | Path | None) -> None:
-    """The slide's pixels, where the slide is at hand."""
+    """Draw the slide's pixels, where the slide is at hand."""
     try:
         opened = result.open_slide(slide)
     except UsageError:
@@ -93,7 +93,7 @@ def _draw_slide(result: Result, window: Window, ax: Axes, slide: str | Path | No
 
 
 def view(slide: Slide, window_l0: Window, max_px: int) -> tuple[npt.NDArray[np.uint8], Window]:
-    """A part of the slide to look at, made smaller where its longer side is above ``max_px``, never enlarged.
+    """Return a part of the slide to look at, made smaller where its longer side is above ``max_px``, never enlarged.
 
     Args:
         slide: open.
@@ -121,7 +121,7 @@ def _draw_nuclei(
     centres: npt.NDArray[np.float64],
     contours: list[npt.NDArray[np.float32]] | None,
 ) -> None:
-    """Nuclei in one colour, as outlines or as dots, with one entry in the legend."""
+    """Draw nuclei in one colour, as outlines or as dots, with one entry in the legend."""
     if contours:
         from matplotlib.collections import PolyCollection
 

@@ -62,12 +62,12 @@ def css(colour: Colour) -> str:
 
 
 def words(label: str) -> str:
-    """A label as people read it."""
+    """Return a label as people read it."""
     return label.replace("_", " ")
 
 
 def label_of(library: Library, number: int) -> Label:
-    """The label of that number; "no label" for -1 and for the number after the last."""
+    """Return the label of that number; "no label" for -1 and for the number after the last."""
     if number in (-1, len(library.labels)):
         return Label("no label", css(no_label_colour()))
     return Label(words(library.labels[number]), css(library.colours[number]))
@@ -94,7 +94,7 @@ def histogram(
 
 
 def heat_row(counts: npt.NDArray[np.int64], meant: npt.NDArray[np.bool_]) -> list[Cell]:
-    """The cells of a row of label pairs, coloured by their share of the row."""
+    """Return the cells of a row of label pairs, coloured by their share of the row."""
     total, cells = max(1, int(counts.sum())), []
     for count, same in zip(counts.tolist(), meant.tolist(), strict=True):
         share = count / total

@@ -131,7 +131,7 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
 def _shared(
     facts: ReportStats, info: StoreInfo, filters: Iterable[NucleusFilter], mm2: float | None, first: str
 ) -> dict[str, Any]:
-    """What the report of a slide and that of a batch both show."""
+    """Return what the report of a slide and that of a batch both show."""
     libraries = facts.outputs.libraries
     pairs = zip(facts.outputs.columns, facts.outputs.trained, strict=True)
     data = with_training_data(info.models).get("classifier", {}).get("data", ())
@@ -170,7 +170,7 @@ def _shared(
 
 
 def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
-    """Counts, shares, densities and mean probabilities of a library's labels, with "no label" last if there is any."""
+    """Return counts, shares, densities and mean probabilities of labels, with "no label" last if there is any."""
     result = []
     for k, (count, mean) in enumerate(
         zip(facts.counts[library.name].tolist(), facts.mean_p[library.name].tolist(), strict=True)
@@ -184,7 +184,7 @@ def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
 
 
 def _cell_um(facts: ReportStats, info: StoreInfo) -> float:
-    """Side of a cell of the density maps."""
+    """Return the side of a cell of the density maps."""
     cells = next(iter(facts.density.values())).shape[1:]
     return float(max(info.size_l0) * info.mpp / max(cells))
 
@@ -203,7 +203,7 @@ def _density_maps(facts: ReportStats, library: Library) -> list[dict[str, Any]]:
 
 
 def _pair(facts: ReportStats, a: Library, b: Library) -> dict[str, Any]:
-    """How the labels of one library meet those of another."""
+    """Return how the labels of one library meet those of another."""
     table = facts.crosswalk[a.name, b.name]
     lines = [k for k in range(len(a.labels) + 1) if table[k].sum()]
     columns = [k for k in range(len(b.labels) + 1) if facts.counts[b.name][k]]
@@ -219,7 +219,7 @@ def _pair(facts: ReportStats, a: Library, b: Library) -> dict[str, Any]:
 
 
 def methods(info: StoreInfo, run: dict[str, Any]) -> dict[str, str]:
-    """What a methods section says: date, slide, command, version, models with what they learnt from, settings."""
+    """Return what a methods section says: date, slide, command, version, models and their data, settings."""
     width, height = info.size_l0
     slide = f"{info.slide_name}, {width:,} × {height:,} pixels of {info.mpp:.4g} µm"
     found = {"date": run["finished"].replace("T", " ").replace("+00:00", " UTC")} if "finished" in run else {}
@@ -234,7 +234,7 @@ def methods(info: StoreInfo, run: dict[str, Any]) -> dict[str, str]:
 
 
 def _learnt_from(model: dict[str, Any]) -> str:
-    """The data that taught a model, with the licences."""
+    """Return the data that taught a model, with the licences."""
     data = [one for one in model.get("data", ()) if one.get("images") != 0]
     names = [f"{one['name']} ({one['licence']})" if "licence" in one else one["name"] for one in data]
     licence = model.get("licence") if not all("licence" in one for one in data) else ""
@@ -249,7 +249,7 @@ def _setting(key: str, value: Any) -> str:
 
 
 def batch_methods(results: Sequence[Result], runs: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """What is common to the slides; what is not says so."""
+    """Return what is common to the slides; what is not says so."""
     each = [methods(result.store.info, run) for result, run in zip(results, runs, strict=True)]
     dates = sorted(one["date"] for one in each if "date" in one)
     common = {"date": f"{dates[0]} to {dates[-1]}"} if dates else {}
@@ -260,13 +260,13 @@ def batch_methods(results: Sequence[Result], runs: Sequence[dict[str, Any]]) -> 
 
 
 def _link(report: Path, page: Path) -> str | None:
-    """A slide's report as seen from the batch's; None where there is none."""
+    """Return a slide's report as seen from the batch's; None where there is none."""
     return Path(os.path.relpath(report, page.parent)).as_posix() if report.is_file() else None
 
 
 @cache
 def _templates() -> jinja2.Environment:
-    """The templates; every value is escaped."""
+    """Return the templates; every value is escaped."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.export.report"),
         autoescape=True,

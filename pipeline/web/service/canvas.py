@@ -33,7 +33,7 @@ class BatchCanvas(Slide):
     """
 
     def __init__(self, first: Slide) -> None:
-        """Of images that have the pixel size of ``first``."""
+        """Make a canvas of images that have the pixel size of ``first``."""
         own = WorkingGrid.for_slide(first.size_l0, first.mpp)
         self.grid = replace(own, size_w=(SLOT_W * SLOTS, SLOT_W))
         side = round(self.grid.to_l0(float(SLOT_W * SLOTS)))
@@ -57,11 +57,11 @@ class BatchCanvas(Slide):
             yield Region(region.index, (a + x, b + y, c + x, d + y), (e + x, f + y, g + x, h + y))
 
     def slot(self, region: Region) -> int:
-        """Of which image a region is."""
+        """Return the image that a region is of."""
         return region.core_w[0] // SLOT_W
 
     def in_image(self, region: Region, nuclei_l0: Nuclei) -> Nuclei:
-        """A region's nuclei in level-0 pixels of its image."""
+        """Return a region's nuclei in level-0 pixels of its image."""
         x, y = (self.grid.to_l0(float(edge)) for edge in self._corner_w(self.slot(region)))
         return nuclei_l0.transformed(1.0, (-x, -y))
 
@@ -85,7 +85,7 @@ class BatchCanvas(Slide):
         return x, y, x + width, y + height
 
     def read_level(self, level: int, box: Box) -> Image:
-        """A sheet has no pixels beside those of its images."""
+        """Return a sheet has no pixels beside those of its images."""
         raise NotImplementedError
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ class Viewed:
 
 
 def viewer_app(viewed: Viewed) -> Starlette:
-    """The web application of one result."""
+    """Return the web application of one result."""
     pages = _Pages(viewed)
     routes = [
         Route("/", pages.index),
@@ -136,7 +136,7 @@ class _Pages:
         )
 
     def crop(self, request: Request) -> Response:
-        """What the classifier saw of a nucleus."""
+        """Return what the classifier saw of a nucleus."""
         number, slide = request.path_params["number"], self.viewed.slide
         if not 0 <= number < len(self.store) or slide is None:
             return _missing("crop")

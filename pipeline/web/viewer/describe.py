@@ -18,7 +18,7 @@ from segmentation.nuclei import NucleusFilter
 
 
 def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str, kept: NucleusFilter) -> dict[str, Any]:
-    """The slide, its libraries with their labels' colours and counts, and how tiles are asked for.
+    """Return the slide, its libraries with their labels' colours and counts, and how tiles are asked for.
 
     Args:
         result: the result.
@@ -63,7 +63,7 @@ def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
 
 
 def describe_nucleus(store: Store, number: int) -> dict[str, Any]:
-    """One nucleus: its place, its outline, and the probability of every label, the likeliest first."""
+    """Return one nucleus: its place, its outline, and the probability of every label, the likeliest first."""
     one = replace(store, rows=np.array([number]))
     probabilities = one.probabilities
     chosen = decide(probabilities, store.info.outputs, store.info.rule)[0]

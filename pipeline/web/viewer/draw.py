@@ -54,7 +54,7 @@ class Tile:
 
 
 def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice, filled: bool = True) -> Picture:
-    """The nuclei of a tile: (h, w, 4) uint8, blue, green, red, opacity; outlines are filled or not.
+    """Return the nuclei of a tile: (h, w, 4) uint8, blue, green, red, opacity; outlines are filled or not.
 
     Raises:
         UsageError: no such library.
@@ -124,7 +124,7 @@ def _draw_density(
     colours: Picture,
     share: float,
 ) -> None:
-    """The mean colour of a pixel's nuclei, each of which covers that share of it; the more, the more opaque."""
+    """Paint the mean colour of a pixel's nuclei, each of which covers that share of it; the more, the more opaque."""
     height, width = opacity.shape
     x, y = places.T
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)

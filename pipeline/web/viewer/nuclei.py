@@ -69,20 +69,20 @@ class Outlines:
         return cls(rows, offsets, points, np.concatenate([least, most], axis=1))
 
     def touching(self, box_l0: BoxL0) -> npt.NDArray[np.bool_]:
-        """(N,) which outlines' boxes touch another box."""
+        """Return (N,) which outlines' boxes touch another box."""
         least, most = self.boxes[:, :2], self.boxes[:, 2:]
         touching: npt.NDArray[np.bool_] = np.all((most >= box_l0[:2]) & (least <= box_l0[2:]), axis=1)
         return touching
 
     def select(self, which: Rows) -> Outlines:
-        """Those at these places."""
+        """Return those at these places."""
         starts, lengths = self.offsets[which], np.diff(self.offsets)[which]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         points = self.points[np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])]
         return Outlines(self.rows[which], offsets, points, self.boxes[which])
 
     def ring(self, i: int) -> npt.NDArray[np.float32]:
-        """The outline at place ``i``: (K, 2)."""
+        """Return the outline at place ``i``: (K, 2)."""
         return self.points[self.offsets[i] : self.offsets[i + 1]]
 
 
@@ -127,7 +127,7 @@ class NucleiMap:
         return REACH_UM / self.store.info.mpp
 
     def labels(self, library: str) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-        """(N,) the number of each nucleus's label, -1 for none, and (N,) its probability, NaN where it has none.
+        """Return (N,) the number of each nucleus's label, -1 for none, and (N,) its probability, NaN where it has none.
 
         Raises:
             UsageError: no such library.
@@ -137,7 +137,7 @@ class NucleiMap:
         return self._labels[library]
 
     def shown(self, rows: Rows | slice, choice: Choice) -> npt.NDArray[np.bool_]:
-        """Which of these nuclei are shown."""
+        """Return which of these nuclei are shown."""
         numbers, p = self.labels(choice.library)
         count = len(self.store.info.outputs.library(choice.library).labels)
         on = np.ones(count + 1, bool)  # the last one is number -1
@@ -148,7 +148,7 @@ class NucleiMap:
         return visible & choice.kept.keeps(self.area_um2[rows], self.detection_p[rows])
 
     def counts(self, choice: Choice) -> npt.NDArray[np.int64]:
-        """(labels + 1,) how many nuclei of each label the filters leave, "no label" last.
+        """Return (labels + 1,) how many nuclei of each label the filters leave, "no label" last.
 
         A label that is switched off has the number that switching it on would show.
         """
@@ -157,7 +157,7 @@ class NucleiMap:
         return np.bincount(np.where(numbers < 0, count, numbers), minlength=count + 1)
 
     def rows_in(self, box_l0: BoxL0, reach: bool = False) -> Rows:
-        """Numbers of the nuclei in the cells that a box touches: all in the box and some round it.
+        """Return numbers of the nuclei in the cells that a box touches: all in the box and some round it.
 
         Args:
             box_l0: x0, y0, x1, y1.
@@ -177,14 +177,14 @@ class NucleiMap:
                 yield line * self._columns + x0, line * self._columns + x1 + 1
 
     def shuffled(self, rows: Rows) -> Rows:
-        """Places in ``rows`` in an order by chance that is the same in every tile.
+        """Return places in ``rows`` in an order by chance that is the same in every tile.
 
         What is drawn in it, one over another, shows a true mixture of colours, and no seams.
         """
         return np.argsort(self._rank[rows])
 
     def outlines(self, box_l0: BoxL0) -> list[Outlines]:
-        """The outlines that may reach into a box, in parts."""
+        """Return the outlines that may reach into a box, in parts."""
         cells = [cell for first, last in self._runs(box_l0, reach=True) for cell in range(first, last)]
         cells = [cell for cell in cells if self._starts[cell] < self._starts[cell + 1]]
         with self._lock:
@@ -200,14 +200,16 @@ class NucleiMap:
         return [found[cell] for cell in cells]
 
     def _read(self, cells: list[int]) -> Iterator[tuple[int, Outlines]]:
-        """The outlines of cells, read from the store in one go."""
+        """Yield the outlines of cells, read from the store in one go."""
         parts = [np.sort(self._rows[self._starts[cell] : self._starts[cell + 1]]) for cell in cells]
         rows = np.sort(np.concatenate(parts))
         every = Outlines.of(rows, *replace(self.store, rows=rows).contours())
         return ((cell, every.select(np.searchsorted(rows, part))) for cell, part in zip(cells, parts, strict=True))
 
     def at(self, x_l0: float, y_l0: float, tolerance_l0: float, choice: Choice) -> int | None:
-        """The number of the nucleus that is shown at a place: that round it, else the nearest within the tolerance."""
+        """Return the number of the nucleus that is shown at a place: that round it, else the nearest within the
+        tolerance.
+        """
         near: tuple[float, int] | None = None
         box = (x_l0 - tolerance_l0, y_l0 - tolerance_l0, x_l0 + tolerance_l0, y_l0 + tolerance_l0)
         for part in self.outlines(box):
@@ -218,7 +220,7 @@ class NucleiMap:
         return None if near is None else near[1]
 
     def least_certain(self, choice: Choice, start: int, count: int) -> Rows:
-        """Numbers of the nuclei whose label is least probable, of those that are shown and have one."""
+        """Return numbers of the nuclei whose label is least probable, of those that are shown and have one."""
         _, p = self.labels(choice.library)
         rows = np.flatnonzero(self.shown(slice(None), choice) & ~np.isnan(p))
         stop = min(start + count, len(rows))

@@ -18,7 +18,7 @@ def open_viewed(
     min_area: float | None = None,
     min_detection: float | None = None,
 ) -> Viewed:
-    """A result with its nuclei in memory and its slide open.
+    """Return a result with its nuclei in memory and its slide open.
 
     Args:
         path: a slide's folder of results, its ``nuclei.zarr``, or a folder with one such folder.
@@ -48,7 +48,7 @@ def open_viewed(
 
 
 def _one_result(path: Path) -> Path:
-    """The path itself, or the only result in it.
+    """Return the path itself, or the only result in it.
 
     Raises:
         OutputError: several lie in it.
