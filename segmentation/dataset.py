@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,38 +12,76 @@ from skimage.measure import label as connected_components
 
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import DataError
-from segmentation.targets import hv_maps
+from segmentation.targets import between_nuclei, hv_maps
 
 MAP_MPP = 0.25
+TILE_PX = 256
+"""Side of a tile at 0.25 um: the images of PanNuke, and, scaled by a quarter, nearly those of NuInsSeg."""
 
 
 @dataclass(frozen=True)
 class TileBatch:
-    """Tiles of one size.
+    """Tiles with what the network shall say of them.
 
     Attributes:
         pixels: (N, S/2, S/2, 3) uint8 RGB at 0.5 um.
         nuclear: (N, S, S) uint8 at 0.25 um, 1 inside a nucleus.
         hv: (N, 2, S, S) float16 at 0.25 um.
+        between: (N, S, S) uint8 at 0.25 um, 1 where two nuclei are near.
     """
 
     pixels: npt.NDArray[np.uint8]
     nuclear: npt.NDArray[np.uint8]
     hv: npt.NDArray[np.float16]
+    between: npt.NDArray[np.uint8]
+
+
+def balanced_shares(
+    sets: Sequence[int], groups: Sequence[str], areas: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """How often each image is drawn.
+
+    Sets, and within a set its groups (organ, tissue, patient), are drawn by the square root of their area, and within a
+    group every square micrometre is as likely as any other. By area alone the largest set and its largest organs would
+    be most of what is seen; drawn equally often, a set of six small images would be seen until it is known by heart.
+
+    Args:
+        sets: number of each image's set.
+        groups: each image's group.
+        areas: of the images, in any unit.
+
+    Returns:
+        (N,), sum 1.
+    """
+    of_set = np.unique(sets, return_inverse=True)[1]
+    of_group = np.unique([f"{s} {g}" for s, g in zip(sets, groups, strict=True)], return_inverse=True)[1]
+    group_area = np.bincount(of_group, areas)
+    shares = areas / np.sqrt(group_area)[of_group]
+    shares *= (np.sqrt(np.bincount(of_set, areas)) / np.bincount(of_set, shares))[of_set]
+    return np.asarray(shares / shares.sum())
 
 
 class TileDataset:
     """All annotated images, in memory, and the tiles cut from them.
 
     A batch depends on (seed, step) alone, so a resumed training sees what an uninterrupted one would have seen.
+
+    Args:
+        sets: the images of each data set.
+        seed: of the random numbers.
+        tiles: how many a batch has.
+
+    Raises:
+        DataError: an image has no outlines.
     """
 
-    def __init__(self, images: Sequence[AnnotatedImage], seed: int, tiles_of_512: int) -> None:
+    def __init__(self, sets: Sequence[Sequence[AnnotatedImage]], seed: int, tiles: int) -> None:
         self.seed = seed
-        self.tiles_of_512 = tiles_of_512
+        self.tiles = tiles
         self.pixels: list[npt.NDArray[np.uint8]] = []
         self.instances: list[npt.NDArray[np.uint16]] = []
         self.scales: list[float] = []
+        images = [image for one in sets for image in one]
         for image in images:
             instances = image.annotation().instances
             if instances is None:
@@ -52,32 +90,31 @@ class TileDataset:
             self.instances.append(np.unique(instances, return_inverse=True)[1].reshape(instances.shape).astype("u2"))
             self.pixels.append(image.pixels())
             self.scales.append(MAP_MPP / image.mpp)
-        sides = np.array([min(p.shape[:2]) / s for p, s in zip(self.pixels, self.scales, strict=True)])
         areas = np.array([p.shape[0] * p.shape[1] / s**2 for p, s in zip(self.pixels, self.scales, strict=True)])
-        # Every square micrometre is as likely as any other; a batch has tiles of one size.
-        self.classes = [
-            (size, members, areas[members] / areas[members].sum(), float(areas[members].sum()))
-            for size, members in ((512, np.flatnonzero(sides >= 512)), (256, np.flatnonzero(sides < 512)))
-            if len(members)
-        ]
+        of_set = [number for number, one in enumerate(sets) for _ in one]
+        self._shares = balanced_shares(of_set, [image.group for image in images], areas)
 
     def batch(self, step: int) -> TileBatch:
-        """Return the batch of that step: ``tiles_of_512`` tiles of 512 px, or four times as many of 256 px."""
-        rng = np.random.default_rng((self.seed, step))
-        weights = np.array([weight for *_, weight in self.classes])
-        size, members, p, _ = self.classes[rng.choice(len(self.classes), p=weights / weights.sum())]
-        n = self.tiles_of_512 * (512 // size) ** 2
-        tiles = [self._tile(int(k), size, rng) for k in rng.choice(members, n, p=p)]
+        """The batch of that step."""
+        tiles = [self._tile(*drawn) for drawn in self.draw(step, TILE_PX)]
         return TileBatch(*(np.stack(parts) for parts in zip(*tiles, strict=True)))
 
-    def _tile(
-        self, index: int, size: int, rng: np.random.Generator
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float16]]:
-        warped, mapped = self.warped(index, size, rng)
-        small = cv2.resize(warped, (size // 2, size // 2), interpolation=cv2.INTER_AREA)
-        return small.astype(np.uint8), (mapped > 0).astype(np.uint8), hv_maps(mapped).astype(np.float16)
+    def draw(self, step: int, size: int) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]]:
+        """The tiles of that step: pixels (size, size, 3) at 0.25 um, and their instances."""
+        rng = np.random.default_rng((self.seed, step))
+        for index in rng.choice(len(self._shares), self.tiles, p=self._shares):
+            yield self._warped(int(index), size, rng)
 
-    def warped(
+    @staticmethod
+    def _tile(
+        warped: npt.NDArray[np.uint8], mapped: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+        size = len(warped)
+        small = cv2.resize(warped, (size // 2, size // 2), interpolation=cv2.INTER_AREA).astype(np.uint8)
+        hv = hv_maps(mapped).astype(np.float16)
+        return small, (mapped > 0).astype(np.uint8), hv, between_nuclei(mapped).astype(np.uint8)
+
+    def _warped(
         self, index: int, size: int, rng: np.random.Generator
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
         """Cut a random place of an image, turned and scaled: (size, size, 3) at 0.25 um, and its instances."""

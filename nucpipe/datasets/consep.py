@@ -1,7 +1,11 @@
-"""CoNSeP's layout: ``Images/*`` with ``Labels/<same stem>.mat`` (Graham et al. 2019). Kumar's copies use it too."""
+"""CoNSeP's layout: ``Images/*`` with ``Labels/<same stem>.mat`` (Graham et al. 2019).
+
+Copies of Kumar, NuInsSeg and TNBC use it too.
+"""
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,11 +43,16 @@ UNREADABLE = (
     zlib.error,
 )
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+GROUPS = (
+    re.compile(r"(?:human|mouse)_(?P<group>[a-z_]+)_\d+"),  # NuInsSeg (Mahbod et al. 2024): an organ of either species
+    re.compile(r"(?P<group>\d\d)_\d+"),  # TNBC (Naylor et al. 2019): a patient
+)
+"""Names of images that say what belongs together; of others each image stands for itself."""
 
 
 @dataclass(frozen=True)
 class ConsepImage(AnnotatedImage):
-    """One image with its ``.mat``; the image is the group."""
+    """One image with its ``.mat``; the group is the organ (NuInsSeg), the patient (TNBC) or else the image."""
 
     image_path: Path
     label_path: Path
@@ -95,5 +104,10 @@ def read(path: Path) -> list[AnnotatedImage]:
             label = folder / "Labels" / f"{image.stem}.mat"
             if not label.is_file():
                 raise DataError(f"{label}: missing, though {image.name} is there; fetch the data set again.")
-            images.append(ConsepImage(image.stem, image.stem, MPP, image, label, names))
+            images.append(ConsepImage(image.stem, _group(image.stem), MPP, image, label, names))
     return images
+
+
+def _group(name: str) -> str:
+    """What a split must keep together with the image of that name."""
+    return next((found["group"] for form in GROUPS if (found := form.fullmatch(name))), name)

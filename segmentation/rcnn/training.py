@@ -42,14 +42,11 @@ class RCNNTask:
     """Train an R-CNN in float32 on tiles of the network's size."""
 
     def __init__(
-        self, kind: str, encoder: str, images: Sequence[AnnotatedImage], seed: int, batch_size: int, device: str
+        self, kind: str, encoder: str, sets: Sequence[Sequence[AnnotatedImage]], seed: int, batch_size: int, device: str
     ) -> None:
         self.kind, self.encoder, self.device = kind, encoder, torch.device(device)
         self.losses = LOSSES[kind]
-        self.source = TileDataset(images, seed, batch_size)
-        sizes = zip(self.source.pixels, self.source.scales, strict=True)
-        areas = np.array([pixels.shape[0] * pixels.shape[1] / scale**2 for pixels, scale in sizes])
-        self.shares = areas / areas.sum()
+        self.source = TileDataset(sets, seed, batch_size)
 
     def new_model(self) -> nn.Module:
         """Make a network with random weights.
@@ -66,10 +63,7 @@ class RCNNTask:
 
     def batch(self, step: int) -> ObjectBatch:
         """Return the batch of that step; it depends on (seed, step) alone."""
-        rng = np.random.default_rng((self.source.seed, step))
-        chosen = rng.choice(len(self.shares), self.source.tiles_of_512, p=self.shares)
-        tiles = [self.source.warped(int(k), TILE_PX, rng) for k in chosen]
-        return ObjectBatch(np.stack([pixels for pixels, _ in tiles]), np.stack([instances for _, instances in tiles]))
+        return ObjectBatch(*(np.stack(parts) for parts in zip(*self.source.draw(step, TILE_PX), strict=True)))
 
     def step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, batch: ObjectBatch, seed: int

@@ -33,6 +33,7 @@ from segmentation.training.losses import hovernet_loss
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
 ENCODERS = {"hovernet": "tf_efficientnet_lite0", "maskrcnn": "resnet50", "fasterrcnn": "resnet50"}
 """Architectures that can be trained, each with the encoder it has by default."""
+BATCH_SIZES = {"hovernet": 16, "maskrcnn": 4, "fasterrcnn": 4}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class SegmentorTraining:
         out: the model file to write; checkpoint, losses and model card stand beside it.
         hold_out: names of images or groups kept for validation.
         steps: number of batches.
-        batch_size: tiles of 512x512 px (at 0.25 um) a batch, or four times as many of 256x256 px.
+        batch_size: tiles a batch, at 0.25 um; 0: 16 of 256x256 px for a HoVer-Net, 4 of 320x320 px for the others.
         learning_rate: the largest, of AdamW.
         seed: of the random numbers.
         device: a torch device.
@@ -63,7 +64,7 @@ class SegmentorTraining:
     out: Path
     hold_out: tuple[str, ...] = ()
     steps: int = 4300
-    batch_size: int = 4
+    batch_size: int = 0
     learning_rate: float = 1e-3
     seed: int = 0
     device: str = "cpu"
@@ -79,6 +80,8 @@ class SegmentorTraining:
             raise UsageError(f"--architecture {self.architecture}: expected {', '.join(ENCODERS)}.")
         if not self.encoder:
             object.__setattr__(self, "encoder", ENCODERS[self.architecture])
+        if not self.batch_size:
+            object.__setattr__(self, "batch_size", BATCH_SIZES[self.architecture])
         if self.start_from and self.architecture != "hovernet":
             raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
 
@@ -114,9 +117,9 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     from segmentation.evaluation.scores import figure_lines
 
     sets = {path: split_groups(open_dataset(path), config.hold_out) for path in config.data}
-    train = [image for images, _ in sets.values() for image in images]
+    train = [images for images, _ in sets.values()]
     held = {path.name: images for path, (_, images) in sets.items()}
-    say(f"training on {len(train)} images, {sum(map(len, held.values()))} held out")
+    say(f"training on {sum(map(len, train))} images, {sum(map(len, held.values()))} held out")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     model = _fit(config, train, say)
     header = _header(config, sets, model)
@@ -158,9 +161,9 @@ class HoVerNetTask:
 
     losses = LOSSES
 
-    def __init__(self, config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> None:
+    def __init__(self, config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
-        self.source = TileDataset(images, config.seed, config.batch_size)
+        self.source = TileDataset(sets, config.seed, config.batch_size)
 
     def new_model(self) -> nn.Module:  # noqa: D102
         model = _new_model(self.config, self.say)
@@ -178,18 +181,20 @@ class HoVerNetTask:
         )
 
 
-def _training_task(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> TrainingTask:
+def _training_task(
+    config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]
+) -> TrainingTask:
     if config.architecture == "hovernet":
-        return HoVerNetTask(config, images, say)
+        return HoVerNetTask(config, sets, say)
     from segmentation.rcnn.training import RCNNTask
 
-    return RCNNTask(config.architecture, config.encoder, images, config.seed, config.batch_size, config.device)
+    return RCNNTask(config.architecture, config.encoder, sets, config.seed, config.batch_size, config.device)
 
 
-def _fit(config: SegmentorTraining, images: list[AnnotatedImage], say: Callable[[str], None]) -> nn.Module:
+def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]) -> nn.Module:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    trained = _training_task(config, images, say)
+    trained = _training_task(config, sets, say)
     model = trained.new_model()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
@@ -263,8 +268,8 @@ def _step(
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
         maps = model(pixels)
-    nuclear = torch.from_numpy(batch.nuclear).to(device).float()
-    losses = hovernet_loss(maps.float(), nuclear, torch.from_numpy(batch.hv).to(device).float())
+    truth = (torch.from_numpy(part).to(device).float() for part in (batch.nuclear, batch.hv, batch.between))
+    losses = hovernet_loss(maps.float(), *truth)
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)

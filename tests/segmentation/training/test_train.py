@@ -91,7 +91,7 @@ def test_another_setting_does_not_resume(data: Path, tmp_path: Path) -> None:
 
 def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
     images = open_dataset(data)
-    a, b = TileDataset(images, 7, 1), TileDataset(images, 7, 1)
+    a, b = TileDataset([images], 7, 4), TileDataset([images], 7, 4)
     a.batch(0)
     np.testing.assert_array_equal(a.batch(3).pixels, b.batch(3).pixels)
     np.testing.assert_array_equal(a.batch(3).hv, b.batch(3).hv)
