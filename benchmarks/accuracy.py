@@ -5,8 +5,9 @@ python benchmarks/accuracy.py --out /tmp/accuracy \
     --hold-out train_6 --hold-out Testis ...
 
 Images are written as PNG, `nucpipe.run` processes the folder, and the stores are compared with the annotations:
-Dice, AJI, DQ, SQ and PQ (means over images, and all images as one), detection (centroids within 3 um, one to one), and,
-where the set has labels, how many of the matched nuclei bear the right label of that library, and F_c of each label.
+Dice, AJI, DQ, SQ and PQ (means over images, and all images as one), bPQ and mPQ as PanNuke's owners define them,
+detection (centroids within 3 um, one to one), and, where the set has labels, how many of the matched nuclei bear the
+right label of that library, and F_c of each label.
 Any --segmentor and --classifier of `nucpipe run` can be measured; the figures also go to OUT/figures.json.
 """
 
@@ -25,7 +26,7 @@ from classifier.libraries import Library
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from pipeline.store.reader import Store, open_store
 from segmentation.evaluation.metrics import DetectionCounts
-from segmentation.evaluation.scores import ImageScore, figures_of, type_figures
+from segmentation.evaluation.scores import GROUPED, ImageScore, figures_of, type_figures
 from segmentation.nuclei import Nuclei
 
 
@@ -38,7 +39,7 @@ def score_store(image: AnnotatedImage, store: Store, library: Library | None) ->
     if library is not None:
         names = (*library.labels, "")  # the last one is number -1
         types = [names[number] for number in store.label_numbers(library.name).tolist()]
-    return ImageScore.of(image.name, annotation, nuclei, image.mpp, types)
+    return ImageScore.of(image.name, image.group, annotation, nuclei, image.mpp, types)
 
 
 def report(name: str, scores: Sequence[ImageScore], library: Library | None) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def report(name: str, scores: Sequence[ImageScore], library: Library | None) -> 
     print(f"\n{name}: {len(scores)} images, {found.true} nuclei annotated, {found.found} found")
     print("  " + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in ("dice", "aji", "dq", "sq", "pq")))
     print("  all images as one: " + "  ".join(f"{key.upper()} {value:.3f}" for key, value in figures["set"].items()))
+    print("  by PanNuke's definition: " + "  ".join(f"{k.upper()} {figures[k]:.3f}" for k in GROUPED if k in figures))
     print(f"  least PQ {worst.segmentation.pq:.3f} ({worst.name})")
     print(f"  detection F1 {found.f1:.3f} (precision {found.precision:.3f}, recall {found.recall:.3f})")
     if library is None:

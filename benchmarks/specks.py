@@ -66,7 +66,7 @@ def final_figures(detector: Detector, images: Sequence[AnnotatedImage], kept: Nu
         if annotation.instances is not None:
             found = detect_image(detector, image.pixels(), image.mpp)
             for nuclei, some in zip((found, kept.apply(found)), scores, strict=True):
-                some.append(ImageScore.of(image.name, annotation, nuclei, image.mpp))
+                some.append(ImageScore.of(image.name, image.group, annotation, nuclei, image.mpp))
     for name, some in zip(("all", "kept"), scores, strict=True):
         figures = figures_of(some)
         counts = [sum(getattr(score.segmentation, key) for score in some) for key in ("true", "found", "matched")]

@@ -25,8 +25,8 @@ class Annotation:
     Attributes:
         centroids: (N, 2) float64, x and y in pixels; pixel i covers [i, i+1).
         labels: the label of each nucleus in its library's own words (snake_case); "" where none is published.
-        instances: (H, W) int32, 0 = background and one id per nucleus (ids need not be consecutive, nor in the order
-            of ``centroids``); None where the library publishes no outlines.
+        instances: (H, W) int32, 0 = background, k + 1 = nucleus k (which has no pixel where others cover it wholly);
+            None where the library publishes no outlines.
     """
 
     centroids: npt.NDArray[np.float64]
@@ -69,6 +69,13 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     if image is None:
         raise DataError(f"{path}: expected an image (PNG, JPEG, TIFF); the file is something else, or cut off.")
     return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
+
+
+def renumbered(instances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """The instance map (H, W) with its ids made 1 to N, in their order, and these ids (N,)."""
+    ids = np.unique(instances[instances > 0])
+    numbers = np.searchsorted(ids, instances) + 1
+    return np.where(instances > 0, numbers, 0).astype(np.int32), np.arange(1, len(ids) + 1, dtype=np.int32)
 
 
 def library_fields(path: Path) -> dict[str, Any] | None:

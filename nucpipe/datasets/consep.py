@@ -16,7 +16,7 @@ import scipy.io
 import scipy.io.matlab
 import scipy.ndimage
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
+from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb, renumbered
 from nucpipe.errors import DataError
 
 LABELS = (
@@ -72,8 +72,7 @@ class ConsepImage(AnnotatedImage):
             instances = mat["inst_map"].astype(np.int32)
         except UNREADABLE as error:
             raise DataError(f"{self.label_path}: expected a MATLAB file with inst_map ({error}).") from error
-        ids = np.unique(instances)
-        ids = ids[ids > 0]
+        instances, ids = renumbered(instances)
         centres = scipy.ndimage.center_of_mass(instances > 0, instances, ids)
         centroids = np.asarray(centres, float).reshape(-1, 2)[:, ::-1] + 0.5
         if "inst_type" not in mat:

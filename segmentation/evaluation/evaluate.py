@@ -53,11 +53,11 @@ def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterat
         merged = dataclasses.replace(annotation, labels=tuple(CONSEP_GROUPS.get(x, x) for x in annotation.labels))
         judged = next((a for a in (annotation, merged) if set(a.labels) <= {*detector.types}), None)
         if found.types is None or judged is None:
-            yield ImageScore.of(image.name, annotation, found, image.mpp), found
+            yield ImageScore.of(image.name, image.group, annotation, found, image.mpp), found
         else:
             names = (*detector.types, "")  # the last one is number -1
             types = [names[number] for number in found.types.tolist()]
-            yield ImageScore.of(image.name, judged, found, image.mpp, types), found
+            yield ImageScore.of(image.name, image.group, judged, found, image.mpp, types), found
 
 
 def evaluate_segmentor(detector: Detector, sets: Mapping[str, Sequence[AnnotatedImage]]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ RADIUS_UM = 3.0
 """Centroids this close count as one nucleus; 12 px at 0.25 um, as HoVer-Net's authors count."""
 COLUMNS = ("dice", "aji", "dq", "sq", "pq")
 """The figures that are printed and tabulated."""
+GROUPED = {"bpq": "binary_pq", "mpq": "multiclass_pq"}
+"""PanNuke's figures, means over groups, and what of an image they are made of."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +28,35 @@ class ImageScore:
 
     Attributes:
         name: of the image.
+        group: what it belongs to (tissue, organ, patient).
         segmentation: from the instance maps.
         detection: from the centroids.
         types: of the nuclei, in the words of the annotation; empty where there are none.
+        by_type: like ``segmentation``, from the annotated and the found nuclei of each annotated type.
     """
 
     name: str
+    group: str
     segmentation: SegmentationCounts
     detection: DetectionCounts
     types: TypePairs
+    by_type: Mapping[str, SegmentationCounts]
 
     @classmethod
     def of(
-        cls, name: str, annotation: Annotation, nuclei: Nuclei, mpp: float, types: Sequence[str] | None = None
+        cls,
+        name: str,
+        group: str,
+        annotation: Annotation,
+        nuclei: Nuclei,
+        mpp: float,
+        types: Sequence[str] | None = None,
     ) -> ImageScore:
         """Count for one image.
 
         Args:
             name: of the image.
+            group: what it belongs to.
             annotation: with outlines.
             nuclei: found, in pixels of the image.
             mpp: the image's pixel size.
@@ -53,12 +66,31 @@ class ImageScore:
             raise ValueError(f"{name}: has no outlines")
         drawn = draw_instances(nuclei, annotation.instances.shape)
         pairs = match_by_distance(annotation.centroids, nuclei.centroids, RADIUS_UM / mpp)
+        by_type = {}
+        if types is not None:
+            of_true, of_found = np.array(["", *annotation.labels]), np.array(["", *types])
+            for label in sorted({*annotation.labels} - {""}):
+                kept = ((of_true == label)[annotation.instances], (of_found == label)[drawn])
+                by_type[label] = SegmentationCounts.of(annotation.instances * kept[0], drawn * kept[1])
         return cls(
             name,
+            group,
             SegmentationCounts.of(annotation.instances, drawn),
             DetectionCounts(len(pairs[0]), len(annotation.centroids), len(nuclei)),
             TypePairs() if types is None else TypePairs.of(annotation.labels, types, pairs),
+            by_type,
         )
+
+    @property
+    def binary_pq(self) -> float | None:
+        """PQ of all nuclei whatever their type; None where none is annotated, as PanNuke's owners leave it out."""
+        return self.segmentation.pq if self.segmentation.true else None
+
+    @property
+    def multiclass_pq(self) -> float | None:
+        """Mean PQ of the types that are annotated in the image; None where none is."""
+        values = [counts.pq for counts in self.by_type.values() if counts.true]
+        return float(np.mean(values)) if values else None
 
 
 def figures_of(scores: Sequence[ImageScore]) -> dict[str, Any]:
@@ -66,7 +98,9 @@ def figures_of(scores: Sequence[ImageScore]) -> dict[str, Any]:
 
     Returns:
         ``images``; means over images of ``dice``, ``aji``, ``aji_plus``, ``dq``, ``sq``, ``pq``; the same of all images
-        taken as one under ``set``; ``detection_precision``, ``detection_recall``, ``detection_f1`` over all nuclei.
+        taken as one under ``set``; ``detection_precision``, ``detection_recall``, ``detection_f1`` over all nuclei;
+        ``bpq`` and, where types are judged, ``mpq`` by the definition of PanNuke's owners (Gamper et al. 2020), means
+        over groups, which in PanNuke are tissues.
     """
     names = ("dice", "aji", "aji_plus", "dq", "sq", "pq")
     whole = SegmentationCounts.total(score.segmentation for score in scores)
@@ -78,7 +112,21 @@ def figures_of(scores: Sequence[ImageScore]) -> dict[str, Any]:
         "detection_precision": round(found.precision, 4),
         "detection_recall": round(found.recall, 4),
         "detection_f1": round(found.f1, 4),
+        **{
+            name: mean
+            for name, of_image in GROUPED.items()
+            if (mean := _mean_over_groups(scores, of_image)) is not None
+        },
     }
+
+
+def _mean_over_groups(scores: Iterable[ImageScore], of_image: str) -> float | None:
+    """The mean of the groups' means of an attribute, rounded to four digits; None where no image has it."""
+    groups: dict[str, list[float]] = {}
+    for score in scores:
+        if (value := getattr(score, of_image)) is not None:
+            groups.setdefault(score.group, []).append(value)
+    return round(float(np.mean([np.mean(values) for values in groups.values()])), 4) if groups else None
 
 
 def type_figures(
@@ -114,6 +162,8 @@ def figure_lines(name: str, figures: dict[str, Any]) -> list[str]:
         "  all images as one  " + "  ".join(f"{key.upper()} {figures['set'][key]:.3f}" for key in COLUMNS),
         f"  detection within {RADIUS_UM:g} µm: F1 {figures['detection_f1']:.3f}, "
         f"precision {figures['detection_precision']:.3f}, recall {figures['detection_recall']:.3f}",
+        "  PanNuke's, means over groups (tissues, patients): "
+        + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in GROUPED if key in figures),
     ]
     if "types" in figures:
         of_types = "  ".join(f"{label} {value:.3f}" for label, value in figures["types"]["f1"].items())

@@ -149,7 +149,26 @@ def test_every_reader_gives_the_same_kind_of_answer(layout: str, tmp_path: Path)
     else:
         assert annotation.instances is not None
         assert annotation.instances.shape == (40, 50)
-        assert np.unique(annotation.instances[annotation.instances > 0], return_counts=True)[1].tolist() == areas
+        assert np.bincount(annotation.instances.ravel())[1:].tolist() == areas  # nucleus k has the id k + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("human_umbilical_cord_03", "umbilical_cord"),
+        ("mouse_spleen_12", "spleen"),
+        ("human_spleen_1", "spleen"),
+        ("07_2", "07"),
+        ("test_10", "test_10"),
+        ("7_2", "7_2"),
+    ],
+)
+def test_names_of_images_say_what_a_split_keeps_together(name: str, group: str, tmp_path: Path) -> None:
+    make_consep(tmp_path)
+    for folder, suffix in (("Images", ".png"), ("Labels", ".mat")):
+        (tmp_path / f"Train/{folder}/train_1{suffix}").rename(tmp_path / f"Train/{folder}/{name}{suffix}")
+    (image,) = open_dataset(tmp_path)
+    assert (image.name, image.group) == (name, group)
 
 
 @pytest.mark.parametrize(

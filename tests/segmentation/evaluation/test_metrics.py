@@ -130,14 +130,90 @@ def test_figures_of_two_images() -> None:
         np.ones(3, np.float32),
         np.ones(3, np.float32),
     )
-    whole = ImageScore.of("a", truth, found, 0.25, ["muscle", "fibroblast", "muscle"])
-    empty = ImageScore.of("b", truth, Nuclei.empty(), 0.25, [])
+    whole = ImageScore.of("a", "liver", truth, found, 0.25, ["muscle", "fibroblast", "muscle"])
+    empty = ImageScore.of("b", "lung", truth, Nuclei.empty(), 0.25, [])
     figures = figures_of([whole, empty])
     assert (figures["images"], figures["sq"], figures["dq"]) == (2, 0.5, pytest.approx((2 * 2 / 5) / 2, abs=1e-4))
     assert figures["set"]["dq"] == pytest.approx(2 * 2 / (4 + 3), abs=1e-4)
     assert figures["detection_precision"] == pytest.approx(2 / 3, abs=1e-4)
     assert figures["detection_recall"] == pytest.approx(2 / 4)
+    # The right muscle has IoU 1, the fibroblast was found as muscle; of "b" nothing was found.
+    assert figures["bpq"] == pytest.approx((2 * 2 / 5 + 0) / 2, abs=1e-4)
+    assert figures["mpq"] == pytest.approx(((0 + 2 * 1 / 3) / 2 + 0) / 2, abs=1e-4)
     types = type_figures([whole, empty], ["fibroblast", "muscle", "other"])
     assert types == {"accuracy": 0.5, "f1": {"fibroblast": 0.0, "muscle": pytest.approx(2 / (2 + 2 + 1), abs=1e-4)}}
     merged = type_figures([whole, empty], ["spindle"], {"fibroblast": "spindle", "muscle": "spindle"})
     assert merged == {"accuracy": 1.0, "f1": {"spindle": pytest.approx(2 * 2 / (2 * 2 + 2 + 1), abs=1e-4)}}
+
+
+def plain_pq(true: np.ndarray, found: np.ndarray) -> float:
+    """PQ as Kirillov et al. 2019 write it, nucleus by nucleus."""
+    sets = [{k: set(np.flatnonzero(one == k)) for k in np.unique(one[one > 0])} for one in (true, found)]
+    iou = [len(a & b) / len(a | b) for a in sets[0].values() for b in sets[1].values()]
+    pairs = [value for value in iou if value > 0.5]
+    wrong = len(sets[0]) + len(sets[1]) - 2 * len(pairs)
+    return sum(pairs) / (len(pairs) + wrong / 2)
+
+
+def plain_aji(true: np.ndarray, found: np.ndarray) -> float:
+    """AJI as Kumar et al. 2017 write it (algorithm 1)."""
+    sets = [{k: set(np.flatnonzero(one == k)) for k in np.unique(one[one > 0])} for one in (true, found)]
+    shared = union = 0
+    used = set()
+    for a in sets[0].values():
+        best = max(sets[1], key=lambda k: len(a & sets[1][k]) / len(a | sets[1][k]), default=None)
+        if best is None or not a & sets[1][best]:
+            union += len(a)
+            continue
+        used.add(best)
+        shared, union = shared + len(a & sets[1][best]), union + len(a | sets[1][best])
+    return shared / (union + sum(len(b) for k, b in sets[1].items() if k not in used))
+
+
+def drawn_squares(rng: np.random.Generator) -> tuple[Annotation, Nuclei, np.ndarray, list[str]]:
+    """Nuclei of two types on 40x40 pixels, those found, their map, and the types of those."""
+    places = [(x, y) for x in range(0, 40, 10) for y in range(0, 40, 10) if rng.random() < 0.6]
+    true, found = np.zeros((2, 40, 40), np.int32)
+    rings, types = [], []
+    for k, (x, y) in enumerate(places, 1):
+        true[y : y + 6, x : x + 6] = k
+        if rng.random() < 0.8:
+            left, top = x + rng.integers(0, 4), y + rng.integers(0, 3)
+            rings.append(square(left, top))
+            types.append(str(rng.choice(["a", "b"])))
+            found[top : top + 6, left : left + 6] = len(rings)
+    labels = tuple(rng.choice(["a", "b"], len(places)).tolist())
+    annotation = Annotation(np.array(places, float).reshape(-1, 2) + 3, labels, true)
+    centroids = np.array([ring.mean(0) for ring in rings]).reshape(-1, 2)
+    n, points = len(rings), np.concatenate([np.zeros((0, 2)), *rings])
+    one = np.ones(n, np.float32)
+    return annotation, Nuclei(centroids, np.arange(n + 1) * 4, points, one, one), found, types
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pannukes_figures_are_those_of_a_plain_reckoning(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores, binary, multiclass = [], {}, {}
+    for tissue in ("skin", "skin", "lung", "lung", "lung", "liver"):
+        annotation, nuclei, found, types = drawn_squares(rng)
+        assert annotation.instances is not None
+        true = annotation.instances
+        score = ImageScore.of("image", tissue, annotation, nuclei, 0.25, types)
+        scores.append(score)
+        assert score.segmentation.pq == pytest.approx(plain_pq(true, found))
+        assert score.segmentation.aji == pytest.approx(plain_aji(true, found))
+        binary.setdefault(tissue, []).append(plain_pq(true, found))
+        of_type = []
+        for name in "ab":
+            of_true = np.where(
+                np.isin(true, [k + 1 for k, label in enumerate(annotation.labels) if label == name]), true, 0
+            )
+            of_found = np.where(np.isin(found, [k + 1 for k, label in enumerate(types) if label == name]), found, 0)
+            if of_true.any():
+                of_type.append(plain_pq(of_true, of_found))
+        multiclass.setdefault(tissue, []).append(np.mean(of_type))
+    none = Annotation(np.zeros((0, 2)), (), np.zeros((40, 40), np.int32))
+    scores.append(ImageScore.of("nothing annotated", "lung", none, nuclei, 0.25, types))
+    figures = figures_of(scores)
+    assert figures["bpq"] == pytest.approx(np.mean([np.mean(values) for values in binary.values()]), abs=1e-4)
+    assert figures["mpq"] == pytest.approx(np.mean([np.mean(values) for values in multiclass.values()]), abs=1e-4)

@@ -14,9 +14,11 @@ from nucpipe.datasets import open_dataset
 from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
 from pipeline.inference.models import find_model
-from segmentation.dataset import TileDataset
+from segmentation.dataset import TileDataset, balanced_shares
 from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.network import HoVerNet, read_hovernet, widen
+from segmentation.targets import between_nuclei
+from segmentation.training.losses import hovernet_loss
 from segmentation.training.train import SegmentorTraining, train_segmentor
 from tests.support.synthetic import draw_slide
 
@@ -103,6 +105,41 @@ def test_a_batch_depends_on_seed_and_step_alone(data: Path) -> None:
     enlarged = batch.pixels.repeat(2, 1).repeat(2, 2)[..., 1]
     dark = enlarged < 110
     assert (dark == (batch.nuclear > 0)).mean() > 0.97
+
+
+def test_sets_and_groups_are_drawn_by_the_root_of_their_area() -> None:
+    areas = np.array([1.0, 3.0, 1.0, 9.0, 2.0])
+    shares = balanced_shares([0, 0, 0, 1, 1], ["liver", "liver", "lung", "liver", "7"], areas)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:3].sum() / shares[3:].sum() == pytest.approx((5 / 11) ** 0.5)
+    assert shares[:2].sum() / shares[2] == pytest.approx((4 / 1) ** 0.5)
+    assert shares[3] / shares[4] == pytest.approx((9 / 2) ** 0.5)
+    assert shares[1] / shares[0] == pytest.approx(3)
+
+
+def test_pixels_between_nuclei_are_those_with_two_in_reach() -> None:
+    instances = np.zeros((20, 30), np.int32)
+    instances[5:15, 2:10], instances[5:15, 12:20], instances[5:15, 26:30] = 4, 9, 2
+    expected = np.zeros((20, 30), bool)
+    expected[2:18, 9:13] = True  # 4 and 9 are two pixels apart, 9 and 2 are six
+    expected[2:18, 22:24] = False
+    np.testing.assert_array_equal(between_nuclei(instances), expected)
+    touching = np.repeat([[1, 2]], 4, 0).repeat(8, 1)
+    assert np.flatnonzero(between_nuclei(touching)[0]).tolist() == [5, 6, 7, 8, 9, 10]
+    assert not between_nuclei(np.zeros((9, 9), np.int32)).any()
+
+
+def test_wrong_pixels_between_nuclei_cost_more() -> None:
+    nuclear, hv, between = torch.ones(1, 8, 8), torch.zeros(1, 2, 8, 8), torch.zeros(1, 8, 8)
+    between[:, :, :2] = 1
+    plain, near, far = (torch.full((1, 3, 8, 8), 2.0) for _ in range(3))
+    near[:, 0, :, :2], far[:, 0, :, 6:] = -2.0, -2.0
+    losses = [hovernet_loss(maps, nuclear, hv, between)["cross_entropy"] for maps in (plain, near, far)]
+    assert losses[0] < losses[2] < losses[1]
+    # Four rows of eight weigh 3 + 3 + six times 1.
+    wrong, right = np.log1p(np.exp(2.0)), np.log1p(np.exp(-2.0))
+    assert float(losses[1]) == pytest.approx((6 * wrong + 6 * right) / 12, rel=1e-5)
+    assert float(losses[2]) == pytest.approx((2 * wrong + 10 * right) / 12, rel=1e-5)
 
 
 def test_a_grown_network_computes_the_same_maps_and_learns_with_its_new_channels() -> None:
