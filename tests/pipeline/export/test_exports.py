@@ -12,6 +12,7 @@ import json
 import sqlite3
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -118,10 +119,11 @@ def read_annotation_store(path: Path) -> Read:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own dependencies
         from tiatoolbox.annotation.storage import SQLiteStore
-    options = [row[0] for row in sqlite3.connect(":memory:").execute("PRAGMA compile_options")]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        options = [row[0] for row in connection.execute("PRAGMA compile_options")]
     with pytest.MonkeyPatch.context() as patch:
-        if not hasattr(sqlite3.Connection, "enable_load_extension"):  # then it could not even ask for the options
-            patch.setattr(SQLiteStore, "compile_options", staticmethod(lambda: options))
+        # Its own cannot ask where sqlite3 loads no extensions, and leaves a connection open (Python 3.13 warns).
+        patch.setattr(SQLiteStore, "compile_options", staticmethod(lambda: options))
         store = SQLiteStore(path)
         annotations = dict(store.items())
         assert len(store) == len(annotations)
