@@ -39,7 +39,7 @@ class TileBatch:
 def balanced_shares(
     sets: Sequence[int], groups: Sequence[str], areas: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """How often each image is drawn.
+    """Return how often each image is drawn.
 
     Sets, and within a set its groups (organ, tissue, patient), are drawn by the square root of their area, and within a
     group every square micrometre is as likely as any other. By area alone the largest set and its largest organs would
@@ -95,12 +95,12 @@ class TileDataset:
         self._shares = balanced_shares(of_set, [image.group for image in images], areas)
 
     def batch(self, step: int) -> TileBatch:
-        """The batch of that step."""
+        """Return the batch of that step."""
         tiles = [self._tile(*drawn) for drawn in self.draw(step, TILE_PX)]
         return TileBatch(*(np.stack(parts) for parts in zip(*tiles, strict=True)))
 
     def draw(self, step: int, size: int) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]]:
-        """The tiles of that step: pixels (size, size, 3) at 0.25 um, and their instances."""
+        """Yield the tiles of that step: pixels (size, size, 3) at 0.25 um, and their instances."""
         rng = np.random.default_rng((self.seed, step))
         for index in rng.choice(len(self._shares), self.tiles, p=self._shares):
             yield self._warped(int(index), size, rng)

@@ -39,7 +39,8 @@ def hv_maps(instances: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
 
 
 def between_nuclei(instances: npt.NDArray[np.integer], reach_px: int = 3) -> npt.NDArray[np.bool_]:
-    """Where neighbouring nuclei meet: pixels with at least two nuclei within ``reach_px``, sideways and up and down.
+    """Return where neighbouring nuclei meet: pixels with at least two nuclei within ``reach_px``, sideways and up and
+    down.
 
     Args:
         instances: (H, W), 0 = background, ids up to 65,534.

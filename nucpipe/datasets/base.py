@@ -72,7 +72,7 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def renumbered(instances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """The instance map (H, W) with its ids made 1 to N, in their order, and these ids (N,)."""
+    """Return the instance map (H, W) with its ids made 1 to N, in their order, and these ids (N,)."""
     ids = np.unique(instances[instances > 0])
     numbers = np.searchsorted(ids, instances) + 1
     return np.where(instances > 0, numbers, 0).astype(np.int32), np.arange(1, len(ids) + 1, dtype=np.int32)

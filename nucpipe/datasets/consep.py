@@ -108,5 +108,5 @@ def read(path: Path) -> list[AnnotatedImage]:
 
 
 def _group(name: str) -> str:
-    """What a split must keep together with the image of that name."""
+    """Return what a split must keep together with the image of that name."""
     return next((found["group"] for form in GROUPS if (found := form.fullmatch(name))), name)

@@ -121,7 +121,7 @@ def figures_of(scores: Sequence[ImageScore]) -> dict[str, Any]:
 
 
 def _mean_over_groups(scores: Iterable[ImageScore], of_image: str) -> float | None:
-    """The mean of the groups' means of an attribute, rounded to four digits; None where no image has it."""
+    """Return the mean of the groups' means of an attribute, rounded to four digits; None where no image has it."""
     groups: dict[str, list[float]] = {}
     for score in scores:
         if (value := getattr(score, of_image)) is not None:
