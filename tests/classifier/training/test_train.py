@@ -72,11 +72,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ClassifierTraining:
     )
 
 
-@pytest.mark.parametrize(("interrupted_after", "context"), [(1, False), (4, False), (4, True)])
+@pytest.mark.parametrize("interrupted_after", [1, 4])
 def test_resumed_equals_uninterrupted(
-    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int, context: bool
+    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
 ) -> None:
-    config = dataclasses.replace(config, context=context)
     whole = dataclasses.replace(config, out=tmp_path / "whole.safetensors")
     train_classifier(whole, quiet)
     parts = dataclasses.replace(config, out=tmp_path / "parts.safetensors")
@@ -96,11 +95,9 @@ def test_resumed_equals_uninterrupted(
     expected, got = load_file(whole.out), load_file(parts.out)
     assert expected.keys() == got.keys()
     for name in expected:
-        # Of two views a run was seen that differed in the sixth digit; why is not known yet.
-        tolerance = 1e-4 if context else 0.0
-        np.testing.assert_allclose(expected[name].numpy(), got[name].numpy(), rtol=0, atol=tolerance, err_msg=name)
+        assert np.array_equal(expected[name].numpy(), got[name].numpy()), name
     logs = [list(csv.reader(c.out.with_suffix(".losses.csv").read_text().splitlines())) for c in (whole, parts)]
-    assert context or logs[0] == logs[1]
+    assert logs[0] == logs[1]
     assert [row[0] for row in logs[0]] == ["step", "0", "1", "2", "3", "4", "5"]
 
 
