@@ -39,8 +39,7 @@ def hv_maps(instances: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
 
 
 def between_nuclei(instances: npt.NDArray[np.integer], reach_px: int = 3) -> npt.NDArray[np.bool_]:
-    """Return where neighbouring nuclei meet: pixels with at least two nuclei within ``reach_px``, sideways and up and
-    down.
+    """Mark where nuclei meet: pixels with at least two nuclei within ``reach_px``, sideways and up and down.
 
     Args:
         instances: (H, W), 0 = background, ids up to 65,534.

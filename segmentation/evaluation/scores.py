@@ -83,12 +83,12 @@ class ImageScore:
 
     @property
     def binary_pq(self) -> float | None:
-        """PQ of all nuclei whatever their type; None where none is annotated, as PanNuke's owners leave it out."""
+        """Return PQ of all nuclei; None where none is annotated, as PanNuke's owners leave such images out."""
         return self.segmentation.pq if self.segmentation.true else None
 
     @property
     def multiclass_pq(self) -> float | None:
-        """Mean PQ of the types that are annotated in the image; None where none is."""
+        """Return the mean PQ of the types that are annotated in the image; None where none is."""
         values = [counts.pq for counts in self.by_type.values() if counts.true]
         return float(np.mean(values)) if values else None
 
