@@ -51,7 +51,10 @@ def evaluate() -> None:
 @library_option()
 @measure_options("predictions.csv")
 @click.option(
-    "--context/--no-context", default=True, help="Show the network the tissue round each nucleus, if it looks."
+    "--context/--no-context",
+    default=True,
+    show_default=True,
+    help="Show the network the tissue round each nucleus, if it looks.",
 )
 def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None, **options: Any) -> None:
     """Measure a classifier: accuracy, F1, calibration.

@@ -20,7 +20,7 @@ def train() -> None:
     """Train a model on your own or on published data."""
 
 
-def train_options(steps: int, batch_size: int, learning_rate: float) -> Callable[[F], F]:
+def train_options(steps: int, batch_size: int | str, learning_rate: float) -> Callable[[F], F]:
     """Return the options that both trainings share, with the defaults of one of them."""
 
     def add(command: F) -> F:
@@ -42,7 +42,13 @@ def train_options(steps: int, batch_size: int, learning_rate: float) -> Callable
                 show_default=True,
                 help="Number of batches; 0 only averages what --start-from names, and measures it.",
             ),
-            click.option("--batch-size", type=int, default=batch_size, show_default=True, help="Samples a batch."),
+            click.option(
+                "--batch-size",
+                type=int,
+                default=batch_size if isinstance(batch_size, int) else None,
+                show_default=batch_size if isinstance(batch_size, str) else True,
+                help="Samples a batch.",
+            ),
             click.option(
                 "--learning-rate",
                 type=float,
@@ -87,7 +93,7 @@ def parsed_options(options: dict[str, Any]) -> dict[str, Any]:
     help="Folder in CoNSeP's, Kumar's or PanNuke's layout; repeat it.",
 )
 @click.option("--licence", default="", help="Licence of the data, for the model card.")
-@train_options(steps=4300, batch_size=4, learning_rate=1e-3)
+@train_options(steps=4300, batch_size="16 tiles of 256 px; of an R-CNN 4 of 320 px", learning_rate=1e-3)
 @click.option(
     "--architecture",
     type=click.Choice(["hovernet", "maskrcnn", "fasterrcnn"]),

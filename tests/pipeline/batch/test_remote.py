@@ -117,7 +117,7 @@ def test_slides_and_results_in_s3(
     assert summary(store)["a"]["nuclei"] == str(redone.nuclei)
     (filtered,) = nucpipe.run(f"{BUCKET}/in/a.png", f"{BUCKET}/out", min_area=6, **settings)
     assert filtered.status == "failed"
-    assert "--min-area was 0, is 6" in filtered.cause
+    assert "--min-area was 4, is 6" in filtered.cause
 
 
 @pytest.mark.filterwarnings("default")

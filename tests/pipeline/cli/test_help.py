@@ -85,7 +85,7 @@ def test_options_come_in_an_order() -> None:
 )
 def test_defaults_are_those_of_the_configuration(path: tuple[str, ...], config: type[Any]) -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    shown = {name: option.default for name, option in options_of(*path).items() if option.show_default}
+    shown = {name: option.default for name, option in options_of(*path).items() if option.show_default is True}
     shared = shown.keys() & defaults.keys() - {"device"}
     assert len(shared) >= 4
     assert {name: shown[name] for name in shared} == {name: defaults[name] for name in shared}
