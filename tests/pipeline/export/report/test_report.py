@@ -61,7 +61,7 @@ class Page:
 
     def section(self, heading: str) -> list[ElementTree.Element]:
         """The elements from a heading to the next."""
-        body = list(self.root.find("body") or ())
+        body = self.root.findall("body/*")
         start = next(i for i, e in enumerate(body) if e.tag == "h2" and e.text == heading)
         stop = next((i for i, e in enumerate(body) if i > start and e.tag == "h2"), len(body))
         return body[start + 1 : stop]
@@ -81,7 +81,7 @@ def squeezed(element: ElementTree.Element | None) -> str:
 def table(element: ElementTree.Element) -> list[list[str]]:
     """The texts of the cells of an element's first table, its head left out."""
     body = element.find(".//tbody")
-    return [[squeezed(cell) for cell in line] for line in body or ()]
+    return [] if body is None else [[squeezed(cell) for cell in line] for line in body]
 
 
 def bars(chart: ElementTree.Element) -> dict[str, int]:
@@ -164,7 +164,7 @@ def test_every_figure_of_the_page_is_the_tables(tmp_path: Path, rule: dict[str, 
         for b, found in zip([name for name in LIBRARIES if name != a], tables, strict=True):
             pairs = pd.crosstab(shown[a], shown[b])
             assert [squeezed(e) for e in found.find("thead/tr")][1:-1] == [words(label) for label in pairs.columns]  # type: ignore[union-attr]
-            for line, (label, row) in zip(found.find("tbody") or (), pairs.iterrows(), strict=True):
+            for line, (label, row) in zip(found.findall("tbody/*"), pairs.iterrows(), strict=True):
                 assert (squeezed(line[0]), squeezed(line[-1])) == (words(label), str(row.sum()))
                 for cell_, n in zip(line[1:-1], row, strict=True):
                     assert cell_.get("title") == f"{n} nuclei, {100 * n / row.sum():.1f} % of the row"
