@@ -281,7 +281,7 @@ def write_document(parts: dict[str, list[str]]) -> None:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--steps", default=300, show_default=True, help="Batches of 64, for each library.")
 @click.option("--size", default=64, show_default=True)
-@click.option("--strides", default="", help="As of nucpipe train classifier.")
+@click.option("--strides", default="", help="Of an EfficientNet's stem and each stage.")
 @click.option("--carried", multiple=True, default=("PanNuke",), show_default=True)
 @click.option("--completed/--no-completed", default=True, show_default=True)
 @click.option("--complete-above", default=0.9, show_default=True, help="How sure the first round must be.")

@@ -5,13 +5,12 @@ tile as GeoJSON beside it (tile.png, tile.geojson). Then:
 
     python examples/points_from_qupath.py Lab 0.25 lab/ tile1.png tile2.png ...
     nucpipe train classifier --library lab=lab --out lab.safetensors --check
-    nucpipe train classifier --library lab=lab --out lab.safetensors --size 64 --strides 1,2,2,2,1,2,2,1 \
-        --start-from fast --distil fast
+    nucpipe train classifier --library lab=lab --out lab.safetensors --start-from fast --distil fast
     nucpipe run slide.svs --out results/ --classifier lab.safetensors --primary Lab
 
 Every nucleus then has six labels. --distil keeps what the bundled model knows of the five; give their data too if you
 have it (--library consep=CoNSeP ...). What your labels mean in the words of the five can be said in a table of your own
-(--match-table, in the form of classifier/label_mapping.toml), so that they teach these too.
+(match_table in a --config, in the form of classifier/label_mapping.toml), so that they teach these too.
 """
 
 import csv

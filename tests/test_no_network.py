@@ -160,7 +160,7 @@ def commands(data: Path, out: Path) -> list[list[str]]:
         f"report {result}",
         f"classify {nucleus} --preprocess normalise --stain-target {nucleus}",
         f"train segmentor --data {consep} --out {out}/segmentor.safetensors {training}",
-        f"train classifier --library consep={consep} --size 64 --out {out}/classifier.safetensors {training}",
+        f"train classifier --library consep={consep} --start-from fast --out {out}/classifier.safetensors {training}",
         f"evaluate segmentor {out}/segmentor.safetensors --data {consep} --out {out}/segmentor",
     ]
     if importlib.util.find_spec("pyarrow"):

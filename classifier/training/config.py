@@ -15,6 +15,7 @@ from nucpipe.backends.device import training_precision
 from nucpipe.errors import UsageError
 from nucpipe.training import trainer
 
+MIN_SIZE_PX = 32
 SAMPLINGS = ("random", "round-robin")
 STOPS = ("steps", "converged")
 KEEPS = ("last", "best")
@@ -110,17 +111,20 @@ class ClassifierTraining:
         }
         for name, values in known.items():
             if getattr(self, name) not in values:
-                raise UsageError(f"--{name} {getattr(self, name)}: expected one of {', '.join(values)}.")
+                raise UsageError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(values)}.")
+        shares, sides = zip(*self.sizes, strict=True) if self.sizes else ((), ())
+        if not sides or min(sides) < MIN_SIZE_PX or abs(sum(shares) - 1) > 1e-6:
+            raise UsageError(f"sizes = {self.sizes}: expected shares that sum to 1 and sides from {MIN_SIZE_PX} px.")
         if not 0 <= self.context_dropout < 1:
-            raise UsageError(f"--context-dropout {self.context_dropout}: expected 0 or more, and less than 1.")
+            raise UsageError(f"context_dropout = {self.context_dropout}: expected 0 or more, and less than 1.")
         if any(weight <= 0 for _, weight in self.library_weights):
-            raise UsageError("--library-weight: expected NAME=FACTOR with a factor above 0.")
+            raise UsageError("library_weights: expected factors above 0.")
         if self.mixup < 0:
-            raise UsageError(f"--mixup {self.mixup}: expected 0 or more.")
+            raise UsageError(f"mixup = {self.mixup}: expected 0 or more.")
         if not 0 < self.complete_above < 1:
-            raise UsageError(f"--complete-above {self.complete_above}: expected a number between 0 and 1.")
+            raise UsageError(f"complete_above = {self.complete_above}: expected a number between 0 and 1.")
         if self.distil_weight <= 0 or self.distil_temperature <= 0:
-            raise UsageError("--distil-weight and --distil-temperature: expected numbers above 0.")
+            raise UsageError("distil_weight and distil_temperature: expected numbers above 0.")
 
     def settings(self) -> dict[str, Any]:
         """Return what a checkpoint must have been made with to be resumed."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from classifier.libraries import LabelSpace
-from classifier.network import Classifier, JointClassifier, PatchStem, TwoViewClassifier, load_classifier
+from classifier.network import SIZE_PX, Classifier, JointClassifier, PatchStem, TwoViewClassifier, load_classifier
+from classifier.spec import TWO_VIEWS, check_kind
 from classifier.training.config import ClassifierTraining
+from nucpipe.backends.model_file import read_header
 from nucpipe.errors import DataError
 from nucpipe.optional.extras import install_command
 from nucpipe.training import trainer
@@ -57,6 +60,29 @@ def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[st
         _start_from(model, config.backbone, outputs, config.start_from, say)
     use_fast_depthwise(model)
     return model
+
+
+def architecture_of(path: Path, context: bool | None = None) -> dict[str, Any]:
+    """Return the fields of a training that make a network like a trained one.
+
+    Args:
+        path: of the trained model.
+        context: whether the new network shall look at the context; None: if the trained one does. If they differ, only
+            the backbone is the same.
+
+    Raises:
+        ModelError: no such file, or not a classifier.
+    """
+    header = read_header(path)
+    check_kind(header)
+    of = header.architecture
+    backbone = {"backbone": str(of["backbone"])}
+    two_views = of.get("type") == TWO_VIEWS
+    if context is not None and context != two_views:
+        return backbone
+    size_px = int(of["size_px"])
+    sizes = {} if two_views or size_px == SIZE_PX else {"sizes": ((1.0, size_px),)}
+    return backbone | sizes | {"context": two_views, "strides": tuple(map(int, of.get("strides", ())))}
 
 
 def _load(path: Path) -> tuple[Classifier, str, LabelSpace]:

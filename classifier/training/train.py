@@ -73,7 +73,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
     if config.watched and not len(held):
-        raise UsageError("--stop converged and --keep best need held-out nuclei, and nothing is held out.")
+        raise UsageError("stop = 'converged' and keep = 'best' need held-out nuclei, and nothing is held out.")
     if config.complete is not None:
         train = pseudo_label(
             train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say
@@ -114,7 +114,7 @@ def _factors(config: ClassifierTraining, matching: Matching) -> dict[int, float]
     places = {library.name.lower(): place for place, library in enumerate(matching.sources)}
     unknown = [name for name, _ in config.library_weights if name.lower() not in places]
     if unknown:
-        raise UsageError(f"--library-weight {unknown[0]}: there is no such library; expected one that --library names.")
+        raise UsageError(f"library_weights: {unknown[0]} is none of the training's libraries.")
     return {places[name.lower()]: factor for name, factor in config.library_weights}
 
 
@@ -183,7 +183,13 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
         average = trainer.WeightAverage(model, config.averaged_from)
-        parts: dict[str, trainer.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
+        schedule = trainer.lr_schedule(optimizer, config.steps)
+        parts: dict[str, trainer.Stateful] = {
+            "model": model,
+            "average": average,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
         columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
         trainer_loop = trainer.Trainer("classifier", config.out, config.settings(), parts, config.steps, columns, say)
         early_stopping = _EarlyStopping(**trainer_loop.kept.get("watch", {}))
@@ -192,17 +198,15 @@ def fit(
         step = trainer_loop.start
         with trainer_loop:
             while step < config.steps and not early_stopping.converged(config):
-                for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate * trainer.lr_factor(step, config.steps)
                 loss = _step(model, optimizer, config, samples, sampler, outputs, teacher, step)
+                schedule.step()
                 average.update(model, step)
                 total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
                 held_loss = ""
                 if config.watched and (step % config.check_every == 0 or step == config.steps):
-                    early_stopping.update(
-                        _held_loss(average.model, watched, config, outputs), step, average.model, config
-                    )
+                    loss_held = _held_loss(average.module, watched, config, outputs)
+                    early_stopping.update(loss_held, step, average.module, config)
                     held_loss = f"{early_stopping.best:.4f}" if early_stopping.stale == 0 else ""
                 cells = [f"{total:.4f}", *(f"{part:.4f}" for part in parts_of), held_loss]
                 ended = step == config.steps or early_stopping.converged(config)
@@ -213,7 +217,7 @@ def fit(
             trainer.plot_losses(trainer_loop.log, config.out.with_suffix(".losses.png"))
     if config.keep == "best" and early_stopping.state is not None:
         return early_stopping.state, early_stopping.best_step
-    return average.model.state_dict(), step
+    return average.module.state_dict(), step
 
 
 def _held_loss(model: Classifier, held: PatchDataset, config: ClassifierTraining, outputs: LabelSpace) -> float:

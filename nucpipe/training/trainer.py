@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 
 from nucpipe.errors import DataError
-
-Network = TypeVar("Network", bound=nn.Module)
-
 
 AVERAGED_SHARE = 0.5
 """Share of a training, at its end, whose weights are averaged."""
@@ -25,30 +23,32 @@ AVERAGED_SHARE = 0.5
 WARMUP_SHARE = 0.04
 
 
-class WeightAverage(Generic[Network]):
+class WeightAverage(AveragedModel):
     """The plain mean of a model's weights and buffers over the last part of its training; the mean is what is released.
 
     A mean of weights from all over a wide valley carries over to other tissues better than its lowest point does (Cha
-    et al. 2021, "SWAD").
+    et al. 2021, "SWAD"). ``module`` is the network that has it.
 
     Args:
         model: whose weights are averaged.
         start: the first step whose weights count; before it the mean is the weights themselves.
     """
 
-    def __init__(self, model: Network, start: int) -> None:
-        self.model: Network = copy.deepcopy(model).eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, start: int) -> None:
+        super().__init__(model, avg_fn=_running_mean, use_buffers=True)
+        self.module.eval().requires_grad_(False)
         self.start = start
 
-    @torch.no_grad()
-    def update(self, model: Network, step: int) -> None:
-        """Take in the weights after ``step``, the first of which is 0."""
-        share = 1 / max(1, step - self.start + 1)
-        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, share)
-            else:
-                average.copy_(value)
+    def update(self, model: nn.Module, step: int) -> None:
+        """Add the weights after ``step``, the first of which is 0."""
+        if step <= self.start:
+            self.n_averaged.zero_()
+        self.update_parameters(model)
+
+
+def _running_mean(mean: torch.Tensor, value: torch.Tensor, count: torch.Tensor | int) -> torch.Tensor:
+    # Counts of batches are no weights.
+    return mean.lerp(value, 1 / (int(count) + 1)) if mean.is_floating_point() else value
 
 
 @torch.no_grad()
@@ -71,6 +71,11 @@ def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
         name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
         for name, value in states[0].items()
     }
+
+
+def lr_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """Return the schedule of a training's learning rate, see :func:`lr_factor`."""
+    return LambdaLR(optimizer, lambda step: lr_factor(step, steps))
 
 
 def lr_factor(step: int, steps: int) -> float:
@@ -124,7 +129,7 @@ def keep_rows(log: Path, start: int, names: list[str]) -> None:
 
 
 class Stateful(Protocol):
-    """A network or an optimizer."""
+    """A network, an optimizer or a schedule."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that it is made of."""
@@ -151,7 +156,7 @@ class Trainer:
         log: the table, a CSV file.
 
     Raises:
-        DataError: the checkpoint was made with other settings, or is broken.
+        DataError: the checkpoint was made with other settings, is broken, or is of another release.
     """
 
     def __init__(
@@ -172,8 +177,14 @@ class Trainer:
         self._open = ExitStack()
         if (state := load_checkpoint(self._checkpoint, settings)) is not None:
             self.start, self.kept = state["step"], state.get("kept", {})
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
+            try:
+                for name, part in parts.items():
+                    part.load_state_dict(state[name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                raise DataError(
+                    f"{self._checkpoint}: this checkpoint is of another release of nucpipe; finish the training there, "
+                    "or delete it to start again."
+                ) from error
             say(f"going on from step {self.start}")
 
     def __enter__(self) -> Self:

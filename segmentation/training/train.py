@@ -199,18 +199,24 @@ def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Calla
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
     average = trainer.WeightAverage(model, round(config.steps * (1 - trainer.AVERAGED_SHARE)))
-    parts: dict[str, trainer.Stateful] = {"model": model, "average": average.model, "optimizer": optimizer}
+    schedule = trainer.lr_schedule(optimizer, config.steps)
+    parts: dict[str, trainer.Stateful] = {
+        "model": model,
+        "average": average,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
     trainer_loop = trainer.Trainer("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
     with trainer_loop, _batches(trained.batch, trainer_loop.start, config.steps) as batches:
         for step, batch in batches:
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * trainer.lr_factor(step, config.steps)
             losses = trained.step(model, optimizer, batch, config.seed + step)
+            schedule.step()
             average.update(model, step)
             cells = [f"{losses[name]:.4f}" for name in trained.losses]
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             trainer_loop.log_step(step, cells, text, step + 1 == config.steps)
-    return average.model
+    trained_model: nn.Module = average.module
+    return trained_model
 
 
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:

@@ -55,7 +55,9 @@ def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch:
     subprocess.run([sys.executable, EXAMPLE, "Lab", "0.25", lab, *tiles], check=True)
 
     train = ["train", "classifier", "--library", f"lab={lab}", "--out", model, "--hold-out", "tile 2"]
-    train += ["--backbone", "test_efficientnet", "--size", 32, "--steps", 3, "--device", "cpu"]
+    settings = tmp_path / "training.toml"
+    settings.write_text('backbone = "test_efficientnet"\nsizes = [[1, 32]]\n')
+    train += ["--config", settings, "--steps", 3, "--device", "cpu"]
     train += ["--distil", "joint-lite0"]  # it knows the five, of which nothing else is at hand
     said = nucpipe(*train, "--check")
     assert "training: 2 images in 2 groups" in said

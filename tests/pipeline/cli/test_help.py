@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,8 +79,6 @@ def test_options_come_in_an_order() -> None:
     [
         (("run",), RunConfig),
         (("demo",), RunConfig),
-        (("train", "segmentor"), SegmentorTraining),
-        (("train", "classifier"), ClassifierTraining),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -89,3 +88,17 @@ def test_defaults_are_those_of_the_configuration(path: tuple[str, ...], config: 
     shared = shown.keys() & defaults.keys() - {"device"}
     assert len(shared) >= 4
     assert {name: shown[name] for name in shared} == {name: defaults[name] for name in shared}
+
+
+@pytest.mark.parametrize(("kind", "config"), [("segmentor", SegmentorTraining), ("classifier", ClassifierTraining)])
+def test_help_states_the_defaults_of_a_training(kind: str, config: type[Any]) -> None:
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    stated = {
+        name: found[1]
+        for name, option in options_of("train", kind).items()
+        if name in defaults and (found := re.search(r"\[default: ([\w.]+)\]", getattr(option, "help", "") or ""))
+    }
+    assert {"steps", "learning_rate", "seed", "precision"} <= stated.keys()
+    assert {name: stated[name] for name in stated if name not in ("batch_size", "device")} == {
+        name: str(defaults[name]) for name in stated if name not in ("batch_size", "device")
+    }
