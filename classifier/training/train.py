@@ -183,6 +183,7 @@ def fit(
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
         average = trainer.WeightAverage(model, config.averaged_from)
+        averaged: Any = average.module
         schedule = trainer.lr_schedule(optimizer, config.steps)
         parts: dict[str, trainer.Stateful] = {
             "model": model,
@@ -205,8 +206,8 @@ def fit(
                 step += 1
                 held_loss = ""
                 if config.watched and (step % config.check_every == 0 or step == config.steps):
-                    loss_held = _held_loss(average.module, watched, config, outputs)
-                    early_stopping.update(loss_held, step, average.module, config)
+                    loss_held = _held_loss(averaged, watched, config, outputs)
+                    early_stopping.update(loss_held, step, averaged, config)
                     held_loss = f"{early_stopping.best:.4f}" if early_stopping.stale == 0 else ""
                 cells = [f"{total:.4f}", *(f"{part:.4f}" for part in parts_of), held_loss]
                 ended = step == config.steps or early_stopping.converged(config)

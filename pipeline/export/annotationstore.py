@@ -32,7 +32,9 @@ CREATE TABLE annotations(
 """
 
 
-def write_annotation_store(store: Store, path: Path, primary: str, centroids: bool = False, exact: bool = False) -> int:
+def write_annotation_store(
+    store: Store, path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False
+) -> int:
     """Write an SQLiteStore: outlines at level 0, keys that are the nuclei's UUIDs, and their labels as properties.
 
     ``type`` is the label in the primary library, for that is the property by which the viewer colours. Memory does not
@@ -43,7 +45,7 @@ def write_annotation_store(store: Store, path: Path, primary: str, centroids: bo
         path: of the file, ``.db``.
         primary: name of a library, in any case of letters.
         centroids: points instead of outlines.
-        exact: outlines along the edges of pixels, as they are stored.
+        exact_outlines: outlines along the edges of pixels, as they are stored.
 
     Returns:
         The number of nuclei.
@@ -56,13 +58,13 @@ def write_annotation_store(store: Store, path: Path, primary: str, centroids: bo
     with written_whole(path) as partial:
         partial.unlink(missing_ok=True)  # SQLite would add to what a killed export left
         try:
-            _write(store, partial, library, centroids, exact)
+            _write(store, partial, library, centroids, exact_outlines)
         except sqlite3.Error as error:
             raise cannot_write(path, error) from error
     return len(store)
 
 
-def _write(store: Store, path: Path, library: Library, centroids: bool, exact: bool) -> None:
+def _write(store: Store, path: Path, library: Library, centroids: bool, exact_outlines: bool) -> None:
     import shapely
 
     connection = sqlite3.connect(path, isolation_level=None)
@@ -71,7 +73,7 @@ def _write(store: Store, path: Path, library: Library, centroids: bool, exact: b
         connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;" + SCHEMA)
         first = 1
         for part in store.batches():
-            shapes = geometries_of(part, centroids, exact)
+            shapes = geometries_of(part, centroids, exact_outlines)
             numbers = range(first, first + len(part))
             first += len(part)
             centres = shapely.get_coordinates(shapely.centroid(shapes)).tolist()

@@ -37,7 +37,7 @@ def write_geojson(
     primary: str,
     rule: DecisionRule | None = None,
     centroids: bool = False,
-    exact: bool = False,
+    exact_outlines: bool = False,
 ) -> int:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
 
@@ -51,7 +51,7 @@ def write_geojson(
         primary: name of a library, in any case of letters.
         rule: how labels are decided on, from the stored probabilities; None: as in the run.
         centroids: points instead of outlines.
-        exact: outlines along the edges of pixels, as they are stored, see :mod:`pipeline.export.polygons`.
+        exact_outlines: outlines along the edges of pixels, as they are stored, see :mod:`pipeline.export.polygons`.
 
     Returns:
         The number of features.
@@ -65,7 +65,7 @@ def write_geojson(
         packing = Gzip(file) if path.suffix.lower() == ".gz" else Plain(file)
 
         def made(part: Store) -> tuple[Content, Content]:
-            text = _features(part, library, rule or store.info.rule, centroids, exact)
+            text = _features(part, library, rule or store.info.rule, centroids, exact_outlines)
             return text, packing.pack(text)
 
         def write(text: bytes) -> None:
@@ -84,14 +84,14 @@ def write_geojson(
     return len(store)
 
 
-def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool, exact: bool) -> Content:
+def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool, exact_outlines: bool) -> Content:
     probabilities, outputs = part.probabilities, part.info.outputs
     numbers = best_labels(probabilities, outputs, rule)
     classification = [
         f'"classification":{json.dumps({"name": label, "color": list(colour)})},'
         for label, colour in zip(primary.labels, primary.colours, strict=True)
     ]
-    offsets, hundredths = coordinates_of(part, centroids, exact, part.info.origin_l0)
+    offsets, hundredths = coordinates_of(part, centroids, exact_outlines, part.info.origin_l0)
     measurements = _measurements(part, probabilities, numbers)
     if not centroids:
         measurements |= _shape(offsets, hundredths, part.info.mpp)

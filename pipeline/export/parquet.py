@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_parquet(store: Store, path: Path, centroids: bool = False, exact: bool = False) -> int:
+def write_parquet(store: Store, path: Path, centroids: bool = False, exact_outlines: bool = False) -> int:
     """Write GeoParquet 1.1 (https://geoparquet.org/releases/v1.1.0/): a row a nucleus, its outline in ``geometry``.
 
     The other columns are those of :func:`pipeline.export.select.columns_of`. Coordinates are level-0 pixels, y down,
@@ -30,7 +30,7 @@ def write_parquet(store: Store, path: Path, centroids: bool = False, exact: bool
         store: the nuclei.
         path: of the file.
         centroids: points instead of outlines.
-        exact: outlines along the edges of pixels, as they are stored.
+        exact_outlines: outlines along the edges of pixels, as they are stored.
 
     Returns:
         The number of nuclei.
@@ -40,11 +40,11 @@ def write_parquet(store: Store, path: Path, centroids: bool = False, exact: bool
         OutputError: the file cannot be written.
     """
     with written_whole(path) as partial:
-        write_table(store, partial, "Point" if centroids else "Polygon", exact=exact)
+        write_table(store, partial, "Point" if centroids else "Polygon", exact_outlines=exact_outlines)
     return len(store)
 
 
-def write_table(store: Store, path: Path, kind: str, index: str | None = None, exact: bool = False) -> None:
+def write_table(store: Store, path: Path, kind: str, index: str | None = None, exact_outlines: bool = False) -> None:
     """As :func:`write_parquet`, without the care for what stands at ``path``.
 
     Args:
@@ -52,7 +52,7 @@ def write_table(store: Store, path: Path, kind: str, index: str | None = None, e
         path: of the file.
         kind: of the geometries, ``Polygon`` or ``Point``.
         index: the column that pandas shall take for the index; with it, there is no other column but the geometry.
-        exact: outlines along the edges of pixels, as they are stored.
+        exact_outlines: outlines along the edges of pixels, as they are stored.
     """
     pq = _pyarrow_parquet()
     schema = None
@@ -60,7 +60,7 @@ def write_table(store: Store, path: Path, kind: str, index: str | None = None, e
         columns = columns_of(part)
         if index is not None:
             columns = {index: columns[index]}
-        table = _table(columns, geometries_of(part, kind == "Point", exact), kind, index)
+        table = _table(columns, geometries_of(part, kind == "Point", exact_outlines), kind, index)
         if schema is None:
             schema = table.schema
             writer = pq.ParquetWriter(path, schema, compression="zstd")

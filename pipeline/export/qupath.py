@@ -19,8 +19,13 @@ SCRIPTS = resources.files("pipeline.export").joinpath("qupath_scripts")
 CLASSES = "classes.json"
 
 
-def write_qupath(
-    stores: Sequence[Store], path: Path, primary: str, centroids: bool = False, exact: bool = False
+def write_qupath(store: Store, path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False) -> int:
+    """Write the folder of one slide, see :func:`write_slides`."""
+    return write_slides([store], path, primary, centroids, exact_outlines)
+
+
+def write_slides(
+    stores: Sequence[Store], path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False
 ) -> int:
     """Write the folder.
 
@@ -29,7 +34,7 @@ def write_qupath(
         path: of the folder.
         primary: name of the library whose labels are the classes at first.
         centroids: points instead of outlines.
-        exact: outlines along the edges of pixels, as they are stored.
+        exact_outlines: outlines along the edges of pixels, as they are stored.
 
     Returns:
         The number of nuclei.
@@ -49,7 +54,9 @@ def write_qupath(
         (partial / "nuclei").mkdir()
         for store, name in zip(stores, names, strict=True):
             file = f"nuclei/{name}.geojson.gz"
-            count += write_geojson(store, partial / file, known.name, centroids=centroids, exact=exact)
+            count += write_geojson(
+                store, partial / file, known.name, centroids=centroids, exact_outlines=exact_outlines
+            )
             width, height = store.info.size_l0
             slides[name] = {"file": file, "width": width, "height": height, "nuclei": len(store)}
         about = {

@@ -1,12 +1,13 @@
-"""The forms in which a finished result can be written, and which options each of them takes."""
+"""The formats in which a finished result can be written, and which options each of them takes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from classifier.decision_rule import DecisionRule
 from nucpipe.errors import OutputError, UsageError
@@ -48,99 +49,100 @@ class ExportOptions:
     image_mpp: float | None = None
 
 
-Writer = Callable[["Store", Path, Sequence[str], ExportOptions, "Slide | None"], int]
-
-
 @dataclass(frozen=True)
 class ExportFormat:
-    """One form.
+    """One format.
 
     Attributes:
         name: of the file or folder beside the store, with the ending that is expected.
         endings: that a user's name may have.
-        write: writes it; is given the nuclei, the path, the libraries, what is wanted, and the slide if it has pixels.
+        writer: ``module:function`` that writes it, imported when it is needed, for some bring libraries that are slow
+            to import. It takes the nuclei, the path and, by keyword, what ``takes`` says, and returns their number.
         takes: the options, other than those that choose nuclei, that it takes.
+        one_file: whether all libraries go into one file, as ``libraries``; else each into its own, as ``primary``.
     """
 
     name: str
     endings: tuple[str, ...]
-    write: Writer
+    writer: str
     takes: frozenset[str] = field(default=frozenset())
+    one_file: bool = False
+
+    def write(
+        self, store: Store, path: Path, libraries: Sequence[str], options: ExportOptions, slide: Slide | None
+    ) -> int:
+        """Write the nuclei; returns their number.
+
+        Args:
+            store: the nuclei.
+            path: of the file or folder.
+            libraries: whose labels it holds.
+            options: what it shall hold.
+            slide: with the pixels that it shall hold, or None.
+        """
+        arguments: dict[str, Any] = {}
+        if "primary" in self.takes:
+            arguments |= {"libraries": libraries} if self.one_file else {"primary": libraries[0]}
+        if "image" in self.takes:
+            arguments |= {"slide": slide, "image_mpp": options.image_mpp or IMAGE_MPP}
+        arguments |= {name: getattr(options, name) for name in OUTLINE_OPTIONS if name in self.takes}
+        count: int = resolve_name(self.writer)(store, path, **arguments)
+        return count
 
 
-def _geojson(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.geojson import write_geojson
-
-    return write_geojson(store, path, libraries[0], centroids=wanted.centroids, exact=wanted.exact_outlines)
-
-
-def _csv(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.csv import write_csv
-
-    return write_csv(store, path)
-
-
-def _parquet(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.parquet import write_parquet
-
-    return write_parquet(store, path, wanted.centroids, wanted.exact_outlines)
-
-
-def _anndata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.anndata import write_h5ad
-
-    return write_h5ad(store, path)
-
-
-def _spatialdata(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.spatialdata import write_spatialdata
-
-    return write_spatialdata(store, path, slide, wanted.image_mpp or IMAGE_MPP, wanted.exact_outlines)
-
-
-def _annotationstore(
-    store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None
-) -> int:
-    from pipeline.export.annotationstore import write_annotation_store
-
-    return write_annotation_store(store, path, libraries[0], wanted.centroids, wanted.exact_outlines)
-
-
-def _labels(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.ome_zarr import write_labels
-
-    return write_labels(store, path, libraries, slide, wanted.image_mpp or IMAGE_MPP)
-
-
-def _qupath(store: Store, path: Path, libraries: Sequence[str], wanted: ExportOptions, slide: Slide | None) -> int:
-    from pipeline.export.qupath import write_qupath
-
-    return write_qupath([store], path, libraries[0], wanted.centroids, wanted.exact_outlines)
-
+OUTLINE_OPTIONS = ("centroids", "exact_outlines")
 
 FORMATS = {
     "geojson": ExportFormat(
         "nuclei.geojson",
         (".geojson", ".geojson.gz"),
-        _geojson,
+        "pipeline.export.geojson:write_geojson",
         frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz"}),
     ),
-    "qupath": ExportFormat("qupath", ("",), _qupath, frozenset({"primary", "centroids", "exact_outlines"})),
-    "csv": ExportFormat("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
-    "parquet": ExportFormat(
-        "nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids", "exact_outlines"})
+    "qupath": ExportFormat(
+        "qupath",
+        ("",),
+        "pipeline.export.qupath:write_qupath",
+        frozenset({"primary", "centroids", "exact_outlines"}),
     ),
-    "anndata": ExportFormat("nuclei.h5ad", (".h5ad",), _anndata),
+    "csv": ExportFormat(
+        "nuclei.csv",
+        (".csv", ".csv.gz"),
+        "pipeline.export.csv:write_csv",
+        frozenset({"gz"}),
+    ),
+    "parquet": ExportFormat(
+        "nuclei.parquet",
+        (".parquet", ".geoparquet"),
+        "pipeline.export.parquet:write_parquet",
+        frozenset({"centroids", "exact_outlines"}),
+    ),
+    "anndata": ExportFormat(
+        "nuclei.h5ad",
+        (".h5ad",),
+        "pipeline.export.anndata:write_h5ad",
+    ),
     "spatialdata": ExportFormat(
-        "nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image", "exact_outlines"})
+        "nuclei.spatialdata.zarr",
+        (".zarr",),
+        "pipeline.export.spatialdata:write_spatialdata",
+        frozenset({"image", "exact_outlines"}),
     ),
     "annotationstore": ExportFormat(
-        "nuclei.db", (".db",), _annotationstore, frozenset({"primary", "all_libraries", "centroids", "exact_outlines"})
+        "nuclei.db",
+        (".db",),
+        "pipeline.export.annotationstore:write_annotation_store",
+        frozenset({"primary", "all_libraries", "centroids", "exact_outlines"}),
     ),
     "labels": ExportFormat(
-        "nuclei.ome.zarr", (".ome.zarr", ".zarr"), _labels, frozenset({"primary", "all_libraries", "image"})
+        "nuclei.ome.zarr",
+        (".ome.zarr", ".zarr"),
+        "pipeline.export.ome_zarr:write_labels",
+        frozenset({"primary", "all_libraries", "image"}),
+        one_file=True,
     ),
 }
+"""Every format of ``nucpipe export --to``; another is a module with a writer, and an entry here."""
 
 
 def export_result(
@@ -176,30 +178,29 @@ def export_result(
     store = select_nuclei(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
     path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
     libraries = list(result.libraries) if wanted.all_libraries else [primary]
-    one = form == "labels" or len(libraries) == 1
-    files = [path] if one else [_named(path, kind, name) for name in libraries]
+    held = [libraries] if kind.one_file else [[name] for name in libraries]
+    files = [path] if len(held) == 1 else [_named(path, kind, name) for name in libraries]
     _check_free(files, overwrite)
     with ExitStack() as stack:
         slide = stack.enter_context(result.open_slide(wanted.slide)) if _pixels(result, kind, wanted) else None
-        held = [libraries] if one else [[name] for name in libraries]
         return [(file, kind.write(store, file, some, wanted, slide)) for file, some in zip(files, held, strict=True)]
 
 
 def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Path, overwrite: bool = False) -> int:
-    """Return one folder for QuPath with the nuclei of several slides; returns their number.
+    """Write one folder for QuPath with the nuclei of several slides; returns their number.
 
     Raises:
         UsageError: as for :func:`export_result`; two slides have one name.
         OutputError: it cannot be written, or already exists.
     """
-    from pipeline.export.qupath import write_qupath
+    from pipeline.export.qupath import write_slides
     from pipeline.export.select import select_nuclei
 
     _check("qupath", FORMATS["qupath"], wanted, path)
     _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
     stores = [select_nuclei(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
-    return write_qupath(stores, path, primary, wanted.centroids, wanted.exact_outlines)
+    return write_slides(stores, path, primary, wanted.centroids, wanted.exact_outlines)
 
 
 def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | None) -> None:
@@ -210,7 +211,7 @@ def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | Non
         "exact_outlines": (
             "--exact-outlines",
             wanted.exact_outlines,
-            "it is made from them" if form == "labels" else "it holds no outlines",
+            "it is made from them" if kind.one_file else "it holds no outlines",
         ),
         "gz": ("--gz", wanted.gz, "it is compressed already"),
         "image": ("--image-mpp", wanted.image_mpp is not None, "it holds no pixels"),

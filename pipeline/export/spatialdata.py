@@ -26,7 +26,7 @@ REGION_KEY, INSTANCE_KEY = "region", "instance_id"
 
 
 def write_spatialdata(
-    store: Store, path: Path, slide: Slide | None = None, image_mpp: float = 2.0, exact: bool = False
+    store: Store, path: Path, slide: Slide | None = None, image_mpp: float = 2.0, exact_outlines: bool = False
 ) -> int:
     """Write a folder that ``spatialdata.read_zarr`` opens.
 
@@ -40,7 +40,7 @@ def write_spatialdata(
         path: of the folder, ``.zarr``.
         slide: whose pixels are embedded; None for no image.
         image_mpp: pixel size of the largest level of the image, micrometres, but never below the slide's own.
-        exact: outlines along the edges of pixels, as they are stored.
+        exact_outlines: outlines along the edges of pixels, as they are stored.
 
     Returns:
         The number of nuclei.
@@ -62,7 +62,13 @@ def write_spatialdata(
             _write_image(slide, root.create_group("images"), image_mpp)
         # Last, for zarr looks at a folder's content and does not know the file.
         if len(store):
-            write_table(store, partial / "shapes" / NUCLEI / "shapes.parquet", "Polygon", index="id", exact=exact)
+            write_table(
+                store,
+                partial / "shapes" / NUCLEI / "shapes.parquet",
+                "Polygon",
+                index="id",
+                exact_outlines=exact_outlines,
+            )
     return len(store)
 
 

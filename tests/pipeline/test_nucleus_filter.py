@@ -119,7 +119,7 @@ def test_a_result_of_another_filter_is_not_gone_on_with(slide: Path, tmp_path: P
 
 def test_nuclei_of_another_tool_are_kept_unless_asked(slide: Path, everything: Store, tmp_path: Path) -> None:
     outlines = tmp_path / "nuclei.geojson"
-    write_geojson(everything, outlines, "PanNuke", exact=True)
+    write_geojson(everything, outlines, "PanNuke", exact_outlines=True)
     kept = run_with(slide, tmp_path / "kept", LEAST, nuclei=str(outlines))
     assert len(kept) == len(everything)
     assert kept.info.nucleus_filter == KEEP_ALL

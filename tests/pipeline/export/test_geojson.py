@@ -62,7 +62,7 @@ def make_store(
 
 def features_of(store: Store, path: Path, primary: str = "PanNuke", exact: bool = True) -> list[dict[str, Any]]:
     """Written, read again as strict JSON, in the store's order."""
-    count = write_geojson(store, path, primary, exact=exact)
+    count = write_geojson(store, path, primary, exact_outlines=exact)
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("ascii")
 

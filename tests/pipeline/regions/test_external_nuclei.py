@@ -57,7 +57,7 @@ def test_our_own_geojson_gives_the_same_result_again(
     detected: tuple[Path, Path, Store], tmp_path: Path, region_size: int
 ) -> None:
     slide, _, before = detected
-    write_geojson(before, tmp_path / "nuclei.geojson", "PanNuke", exact=True)
+    write_geojson(before, tmp_path / "nuclei.geojson", "PanNuke", exact_outlines=True)
     after = run_with(slide, tmp_path / "out", tmp_path / "nuclei.geojson", region_size=region_size)
     assert len(after) == len(before) > 100
     np.testing.assert_allclose(after.centroids_l0, before.centroids_l0, atol=0.01)
