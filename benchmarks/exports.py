@@ -86,10 +86,10 @@ def main(result: Path, out: Path, nuclei: int, keep: bool) -> None:
     for side in (1000, 4000):
         width, height = store.info.size_l0
         places = rng.uniform(0, (width - side, height - side), (10, 2))
-        windows = [store.window(x, y, x + side, y + side) for x, y in places]
+        windows = [store.in_bbox(x, y, x + side, y + side) for x, y in places]
         began = time.perf_counter()
         for x, y in places:
-            store.window(x, y, x + side, y + side).contours()
+            store.in_bbox(x, y, x + side, y + side).contours()
         seconds = (time.perf_counter() - began) / len(places)
         mean = np.mean([len(window) for window in windows])
         print(f"outlines of {side} x {side} pixels        {seconds:9.3f} s {mean:12,.0f} nuclei")

@@ -3,9 +3,9 @@
 python benchmarks/hits_and_misses.py joint-lite0 --library consep=DATA/consep --library monusac=DATA/monusac \
     --label CoNSeP:endothelial --label MoNuSAC:macrophage --out /tmp/pictures
 
-A picture a label, of windows of the images that the model's training held out (--all: of every image), enlarged three
+A picture a label, of patches of the images that the model's training held out (--all: of every image), enlarged three
 times: three bands of nuclei that bear the label and got it, that bear it and got another, and that got it wrongly. Over
-each window stands the other label of the two and the probability that was given to the predicted one. They show
+each patch stands the other label of the two and the probability that was given to the predicted one. They show
 patients' tissue: keep them under the licence of the data.
 """
 
@@ -31,14 +31,14 @@ from pipeline.inference.models import find_model
 
 ACROSS = 12
 ENLARGED = 3
-WINDOW_PX = 64
+PATCH_PX = 64
 CAPTION_PX = 26
 
 
-def tile(window: np.ndarray, caption: str) -> np.ndarray:
-    edge = (window.shape[0] - WINDOW_PX) // 2
-    side = WINDOW_PX * ENLARGED
-    inner = window[edge : edge + WINDOW_PX, edge : edge + WINDOW_PX]
+def tile(patch: np.ndarray, caption: str) -> np.ndarray:
+    edge = (patch.shape[0] - PATCH_PX) // 2
+    side = PATCH_PX * ENLARGED
+    inner = patch[edge : edge + PATCH_PX, edge : edge + PATCH_PX]
     big = cv2.resize(inner, (side, side), interpolation=cv2.INTER_CUBIC)
     strip = np.full((CAPTION_PX, side, 3), 255, np.uint8)
     cv2.putText(strip, caption, (3, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
@@ -46,7 +46,7 @@ def tile(window: np.ndarray, caption: str) -> np.ndarray:
 
 
 def band(title: str, tiles: Sequence[np.ndarray], rows: int) -> np.ndarray:
-    width = ACROSS * WINDOW_PX * ENLARGED
+    width = ACROSS * PATCH_PX * ENLARGED
     head = np.full((34, width, 3), 225, np.uint8)
     cv2.putText(head, title, (6, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
     parts = [head]
@@ -69,8 +69,8 @@ def picture(samples: PatchDataset, p: np.ndarray, labels: tuple[str, ...], numbe
     ):
         chosen = [i for i in order if mask[i]]
         shown = np.array(chosen[: rows * ACROSS], np.int64)
-        windows = samples.windows(shown)
-        tiles = [tile(w, f"{labels[other[i]]} {sure[i]:.2f}") for w, i in zip(windows, shown, strict=True)]
+        patches = samples.patches(shown)
+        tiles = [tile(w, f"{labels[other[i]]} {sure[i]:.2f}") for w, i in zip(patches, shown, strict=True)]
         bands.append(band(f"{title}: {len(chosen)}", tiles, rows))
     return np.concatenate(bands)
 

@@ -35,7 +35,7 @@ from classifier.libraries import LabelSpace, Library, libraries_of
 from classifier.network import MEAN, STD, Enlarged, JointClassifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS
-from classifier.spec import MPP, WINDOW_PX
+from classifier.spec import MPP, PATCH_PX
 from classifier.training.config import ClassifierTraining
 from classifier.training.pseudo_labels import pseudo_label
 from classifier.training.train import fit
@@ -117,7 +117,7 @@ def train(
     path = model_path(out, kind, name, seed)
     config = dataclasses.replace(base, seed=seed, out=path, steps=base.steps * sets)
     tensors, _ = fit(config, taught, taught.select(np.zeros(len(taught), bool)), outputs, None, print)
-    made = {"backbone": base.backbone, "window_px": WINDOW_PX, "size_px": base.sizes[-1][1], "strides": base.strides}
+    made = {"backbone": base.backbone, "window_px": PATCH_PX, "size_px": base.sizes[-1][1], "strides": base.strides}
     header = ModelHeader("classifier", path.stem, made, MPP, MEAN, STD, outputs.to_dict())
     save_model(path, header, tensors)
     model = JointClassifier(len(outputs), base.backbone, base.sizes[-1][1], strides=base.strides)
@@ -150,7 +150,7 @@ def speed(names: Sequence[str], libraries: Sequence[Library], base: ClassifierTr
         for some in sets:
             outputs = LabelSpace(tuple(some), (True,) * sum(len(library.labels) for library in some))
             model = JointClassifier(len(outputs), base.backbone, base.sizes[-1][1], strides=base.strides).eval()
-            made.append(select_backend(partial(Enlarged, model), CPU, precision, 1, ROWS, (Input(WINDOW_PX),)))
+            made.append(select_backend(partial(Enlarged, model), CPU, precision, 1, ROWS, (Input(PATCH_PX),)))
         best = 0.0
         for _ in range(6):
             began = time.process_time()

@@ -23,7 +23,7 @@ import torch
 import nucpipe
 from classifier.network import enlarge, load_classifier
 from pipeline.config import RunConfig
-from pipeline.inference.engine import halo_w, resize, window_grid_w, working_px
+from pipeline.inference.engine import halo_w, read_grid_w, resize, working_px
 from pipeline.inference.models import find_model, load_models
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
@@ -83,7 +83,7 @@ def main(slide: Path, out: Path, mpp: float | None, **chosen: str) -> None:
             tissue,
             config.region_size,
             halo_w(models.detector, models.classifier.context),
-            *window_grid_w(models.detector),
+            *read_grid_w(models.detector),
         )
         scale = working_px(models.detector)
         began = time.perf_counter()

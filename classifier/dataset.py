@@ -16,7 +16,7 @@ from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import DataError
 
 SOURCE_PX = 96
-"""Side of a window for training: the 64 px that the network sees and what comes into sight when it is turned."""
+"""Side of a patch for training: the 64 px that the network sees and what comes into sight when it is turned."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ class PatchDataset:
             self.centroids[rows],
         )
 
-    def windows(self, rows: npt.NDArray[np.int64], side_px: int = SOURCE_PX) -> npt.NDArray[np.uint8]:
-        """Return the windows of the samples at ``rows``, reflected at the image's edge: (n, side_px, side_px, 3) uint8
+    def patches(self, rows: npt.NDArray[np.int64], side_px: int = SOURCE_PX) -> npt.NDArray[np.uint8]:
+        """Return the patches of the samples at ``rows``, reflected at the image's edge: (n, side_px, side_px, 3) uint8
         RGB.
         """
-        windows = np.empty((len(rows), side_px, side_px, 3), np.uint8)
+        patches = np.empty((len(rows), side_px, side_px, 3), np.uint8)
         corners = patch_corners(self.points[rows], side_px) + SOURCE_PX // 2
-        for window, image, (x, y) in zip(windows, self.image[rows], corners, strict=True):
-            window[:] = self.pixels[image][y : y + side_px, x : x + side_px]
-        return windows
+        for patch, image, (x, y) in zip(patches, self.image[rows], corners, strict=True):
+            patch[:] = self.pixels[image][y : y + side_px, x : x + side_px]
+        return patches
 
     def contexts(self, rows: npt.NDArray[np.int64], side_px: int = CONTEXT_PX) -> npt.NDArray[np.uint8]:
         """Return the contexts of the samples at ``rows``: (n, side_px, side_px, 4), see ``classifier.patches``."""

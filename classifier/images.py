@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from classifier.decision_rule import DecisionRule, decide, short_form
 from classifier.libraries import LabelSpace
-from classifier.patches import at_working_mpp, cut_windows
+from classifier.patches import at_working_mpp, cut_padded_patches
 from classifier.predictor import load_predictor
 from classifier.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
-from classifier.spec import WINDOW_PX, unmeasured
+from classifier.spec import PATCH_PX, unmeasured
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import read_header
 from nucpipe.backends.processors import available_processors
@@ -65,7 +65,7 @@ def preparation(steps: Sequence[str], stain_target: Path | None, stain_method: s
     return tuple(made[name] for name in steps)
 
 
-def window_of(image: Pixels, mpp: float | None, at: tuple[float, float] | None) -> Pixels:
+def patch_of(image: Pixels, mpp: float | None, at: tuple[float, float] | None) -> Pixels:
     """Return the classifier's view of one image: (64, 64, 3) uint8, 16 micrometres wide.
 
     Args:
@@ -88,18 +88,18 @@ def window_of(image: Pixels, mpp: float | None, at: tuple[float, float] | None) 
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
     square = cv2.copyMakeBorder(image, top, side - height - top, left, side - width - left, cv2.BORDER_REFLECT)
-    how = cv2.INTER_AREA if side > WINDOW_PX else cv2.INTER_LINEAR
-    return cv2.resize(square, (WINDOW_PX, WINDOW_PX), interpolation=how).astype(np.uint8, copy=False)
+    how = cv2.INTER_AREA if side > PATCH_PX else cv2.INTER_LINEAR
+    return cv2.resize(square, (PATCH_PX, PATCH_PX), interpolation=how).astype(np.uint8, copy=False)
 
 
 def _cut(image: Pixels, points: npt.NDArray[np.float64]) -> Pixels:
     # A reflection cannot be wider than the image; a minute one is reflected again and again.
-    while min(image.shape[:2]) <= WINDOW_PX // 2:
+    while min(image.shape[:2]) <= PATCH_PX // 2:
         height, width = image.shape[:2]
         image = cv2.copyMakeBorder(image, height, height, width, width, cv2.BORDER_REFLECT).astype(np.uint8, copy=False)
         points = points + np.array([width, height])
-    window: Pixels = cut_windows(image, points, WINDOW_PX)[0]
-    return window
+    patch: Pixels = cut_padded_patches(image, points, PATCH_PX)[0]
+    return patch
 
 
 def classify_images(
@@ -116,8 +116,8 @@ def classify_images(
     Args:
         paths: image files.
         model: the model file.
-        mpp, at: see :func:`window_of`.
-        prepare: done to each whole image before its window is cut.
+        mpp, at: see :func:`patch_of`.
+        prepare: done to each whole image before its patch is cut.
         device, precision: where and how the network runs.
 
     Raises:
@@ -131,24 +131,24 @@ def classify_images(
     outputs = predictor.outputs
     read: list[Path] = []
     failed: list[tuple[Path, str]] = []
-    windows: list[Pixels] = []
+    patches: list[Pixels] = []
     rows = [np.zeros((0, len(outputs)), np.float32)]
     for path in paths:
         try:
             image = read_rgb(path)
             for step in prepare:
                 image = step(image)
-            windows.append(window_of(image, mpp, at))
+            patches.append(patch_of(image, mpp, at))
             read.append(path)
         except UsageError:
             raise
         except NucpipeError as error:
             failed.append((path, str(error).removeprefix(f"{path}: ")))
-        if len(windows) == BATCH:
-            rows.append(predictor(np.stack(windows)).probabilities)
-            windows.clear()
-    if windows:
-        rows.append(predictor(np.stack(windows)).probabilities)
+        if len(patches) == BATCH:
+            rows.append(predictor(np.stack(patches)).probabilities)
+            patches.clear()
+    if patches:
+        rows.append(predictor(np.stack(patches)).probabilities)
     return NamedImages(tuple(read), np.concatenate(rows), outputs, tuple(unmeasured(read_header(model))), tuple(failed))
 
 

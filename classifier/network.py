@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier.libraries import LabelSpace
-from classifier.spec import TWO_VIEWS, WINDOW_PX, check_kind
+from classifier.spec import PATCH_PX, TWO_VIEWS, check_kind
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
 from nucpipe.errors import ModelError, UsageError
 
 BACKBONE = "tf_efficientnet_lite0"
 SIZE_PX, LARGEST_PX = 224, 1024
-"""Side of the window after it is enlarged, the network's input."""
+"""Side of the patch after it is enlarged, the network's input."""
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
 """Normalisation of RGB in 0-1 that the ImageNet weights of EfficientNet-Lite expect."""
@@ -30,7 +30,7 @@ STEM_PX = 7
 
 
 class JointClassifier(nn.Module):
-    """Logits of every label of every library from an RGB window; carries its own normalisation.
+    """Logits of every label of every library from an RGB patch; carries its own normalisation.
 
     Attributes:
         size_px: the side of the input that the network was last trained on.
@@ -62,16 +62,16 @@ class JointClassifier(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """Logits (N, columns) of RGB windows (N, 3, H, W), uint8 or float in 0-255."""
-        logits: Tensor = self.backbone((windows.float() - self.mean) / self.std)
+    def forward(self, patches: Tensor) -> Tensor:
+        """Logits (N, columns) of RGB patches (N, 3, H, W), uint8 or float in 0-255."""
+        logits: Tensor = self.backbone((patches.float() - self.mean) / self.std)
         return logits
 
 
 def set_strides(backbone: nn.Module, strides: tuple[int, ...]) -> None:
     """Change, in place, where an EfficientNet halves its maps; the weights fit as before.
 
-    The published strides are made for 224 px and leave 2x2 places of a window of 64 px. With smaller ones it is looked
+    The published strides are made for 224 px and leave 2x2 places of a patch of 64 px. With smaller ones it is looked
     at as it is, not enlarged, and its detail survives.
 
     Args:
@@ -239,7 +239,7 @@ Classifier = JointClassifier | TwoViewClassifier
 
 
 class Enlarged(nn.Module):
-    """A network behind the enlargement of its windows."""
+    """A network behind the enlargement of its patches."""
 
     def __init__(self, model: JointClassifier) -> None:
         super().__init__()
@@ -266,7 +266,7 @@ def build(header: ModelHeader) -> Classifier:
     try:
         backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
         columns = len(LabelSpace.from_dict(header.outputs))
-        if not WINDOW_PX // 2 <= size_px <= LARGEST_PX:
+        if not PATCH_PX // 2 <= size_px <= LARGEST_PX:
             raise ValueError(f"an input of {size_px} pixels")
         check_name(backbone)
         strides = tuple(map(int, header.architecture.get("strides", ())))

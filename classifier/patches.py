@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from classifier.spec import CONTEXT_PX, MPP, WINDOW_PX
+from classifier.spec import CONTEXT_PX, MPP, PATCH_PX
 
 SAME_MPP = 0.05
 """Images within this share of the working pixel size are used on their own grid."""
@@ -35,7 +35,7 @@ def patch_box_w(centre_w: npt.NDArray[np.float64], stride: int) -> tuple[int, in
         centre_w: (2,) x and y in working pixels.
         stride: working pixels per pixel that is read, 1 or 2; the box is aligned to it.
     """
-    side = WINDOW_PX // stride
+    side = PATCH_PX // stride
     x, y = patch_corners(centre_w / stride, side).tolist()
     return x * stride, y * stride, (x + side) * stride, (y + side) * stride
 
@@ -44,15 +44,15 @@ def cut_crops(pixels: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64],
     """Return a square of 64x64 working pixels round each centroid.
 
     Args:
-        pixels: (H, W, 3) uint8 RGB of a region's window.
-        centroids: (N, 2) x and y in pixels of that window, at least half a crop from its edges (a region's halo is
-            wider than that; at the slide's edge the window holds the slide's reflection).
-        stride: working pixels per pixel of the window, 1 or 2.
+        pixels: (H, W, 3) uint8 RGB of a region's read box.
+        centroids: (N, 2) x and y in pixels of that read box, at least half a crop from its edges (a region's halo is
+            wider than that; at the slide's edge the read box holds the slide's reflection).
+        stride: working pixels per pixel of the read box, 1 or 2.
 
     Returns:
         (N, 64 / stride, 64 / stride, 3) uint8.
     """
-    side = WINDOW_PX // stride
+    side = PATCH_PX // stride
     if len(centroids) == 0:
         return np.zeros((0, side, side, 3), np.uint8)
     corners = patch_corners(centroids, side)
@@ -60,7 +60,7 @@ def cut_crops(pixels: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64],
     return np.ascontiguousarray(views[corners[:, 1], corners[:, 0]].transpose(0, 2, 3, 1))
 
 
-def cut_windows(
+def cut_padded_patches(
     image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.float64], side_px: int
 ) -> npt.NDArray[np.uint8]:
     """Cut square patches round points of an image, reflected at its edge.
@@ -76,8 +76,8 @@ def cut_windows(
     half = side_px // 2
     padded = reflected(image, half)
     corners = patch_corners(centroids, side_px) + half
-    windows = [padded[y : y + side_px, x : x + side_px] for x, y in corners]
-    return np.stack(windows).astype(np.uint8) if windows else np.zeros((0, side_px, side_px, 3), np.uint8)
+    patches = [padded[y : y + side_px, x : x + side_px] for x, y in corners]
+    return np.stack(patches).astype(np.uint8) if patches else np.zeros((0, side_px, side_px, 3), np.uint8)
 
 
 def reflected(image: npt.NDArray[np.uint8], edge_px: int) -> npt.NDArray[np.uint8]:

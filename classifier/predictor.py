@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions, probabilities
-from classifier.spec import CONTEXT_PX, TWO_VIEWS, WINDOW_PX, read_outputs
+from classifier.spec import CONTEXT_PX, PATCH_PX, TWO_VIEWS, read_outputs
 from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import read_header
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ROWS = 8
-"""Windows that OpenVINO computes at a time: their maps fit a core's cache."""
+"""Patches that OpenVINO computes at a time: their maps fit a core's cache."""
 
 
 class Predictor:
@@ -56,10 +56,10 @@ class Predictor:
         self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
-        self.max_concurrency = self.runtime(WINDOW_PX).max_concurrency
+        self.max_concurrency = self.runtime(PATCH_PX).max_concurrency
 
     def runtime(self, side_px: int) -> Backend:
-        """Return the network for windows of one size; a fixed size is computed a seventh faster than a varying one."""
+        """Return the network for patches of one size; a fixed size is computed a seventh faster than a varying one."""
         with self._lock:
             if side_px not in self._runtimes:
                 inputs = (Input(side_px), Input(CONTEXT_PX, 4)) if self.context else (Input(side_px),)
@@ -67,10 +67,10 @@ class Predictor:
             return self._runtimes[side_px]
 
     def __call__(self, crops: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8] | None = None) -> Predictions:
-        """Return the labels of windows.
+        """Return the labels of patches.
 
         Args:
-            crops: (N, S, S, 3) RGB uint8 windows of 16 um, each centred on its nucleus; enlarged here.
+            crops: (N, S, S, 3) RGB uint8 patches of 16 um, each centred on its nucleus; enlarged here.
             contexts: (N, 64, 64, 4) uint8, see ``classifier.patches.cut_contexts``; None where they are not known.
                 Not looked at by a network without context.
         """

@@ -11,8 +11,8 @@ from nucpipe.errors import ModelError
 MPP = 0.25
 """Micrometres per pixel of a patch before it is enlarged."""
 
-WINDOW_PX = 64
-"""Side of the window round a nucleus: 16 micrometres."""
+PATCH_PX = 64
+"""Side of the patch round a nucleus: 16 micrometres."""
 
 CONTEXT_PX = 64
 """Side of the context round a nucleus: 64 micrometres, in pixels of 1."""

@@ -11,7 +11,7 @@ from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 REGION_ALIGN_W = 32
-"""Cores and windows of regions start and end on multiples of this many working pixels: the network's largest stride
+"""Cores and read boxes of regions start and end on multiples of this many working pixels: the network's largest stride
 at 0.5 um, so that a place on the slide meets the network's grid in the same way in every region."""
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.slide.base import Slide
 
-Window = tuple[float, float, float, float]
+BBox = tuple[float, float, float, float]
 """x0, y0, x1, y1 in level-0 pixels; the nuclei whose centroid has ``x0 <= x < x1`` and ``y0 <= y < y1`` are in it."""
 
 STORE_NAME = "nuclei.zarr"
@@ -33,7 +33,7 @@ COMMON_LABELS = 3
 class Result:
     """One slide's finished result. Arrays are read from the disk when they are asked for.
 
-    Nuclei are in the store's order, so row k of one method's answer is row k of another's for the same window.
+    Nuclei are in the store's order, so row k of one method's answer is row k of another's for the same bbox.
 
     Attributes:
         folder: the slide's folder of results.
@@ -107,9 +107,9 @@ class Result:
         """All nuclei as AnnData: probabilities in ``X``, labels in ``obs``, centroids in ``obsm["spatial"]``."""
         return self.store.table
 
-    def within(self, window: Window | None) -> Store:
-        """Return the nuclei of a window, as arrays; all of them for None."""
-        return self.store if window is None else self.store.window(*window)
+    def within(self, bbox: BBox | None) -> Store:
+        """Return the nuclei of a bounding box, as arrays; all of them for None."""
+        return self.store if bbox is None else self.store.in_bbox(*bbox)
 
     def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Result:
         """Return the same result without the nuclei below an area or a detection probability.
@@ -123,12 +123,12 @@ class Result:
         """
         return replace(self, store=self.store.filtered(min_area, min_detection))
 
-    def labels(self, library: str, window: Window | None = None) -> pd.Series[str]:
+    def labels(self, library: str, bbox: BBox | None = None) -> pd.Series[str]:
         """Return each nucleus's label in one library's words.
 
         Args:
             library: its name, in any case of letters.
-            window: only the nuclei in it.
+            bbox: only the nuclei in it.
 
         Returns:
             A categorical series of all labels of the library, missing where a nucleus has none; its index are the
@@ -139,25 +139,25 @@ class Result:
         """
         import pandas as pd
 
-        part, known = self.within(window), self.store.info.outputs.library(library)
+        part, known = self.within(bbox), self.store.info.outputs.library(library)
         values = pd.Categorical.from_codes(part.label_numbers(known.name), pd.Index(known.labels))
         return pd.Series(values, index=pd.Index(part.ids, dtype=object), name=known.name)
 
-    def probabilities(self, library: str, window: Window | None = None) -> pd.DataFrame:
+    def probabilities(self, library: str, bbox: BBox | None = None) -> pd.DataFrame:
         """Return each nucleus's probability of each label of one library; rows sum to 1, untrained labels have 0."""
         import pandas as pd
 
-        part, known = self.within(window), self.store.info.outputs.library(library)
+        part, known = self.within(bbox), self.store.info.outputs.library(library)
         values = part.probabilities[:, part.info.outputs.slices[known.name]]
         return pd.DataFrame(values, index=pd.Index(part.ids, dtype=object), columns=list(known.labels))
 
-    def centroids(self, window: Window | None = None) -> npt.NDArray[np.float64]:
+    def centroids(self, bbox: BBox | None = None) -> npt.NDArray[np.float64]:
         """Return (N, 2) x and y of each nucleus's centre of mass, level-0 pixels."""
-        return self.within(window).centroids_l0
+        return self.within(bbox).centroids_l0
 
-    def contours(self, window: Window | None = None) -> list[npt.NDArray[np.float32]]:
+    def contours(self, bbox: BBox | None = None) -> list[npt.NDArray[np.float32]]:
         """Return the outline of each nucleus: (K, 2) x and y in level-0 pixels, on pixel corners, not closed."""
-        offsets, points = self.within(window).contours()
+        offsets, points = self.within(bbox).contours()
         return np.split(points, offsets[1:-1]) if len(offsets) > 1 else []
 
     def slide_path(self, given: str | Path | None = None) -> Path:

@@ -15,7 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.export.figures.overview import draw_overview
 from pipeline.export.geojson import write_geojson
 from pipeline.export.report.page import write_report
-from pipeline.inference.engine import halo_w, process_regions, window_grid_w
+from pipeline.inference.engine import halo_w, process_regions, read_grid_w
 from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock
 from pipeline.regions.external_nuclei import ExternalNuclei, nuclei_file, read_external_nuclei
@@ -166,7 +166,7 @@ def prepare(slide: Slide, folder: Path, info: StoreInfo, models: Models, config:
     search = tissue_from("none", slide) if external is not None and config.tissue == "auto" else tissue
     grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
     halo = halo_w(models.detector, models.classifier.context)
-    regions = cut_regions(grid, search, config.region_size, halo, *window_grid_w(models.detector))
+    regions = cut_regions(grid, search, config.region_size, halo, *read_grid_w(models.detector))
     if external is not None:
         centroids_w = grid.to_w(external.nuclei_l0.centroids)
         regions = [region for region in regions if region.owns(centroids_w).any()]

@@ -171,7 +171,7 @@ def _moments(points: Longs, offsets: Longs) -> tuple[npt.NDArray[np.float64], np
     areas, centroids = np.zeros(n, np.float64), np.zeros((n, 2), np.float64)
     for i in range(n):
         start, stop = offsets[i], offsets[i + 1]
-        x0, y0 = points[start, 0], points[start, 1]  # so that the sums do not depend on where the window lies
+        x0, y0 = points[start, 0], points[start, 1]  # so that the sums do not depend on where the read box lies
         twice, six_x, six_y = 0, 0, 0
         for k in range(start, stop):
             following = k + 1 if k + 1 < stop else start

@@ -15,12 +15,12 @@ class Detector(Protocol):
 
     Attributes:
         input_mpp: pixel size that the detector takes, micrometres: 0.5 or 0.25.
-        align_px: sides of windows, and their corners in the slide-wide grid, are multiples of this; a margin left out.
-        context_px: what the detector wants to see beyond the part of a window that counts.
-        margin_px: rim of a window, on each side, that is looked at only: the maps are those of the rest.
+        align_px: sides of read boxes, and their corners in the slide-wide grid, are multiples of this, without a margin.
+        context_px: what the detector wants to see beyond the part of a read box that counts.
+        margin_px: rim of a read box, on each side, that is looked at only: the maps are those of the rest.
         max_concurrency: how many calls of ``predict`` at once use the device fully; they come from as many threads.
         types: the detector's own names of the types that it gives to nuclei (``Nuclei.types``); none by default.
-        supports_tta: ``predict`` gives HoVer-Net's three maps, which may be averaged over mirror images of a window.
+        supports_tta: ``predict`` gives HoVer-Net's three maps, which may be averaged over mirror images of a read box.
         default_filter: the nuclei that are kept unless a run says otherwise; :meth:`nuclei` gives all.
     """
 
@@ -34,7 +34,7 @@ class Detector(Protocol):
     default_filter: NucleusFilter = KEEP_ALL
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return what the network says of a window: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""
+        """Return the maps of a read box: (H, W, 3) uint8 RGB to an array that :meth:`nuclei` understands."""
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """Return the nuclei of that window in pixels of the window; ``mpp`` is the window's true pixel size."""
+        """Return the nuclei of that read box in pixels of the read box; ``mpp`` is the read box's true pixel size."""

@@ -49,7 +49,7 @@ def between_nuclei(instances: npt.NDArray[np.integer], reach_px: int = 3) -> npt
         (H, W) bool.
     """
     ids = instances.astype(np.uint16)
-    window = np.ones((2 * reach_px + 1, 2 * reach_px + 1), np.uint8)
-    largest = cv2.dilate(ids, window)
-    smallest = cv2.erode(np.where(ids == 0, np.uint16(65535), ids), window)
+    kernel = np.ones((2 * reach_px + 1, 2 * reach_px + 1), np.uint8)
+    largest = cv2.dilate(ids, kernel)
+    smallest = cv2.erode(np.where(ids == 0, np.uint16(65535), ids), kernel)
     return np.asarray((largest > 0) & (smallest != largest))

@@ -1,4 +1,4 @@
-"""The mean of what a detector says of a window and of its mirror images (``--tta``)."""
+"""The mean of what a detector says of a read box and of its mirror images (``--tta``)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from classifier.libraries import LabelSpace, Library
 from classifier.network import Classifier, TwoViewClassifier, of_patches
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS
-from classifier.spec import CONTEXT_PX, WINDOW_PX
+from classifier.spec import CONTEXT_PX, PATCH_PX
 from nucpipe.backends.base import Input
 from nucpipe.backends.processors import available_processors
 from nucpipe.backends.select import select_backend
@@ -42,11 +42,11 @@ def predict_logits(
         context: whether one that looks at the context, too, is shown it.
     """
     two_views = isinstance(model, TwoViewClassifier)
-    inputs = (Input(WINDOW_PX), Input(CONTEXT_PX, 4)) if two_views else (Input(WINDOW_PX),)
+    inputs = (Input(PATCH_PX), Input(CONTEXT_PX, 4)) if two_views else (Input(PATCH_PX),)
     runtime = select_backend(lambda: of_patches(model), device, precision, available_processors(), ROWS, inputs)
 
     def predict(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        views = [samples.windows(rows, WINDOW_PX)]
+        views = [samples.patches(rows, PATCH_PX)]
         if two_views:
             contexts = samples.contexts(rows)
             views.append(contexts if context else np.zeros_like(contexts))

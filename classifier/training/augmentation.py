@@ -1,4 +1,4 @@
-"""Augmentation of windows on torch batches: stain, light and focus, then one resampling for all the geometry."""
+"""Augmentation of patches on torch batches: stain, light and focus, then one resampling for all the geometry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from classifier.patches import CONTEXT_W
-from classifier.spec import CONTEXT_PX, WINDOW_PX
+from classifier.spec import CONTEXT_PX, PATCH_PX
 from nucpipe.training.augmentation import draw_stain_change, jitter_focus, jitter_stain
 
 MAX_SIGMA_PX = 1.2
@@ -26,22 +26,22 @@ UNKNOWN = 127.5
 """Colour where a context is not known: nothing, once normalised."""
 
 
-def resample(windows: Tensor, theta: Tensor, size_px: int) -> Tensor:
-    """Return one affine resampling, reflected at the edge: windows (N, 3, S, S) float, theta (N, 2, 3) for
+def resample(patches: Tensor, theta: Tensor, size_px: int) -> Tensor:
+    """Return one affine resampling, reflected at the edge: patches (N, 3, S, S) float, theta (N, 2, 3) for
     ``affine_grid``.
     """
-    grid = F.affine_grid(theta, [len(windows), 3, size_px, size_px], align_corners=False)
-    return F.grid_sample(windows, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(theta, [len(patches), 3, size_px, size_px], align_corners=False)
+    return F.grid_sample(patches, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
-def random_affine(n: int, source_px: int, window_px: int, generator: Generator) -> Tensor:
-    """Random turns, mirrorings, scales and shifts of a centred window, as (N, 2, 3) for :func:`resample`."""
+def random_affine(n: int, source_px: int, patch_px: int, generator: Generator) -> Tensor:
+    """Random turns, mirrorings, scales and shifts of a centred patch, as (N, 2, 3) for :func:`resample`."""
 
     def uniform(*shape: int) -> Tensor:
         return 2 * torch.rand(shape, generator=generator) - 1
 
     angle = math.pi * uniform(n)
-    extent = window_px / source_px * torch.exp(math.log(SCALE) * uniform(n))
+    extent = patch_px / source_px * torch.exp(math.log(SCALE) * uniform(n))
     mirror = 1 - 2 * torch.randint(0, 2, (n,), generator=generator)
     shift = SHIFT_PX * 2 / source_px * uniform(n, 2)
     cos, sin = extent * torch.cos(angle), extent * torch.sin(angle)
@@ -50,21 +50,21 @@ def random_affine(n: int, source_px: int, window_px: int, generator: Generator) 
     return torch.stack([across, down], 1)
 
 
-def augment(windows: Tensor, window_px: int, size_px: int, generator: Generator) -> Tensor:
-    """Training input from stored windows.
+def augment(patches: Tensor, patch_px: int, size_px: int, generator: Generator) -> Tensor:
+    """Training input from stored patches.
 
     Args:
-        windows: (N, 3, S, S) uint8 RGB, the nucleus in the middle.
-        window_px: the side of the part that the network sees, in pixels of ``windows``; S is larger, so that a turned
+        patches: (N, 3, S, S) uint8 RGB, the nucleus in the middle.
+        patch_px: the side of the part that the network sees, in pixels of ``patches``; S is larger, so that a turned
             part still lies in real pixels.
         size_px: the side of the result.
         generator: on the CPU; the same state gives the same result.
 
     Returns:
-        (N, 3, size_px, size_px) float32 in 0-255, on the device of ``windows``.
+        (N, 3, size_px, size_px) float32 in 0-255, on the device of ``patches``.
     """
-    pixels = jitter_focus(jitter_stain(windows.float(), generator), generator, MAX_SIGMA_PX)
-    theta = random_affine(len(windows), windows.shape[-1], window_px, generator).to(windows.device)
+    pixels = jitter_focus(jitter_stain(patches.float(), generator), generator, MAX_SIGMA_PX)
+    theta = random_affine(len(patches), patches.shape[-1], patch_px, generator).to(patches.device)
     return resample(pixels, theta, size_px)
 
 
@@ -87,11 +87,11 @@ def augment_views(
         and 0.
     """
     n, device = len(patches), patches.device
-    theta = random_affine(n, patches.shape[-1], WINDOW_PX, generator).to(device)
-    turned = resample(patches.float(), theta, WINDOW_PX)
+    theta = random_affine(n, patches.shape[-1], PATCH_PX, generator).to(device)
+    turned = resample(patches.float(), theta, PATCH_PX)
     # The same movement, in a context's pixels.
     scale = torch.tensor([1.0, 1.0, patches.shape[-1] / contexts.shape[-1] / CONTEXT_W], device=device)
-    extent = CONTEXT_PX / contexts.shape[-1] / (WINDOW_PX / patches.shape[-1])
+    extent = CONTEXT_PX / contexts.shape[-1] / (PATCH_PX / patches.shape[-1])
     theta = theta * scale * torch.tensor([extent, extent, 1.0], device=device)
     there = contexts[:, 3:] == 255
     there &= _tiles(there.all((1, 2, 3)).cpu(), contexts.shape[-1], generator).to(device)

@@ -31,16 +31,16 @@ class ClassifierTraining:
         hold_out: names of images or groups (patient, case, tissue) kept for validation, wildcards allowed. Of a set
             where none is found, about 15 % is held out.
         steps: number of batches.
-        batch_size: windows a batch.
+        batch_size: patches a batch.
         learning_rate: the largest, of AdamW.
         seed: of the random numbers.
         device: a torch device.
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         backbone: timm name.
-        sizes: (share of the steps, side in pixels) of each phase. Windows are enlarged to this side: small ones first,
+        sizes: (share of the steps, side in pixels) of each phase. Patches are enlarged to this side: small ones first,
             because more of them are seen in the same time; the last side is the model's own. 64 enlarges nothing.
         context: whether the tissue round a nucleus is looked at, too, by a second network of the same backbone. The
-            window is then enlarged to 224 px throughout, whose first layer is a ``classifier.network.PatchStem``;
+            patch is then enlarged to 224 px throughout, whose first layer is a ``classifier.network.PatchStem``;
             ``sizes`` is not read, and ``strides`` are those of the stages behind that layer.
         context_dropout: share of the samples whose context is left out in training, 0-1.
         strides: of an EfficientNet's stem and stages, see ``classifier.network.set_strides``; empty: as published.
@@ -52,7 +52,7 @@ class ClassifierTraining:
         balance: how samples are drawn, see ``classifier.dataset.sampling_weights``.
         library_weights: (name, factor) of libraries that are drawn more or less often than ``balance`` says.
         loss: ``cross-entropy`` or ``distance``, see ``classifier.training.losses``.
-        mixup: windows and losses of two samples are mixed in shares drawn from Beta(mixup, mixup) (Zhang et al. 2018);
+        mixup: patches and losses of two samples are mixed in shares drawn from Beta(mixup, mixup) (Zhang et al. 2018);
             0 mixes nothing.
         stop: ``steps`` trains them all; ``converged`` ends earlier, once the loss on what is held out has not fallen by
             the share ``tolerance`` for ``patience`` looks at it.
@@ -162,7 +162,7 @@ class ClassifierTraining:
         return self.stop == "converged" or self.keep == "best"
 
     def size_px(self, step: int) -> int:
-        """Return the side to which the windows of a step are enlarged."""
+        """Return the side to which the patches of a step are enlarged."""
         end = 0.0
         for share, side in self.sizes:
             end += share

@@ -75,7 +75,7 @@ def teacher_logits(
     if not pairs:
         raise DataError(f"--distil {path}: none of its labels is taught in this training.")
     looked = np.arange(0, len(samples), max(1, len(samples) // 500))
-    key = f"{fingerprint(path)} {len(samples)} {int(samples.windows(looked).sum(dtype=np.int64))}"
+    key = f"{fingerprint(path)} {len(samples)} {int(samples.patches(looked).sum(dtype=np.int64))}"
     said = _read(cache, key)
     if said is None:
         say(f"{path.stem} looks at {len(samples)} nuclei")

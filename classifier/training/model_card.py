@@ -59,7 +59,7 @@ def _context(made: dict[str, Any]) -> list[str]:
         return []
     context = made["context"]
     return [
-        f"- The first layer takes the enlarged window in squares of {made['stem_px']} px. A second network "
+        f"- The first layer takes the enlarged patch in squares of {made['stem_px']} px. A second network "
         f"({context['backbone']}) sees the tissue round the nucleus, {context['size_px']} px of {context['mpp']:g} µm; "
         f"{context['dropout']:.0%} of the training's nuclei were shown without it."
     ]
@@ -73,7 +73,7 @@ def _made(made: dict[str, Any]) -> str:
     if made["steps"] == 0:
         source = made.get("started_from", "nothing")
         return f"the {'mean of the ' if ', ' in source else ''}weights of {source}"
-    return f"{made['steps']} steps of {made['batch_size']} windows"
+    return f"{made['steps']} steps of {made['batch_size']} patches"
 
 
 def _from_other_models(made: dict[str, Any]) -> list[str]:
@@ -100,7 +100,7 @@ def model_card(header: ModelHeader) -> str:
         "",
         "Intended use: research. It is not a medical device and must not be used for diagnosis.",
         "",
-        f"- Network: {made['backbone']}{_strides(made)}; input: a window of {made['window_px']} px at {header.mpp} µm "
+        f"- Network: {made['backbone']}{_strides(made)}; input: a patch of {made['patch_px']} px at {header.mpp} µm "
         f"per pixel round the nucleus, {_enlarged(made)}.",
         *_context(made),
         f"- Made {header.date} with nucpipe {header.nucpipe_version}: {_made(made)}.",

@@ -18,7 +18,7 @@ from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, libraries_of
 from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier, load_classifier
 from classifier.patches import CONTEXT_W
-from classifier.spec import CONTEXT_PX, MPP, TWO_VIEWS, WINDOW_PX
+from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS
 from classifier.training.augmentation import augment, augment_views
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
@@ -272,7 +272,7 @@ def _step(
     views = _views(config, samples, chosen, step, generator)
     mixed = [(1.0, chosen)]
     if config.mixup:
-        # One share for the batch; every window is mixed with another one of it.
+        # One share for the batch; every patch is mixed with another one of it.
         share = float(np.random.default_rng(seed).beta(config.mixup, config.mixup))
         partner = torch.randperm(len(chosen), generator=generator)
         views = [share * view + (1 - share) * view[partner.to(device)] for view in views]
@@ -302,17 +302,17 @@ def _views(
     step: int,
     generator: torch.Generator,
 ) -> list[torch.Tensor]:
-    """Return what the network sees of a batch: windows, and contexts for one that looks at them too."""
+    """Return what the network sees of a batch: patches, and contexts for one that looks at them too."""
 
     def planes(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
         return torch.from_numpy(pixels).to(config.device).permute(0, 3, 1, 2).contiguous()
 
-    windows = planes(samples.windows(chosen))
+    patches = planes(samples.patches(chosen))
     if config.context:
         contexts = planes(samples.contexts(chosen, SOURCE_PX))
-        views = list(augment_views(windows, contexts, config.context_dropout, generator))
+        views = list(augment_views(patches, contexts, config.context_dropout, generator))
     else:
-        views = [augment(windows, WINDOW_PX, config.size_px(step), generator)]
+        views = [augment(patches, PATCH_PX, config.size_px(step), generator)]
     return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
 
@@ -355,7 +355,7 @@ def _header(
         architecture={
             "type": "joint",
             "backbone": config.backbone,
-            "window_px": WINDOW_PX,
+            "window_px": PATCH_PX,
             "size_px": config.size_px(config.steps),
             "steps": steps,
             "batch_size": config.batch_size,

@@ -33,8 +33,8 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP
     "--label", "labels", multiple=True, metavar="LABEL", help="Only nuclei with this label; repeat it for several."
 )
 @click.option(
-    "--window",
-    "window_l0",
+    "--bbox",
+    "bbox_l0",
     type=float,
     nargs=4,
     metavar="X0 Y0 X1 Y1",

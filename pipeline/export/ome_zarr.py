@@ -123,7 +123,7 @@ def drawn_blocks(store: Store) -> Iterator[tuple[Block, Store, npt.NDArray[np.in
         shape = (min(BLOCK_PX, height - y0), min(BLOCK_PX, width - x0))
         if min(shape) <= 0:
             continue
-        part = store.window(x0 - reach, y0 - reach, x0 + shape[1] + reach, y0 + shape[0] + reach)
+        part = store.in_bbox(x0 - reach, y0 - reach, x0 + shape[1] + reach, y0 + shape[0] + reach)
         drawn = _draw(part, (x0, y0), shape)
         if drawn.any():
             yield (row, column), part, drawn

@@ -27,7 +27,7 @@ class ExportOptions:
     Attributes:
         primary: the library that gives the classes; None: the one of the run.
         all_libraries: one file for each library, or all of them in one where the form holds several.
-        window_l0: x0, y0, x1, y1, level-0 pixels; None: the whole slide.
+        bbox_l0: x0, y0, x1, y1, level-0 pixels; None: the whole slide.
         labels: only nuclei with one of these labels of the primary library.
         rule: how labels are decided on; None: as in the run.
         centroids: points instead of outlines.
@@ -39,7 +39,7 @@ class ExportOptions:
 
     primary: str | None = None
     all_libraries: bool = False
-    window_l0: tuple[float, float, float, float] | None = None
+    bbox_l0: tuple[float, float, float, float] | None = None
     labels: Sequence[str] = ()
     rule: DecisionRule | None = None
     centroids: bool = False
@@ -175,7 +175,7 @@ def export_result(
     _check(form, kind, wanted, out)
     outputs = result.store.info.outputs
     primary = outputs.library(wanted.primary or result.primary).name
-    store = select_nuclei(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
+    store = select_nuclei(result.store, wanted.bbox_l0, primary, wanted.labels, wanted.rule)
     path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
     libraries = list(result.libraries) if wanted.all_libraries else [primary]
     held = [libraries] if kind.one_file else [[name] for name in libraries]
@@ -199,7 +199,7 @@ def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Pa
     _check("qupath", FORMATS["qupath"], wanted, path)
     _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
-    stores = [select_nuclei(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
+    stores = [select_nuclei(r.store, wanted.bbox_l0, primary, wanted.labels, wanted.rule) for r in results]
     return write_slides(stores, path, primary, wanted.centroids, wanted.exact_outlines)
 
 

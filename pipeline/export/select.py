@@ -21,7 +21,7 @@ Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"
 
 def select_nuclei(
     store: Store,
-    window_l0: tuple[float, float, float, float] | None = None,
+    bbox_l0: tuple[float, float, float, float] | None = None,
     library: str = "",
     labels: Sequence[str] = (),
     rule: DecisionRule | None = None,
@@ -30,7 +30,7 @@ def select_nuclei(
 
     Args:
         store: of a run.
-        window_l0: x0, y0, x1, y1; the nuclei whose centroid is in it.
+        bbox_l0: x0, y0, x1, y1; the nuclei whose centroid is in it.
         library: whose ``labels`` are meant.
         labels: nuclei that have one of them, in any spelling that the library knows; all nuclei if none is given.
         rule: how labels are decided on, from the stored probabilities; None: as in the run.
@@ -39,15 +39,15 @@ def select_nuclei(
         A store whose ``info.rule`` is the rule.
 
     Raises:
-        UsageError: no such library or label; a window without area.
+        UsageError: no such library or label; a bounding box without area.
     """
     if rule is not None:
         store = replace(store, info=replace(store.info, settings={**store.info.settings, "decide": rule.to_dict()}))
-    if window_l0 is not None:
-        x0, y0, x1, y1 = window_l0
+    if bbox_l0 is not None:
+        x0, y0, x1, y1 = bbox_l0
         if not (x0 < x1 and y0 < y1):
-            raise UsageError(f"--window {x0:g} {y0:g} {x1:g} {y1:g}: expected X0 Y0 X1 Y1 with X0 < X1 and Y0 < Y1.")
-        store = store.window(*window_l0)
+            raise UsageError(f"--bbox {x0:g} {y0:g} {x1:g} {y1:g}: expected X0 Y0 X1 Y1 with X0 < X1 and Y0 < Y1.")
+        store = store.in_bbox(*bbox_l0)
     if not labels:
         return store
     known = store.info.outputs.library(library)

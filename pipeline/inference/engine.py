@@ -168,7 +168,7 @@ def halo_w(detector: Detector, context: bool = False) -> int:
     return max(working_px(detector) * detector.context_px, context_w, MIN_HALO_W)
 
 
-def window_grid_w(detector: Detector) -> tuple[int, int]:
+def read_grid_w(detector: Detector) -> tuple[int, int]:
     """Return what the corners of read boxes are multiples of, and the boxes' margin, in working pixels."""
     scale = working_px(detector)
     return scale * detector.align_px, scale * detector.margin_px
@@ -197,7 +197,7 @@ def keep_owned(
     """Keep the nuclei that the region owns and that lie on tissue, measure them, and cut what the classifier sees.
 
     Args:
-        window: of the region.
+        read box: of the region.
         nuclei: in pixels of ``region_pixels.resized``.
         grid: the slide's.
         tissue: the slide's.
@@ -229,7 +229,7 @@ def keep_owned_w(
 
 
 def within(content_w: BoxW, read_box_w: BoxW, stride: int) -> BoxW:
-    """Return the part of a window that shows the slide and not its reflection, in the window's pixels."""
+    """Return the part of a read box that shows the slide and not its reflection, in the read box's pixels."""
     x0, y0, x1, y1 = read_box_w
     left, top = max(content_w[0], x0), max(content_w[1], y0)
     right, bottom = max(left, min(content_w[2], x1)), max(top, min(content_w[3], y1))

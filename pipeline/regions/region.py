@@ -13,11 +13,11 @@ from pipeline.regions.tissue import TissueMask
 from pipeline.slide.grid import WorkingGrid
 
 EDGE_W = 32
-"""How far a window reaches at least beyond the slide, into its reflection, where tissue is near the edge: half of a
+"""How far a read box reaches at least beyond the slide, into its reflection, where tissue is near the edge: half of a
 crop."""
 
 BAND_W = 8192
-"""Width of the bands in which regions follow each other: what the windows of two rows have in common is still
+"""Width of the bands in which regions follow each other: what the read boxes of two rows have in common is still
 remembered then (see ``pipeline.slide.block_cache``), however wide the slide is."""
 
 BoxW = tuple[int, int, int, int]
@@ -30,7 +30,7 @@ class Region:
     Attributes:
         index: its number in the slide-wide grid of regions, row by row; the same whatever tissue is there.
         core_w: x0, y0, x1, y1 in working pixels; what it owns. Cores tile the slide without gap or overlap.
-        window_w: x0, y0, x1, y1; the tissue in the core and a halo round it, aligned to the detector's grid, and the
+        read_box_w: x0, y0, x1, y1; the tissue in the core and a halo round it, aligned to the detector's grid, and the
             detector's margin. At the slide's edge it reaches at least ``EDGE_W`` beyond the slide.
     """
 
@@ -54,12 +54,12 @@ def cut_regions(
         grid: the slide's working grid.
         tissue: where to look.
         size_w: side of a core, a multiple of 32.
-        halo_w: how far a window reaches at least beyond the tissue in its core, its margin not counted.
-        align_w: corners of windows without their margin are multiples of so many working pixels.
-        margin_w: rim of a window, on each side, that the detector only looks at.
+        halo_w: how far a read box reaches at least beyond the tissue in its core, its margin not counted.
+        align_w: corners of read boxes without their margin are multiples of so many working pixels.
+        margin_w: rim of a read box, on each side, that the detector only looks at.
     """
     width, height = grid.size_w
-    # Beyond the slide's edge a window reaches half of a crop at least.
+    # Beyond the slide's edge a read box reaches half of a crop at least.
     beyond = align(max(0, EDGE_W - margin_w), align_w)
     right_most, lowest = (align(length, align_w) + beyond for length in (width, height))
     columns, rows = -(-width // size_w), -(-height // size_w)
@@ -72,13 +72,13 @@ def cut_regions(
             continue
         left, top = (align(math.floor(grid.to_w(edge)) - halo_w + 1 - align_w, align_w) for edge in extent[:2])
         right, bottom = (align(math.ceil(grid.to_w(edge)) + halo_w, align_w) for edge in extent[2:])
-        window = (
+        read_box = (
             max(left, -beyond) - margin_w,
             max(top, -beyond) - margin_w,
             min(right, right_most) + margin_w,
             min(bottom, lowest) + margin_w,
         )
-        regions.append(Region(index, core, window))
+        regions.append(Region(index, core, read_box))
     return regions
 
 

@@ -92,13 +92,13 @@ class Slide(ABC):
         """Return pixels on the working grid.
 
         A slide on its own grid gives its level-0 pixels to the bit. A resampled one gives every pixel a value that
-        depends on its place on the slide alone, so windows that overlap agree to the bit. Beyond the slide's edges
-        its own pixels go on reflected (the edge pixel not repeated), however far the window reaches. What windows have
-        in common is read once, as long as not too much was read in between.
+        depends on its place on the slide alone, so read boxes that overlap agree to the bit. Beyond the slide's edges
+        its own pixels go on reflected (the edge pixel not repeated), however far the read box reaches. What read boxes
+        have in common is read once, as long as not too much was read in between.
 
         Args:
             grid: this slide's grid, ``WorkingGrid.for_slide(slide.size_l0, slide.mpp)``.
-            window_w: x0, y0, x1, y1 in working pixels, multiples of ``grid.stride``; may be negative.
+            read_box_w: x0, y0, x1, y1 in working pixels, multiples of ``grid.stride``; may be negative.
 
         Returns:
             ((y1 - y0) / stride, (x1 - x0) / stride, 3) uint8 RGB.
@@ -107,7 +107,7 @@ class Slide(ABC):
             SlideError: the file is broken there.
         """
         if any(edge % grid.stride for edge in read_box_w):
-            raise ValueError(f"window {read_box_w} is not aligned to the grid's stride of {grid.stride}")
+            raise ValueError(f"read box {read_box_w} is not aligned to the grid's stride of {grid.stride}")
         x0, y0, x1, y1 = (edge // grid.stride for edge in read_box_w)
         width, height = grid.size_read
         if min(x0, y0) >= 0 and x1 <= width and y1 <= height:
@@ -118,11 +118,11 @@ class Slide(ABC):
         return inside.take(rows - top, axis=0).take(columns - left, axis=1)
 
     def content_w(self, grid: WorkingGrid, read_box_w: Box) -> Box:
-        """x0, y0, x1, y1 in working pixels: where a window shows pixels of the slide and not its reflection.
+        """x0, y0, x1, y1 in working pixels: where a read box shows pixels of the slide and not its reflection.
 
         Args:
             grid: this slide's.
-            read_box_w: the window.
+            read_box_w: the read box.
         """
         return (0, 0, *grid.size_w)
 

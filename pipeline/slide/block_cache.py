@@ -1,4 +1,4 @@
-"""The blocks of a slide that were read last: windows overlap, and what they have in common is read once."""
+"""The blocks of a slide that were read last: read boxes overlap, and what they have in common is read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slide-wide working frame ``_w``: pixels of about 0.25 um that every region, network window and crop stands on."""
+"""The slide-wide working frame ``_w``: pixels of about 0.25 um that every region, read box and patch stands on."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class OpenSlideSlide(Slide):
             return self._region(0, box)
         # OpenSlide is told a place in level-0 pixels. Where a level's downsample is no whole number, that place falls
         # between the level's pixels and OpenSlide interpolates; blocks at fixed places make it do so the same way
-        # whatever the window.
+        # whatever the read box.
         x0, y0, x1, y1 = box
         image = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         width, height = self.levels[level].size

@@ -1,4 +1,4 @@
-"""Resampling whose every pixel depends on its slide-wide position alone, never on the window it was asked for in."""
+"""Resampling whose every pixel depends on its slide-wide position alone, never on the read box it was asked for in."""
 
 from __future__ import annotations
 
@@ -56,21 +56,19 @@ def _taps(start: int, stop: int, scale: float, size: int) -> _Taps:
     return _Taps(np.clip(source, 0, size - 1), weights.astype(np.float32))
 
 
-def resample(
-    read: Callable[[Box], Image], source_size: tuple[int, int], scale: tuple[float, float], window: Box
-) -> Image:
-    """Return the pixels of ``window`` on a grid that is ``scale`` times as coarse as the source's.
+def resample(read: Callable[[Box], Image], source_size: tuple[int, int], scale: tuple[float, float], box: Box) -> Image:
+    """Return the pixels of ``read box`` on a grid that is ``scale`` times as coarse as the source's.
 
     Args:
         read: gives the source's pixels, (h, w, 3) uint8, for a box that lies within the source.
         source_size: (width, height) of the source in its pixels.
         scale: (x, y) source pixels per target pixel; the corner (0, 0) is common to both grids.
-        window: x0, y0, x1, y1 in target pixels, within the source's extent rounded up.
+        box: x0, y0, x1, y1 in target pixels, within the source's extent rounded up.
 
     Returns:
-        (y1 - y0, x1 - x0, 3) uint8. Two windows agree to the bit wherever they overlap.
+        (y1 - y0, x1 - x0, 3) uint8. Two read boxes agree to the bit wherever they overlap.
     """
-    x0, y0, x1, y1 = window
+    x0, y0, x1, y1 = box
     horizontal, vertical = _taps(x0, x1, scale[0], source_size[0]), _taps(y0, y1, scale[1], source_size[1])
     columns, rows = horizontal.span, vertical.span
     source = read((columns[0], rows[0], columns[1], rows[1]))

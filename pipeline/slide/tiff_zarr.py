@@ -45,10 +45,10 @@ class ArraySlide(Slide):
     def read_level(self, level: int, box: Box) -> Image:
         """As :meth:`Slide.read_level`."""
         x0, y0, x1, y1 = box
-        window = {"X": slice(x0, x1), "Y": slice(y0, y1)}
+        ranges = {"X": slice(x0, x1), "Y": slice(y0, y1)}
         try:
             with self._lock:
-                pixels = self._arrays[level][tuple(window.get(axis, slice(None)) for axis in self._axes)]
+                pixels = self._arrays[level][tuple(ranges.get(axis, slice(None)) for axis in self._axes)]
         # A broken chunk raises whatever its codec does.
         except Exception as error:
             raise SlideError(

@@ -267,7 +267,7 @@ class Store:
         for start in range(0, len(self), size):
             yield replace(self, rows=self.rows[start : start + size])
 
-    def window(self, x0: float, y0: float, x1: float, y1: float) -> Store:
+    def in_bbox(self, x0: float, y0: float, x1: float, y1: float) -> Store:
         """Return those of these nuclei whose centroid lies in a box of level-0 pixels, ``x0 <= x < x1`` and ``y0 <= y <
         y1``.
 

@@ -42,7 +42,7 @@ class HoVerNetDetector(Detector):
         self.settings = settings or PostProcessing()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the maps of a window.
+        """Return the maps of a read box.
 
         Args:
             pixels: (H + 2 M, W + 2 M, 3) uint8 RGB at ``input_mpp`` with M = ``margin_px``; H and W multiples of
@@ -55,7 +55,7 @@ class HoVerNetDetector(Detector):
         return maps
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """Return the nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel
+        """Return the nuclei in pixels of the read box that :meth:`predict` was given; ``mpp`` is that read box's pixel
         size.
         """
         found = find_nuclei(prediction, mpp / 2, self.settings, frame_scale=0.5)

@@ -139,7 +139,7 @@ def _trim(x: torch.Tensor, stride: int, rim_px: int, wanted_px: int) -> torch.Te
 
 
 class WithoutMargin(nn.Module):
-    """The network's maps without those of the margin, which depend on where the window ends. Changes the network."""
+    """The network's maps without those of the margin, which depend on where the read box ends. Changes the network."""
 
     def __init__(self, model: HoVerNet) -> None:
         super().__init__()

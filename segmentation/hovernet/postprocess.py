@@ -153,7 +153,7 @@ def find_nuclei(
     frame_scale: float = 1.0,
     types: npt.NDArray[np.uint8] | None = None,
 ) -> Nuclei:
-    """Return the nuclei of one window.
+    """Return the nuclei of one read box.
 
     Args:
         maps: (3, H, W) float32: nuclear-pixel logit, horizontal and vertical map.
@@ -192,7 +192,7 @@ def outline_instances(
     """
     found = trace_instances(instances, p)
     nuclei = Nuclei(
-        # On a grid of 1/256 px, so that a centroid on a seam falls on the same side of it in every window.
+        # On a grid of 1/256 px, so that a centroid on a seam falls on the same side of it in every read box.
         np.round(found.centroids * 256) / 256,
         found.offsets,
         found.points.astype(np.float64),

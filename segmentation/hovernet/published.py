@@ -1,8 +1,8 @@
 """The HoVer-Net that its authors published (Graham et al. 2019), with their weights, as a detector.
 
-The network is tiatoolbox's. Its convolutions are partly unpadded: of a window of 256 pixels it maps the middle 164
+The network is tiatoolbox's. Its convolutions are partly unpadded: of a tile of 256 pixels it maps the middle 164
 (``fast``, PanNuke and MoNuSAC), of 270 the middle 80 (``original``, CoNSeP and Kumar). Padding inside the network makes
-the maps depend on where a window lies, so windows stand on one grid for the whole slide and are always of that size.
+the maps depend on where a tile lies, so tiles stand on one grid for the whole slide and are always of that size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Windows:
     """How the network is fed.
 
     Attributes:
-        input_px: side of the window that it takes.
+        input_px: side of the read box that it takes.
         output_px: side of the middle part that it maps.
     """
 
@@ -50,7 +50,7 @@ class Windows:
     output_px: int
 
 
-WINDOWS = {"fast": Windows(256, 164), "original": Windows(270, 80)}
+TILES = {"fast": Windows(256, 164), "original": Windows(270, 80)}
 ENLARGED_PX = 3
 """At the edge of a region, so many pixels of a slide that was enlarged twofold depend on where the edge is."""
 
@@ -64,7 +64,7 @@ class PublishedHoVerNet(Detector):
         device: to run on.
         precision: to compute in.
         threads: processors that it may use.
-        batch_size: windows at a time; None: 16 on a GPU, 1 on a CPU, where more bring nothing.
+        batch_size: tiles at a time; None: 16 on a GPU, 1 on a CPU, where more bring nothing.
         settings: constants of the post-processing.
     """
 
@@ -84,21 +84,21 @@ class PublishedHoVerNet(Detector):
     ) -> None:
         self.network = network
         self.types = types
-        self.windows = WINDOWS[str(network.mode)]
-        self.align_px = self.windows.output_px
-        self.rim_px = (self.windows.input_px - self.windows.output_px) // 2
+        self.tile = TILES[str(network.mode)]
+        self.align_px = self.tile.output_px
+        self.rim_px = (self.tile.input_px - self.tile.output_px) // 2
         # An even number, because a slide at 0.5 um is read in pixels of two.
         self.margin_px = (self.rim_px + ENLARGED_PX + 1) // 2 * 2
         self.batch_size = batch_size or (1 if device == "cpu" else 16)
         maps = _Stacked(network, bool(types)).eval()
         self.runtime = select_backend(
-            lambda: maps, device, precision, threads, batch_rows=1, inputs=(Input(self.windows.input_px),)
+            lambda: maps, device, precision, threads, batch_rows=1, inputs=(Input(self.tile.input_px),)
         )
         self.max_concurrency = self.runtime.max_concurrency
         self.settings = settings or PostProcessing()
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the maps of a region's window.
+        """Return the maps of a region's read box.
 
         Args:
             pixels: (H + 2 M, W + 2 M, 3) uint8 RGB at 0.25 um with M = ``margin_px``; H and W multiples of
@@ -108,7 +108,7 @@ class PublishedHoVerNet(Detector):
             (3 or 4, H, W) float32: nuclear logit, horizontal and vertical map, and, if the model gives types, the type
             of each pixel (0 = background).
         """
-        side, step, skip = self.windows.input_px, self.windows.output_px, self.margin_px - self.rim_px
+        side, step, skip = self.tile.input_px, self.tile.output_px, self.margin_px - self.rim_px
         batch_rows, columns = ((length - 2 * self.margin_px) // step for length in pixels.shape[:2])
         maps = np.zeros((3 + bool(self.types), batch_rows * step, columns * step), np.float32)
         places = [(i * step, j * step) for i in range(batch_rows) for j in range(columns)]
@@ -120,7 +120,7 @@ class PublishedHoVerNet(Detector):
         return maps
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """Return the nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel
+        """Return the nuclei in pixels of the read box that :meth:`predict` was given; ``mpp`` is that read box's pixel
         size.
         """
         types = prediction[3].astype(np.uint8) if self.types else None
@@ -151,9 +151,9 @@ class _Stacked(torch.nn.Module):
                 if type(child).__name__ == "UpSample2x":
                     setattr(parent, name, _Repeated(child.get_buffer("unpool_mat")))
 
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        """Turn (N, 3, side, side) windows, 0-255, into maps (N, 3 or 4, step, step)."""
-        branches: Mapping[str, torch.Tensor] = self.network(windows.float())
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Turn (N, 3, side, side) tiles, 0-255, into maps (N, 3 or 4, step, step)."""
+        branches: Mapping[str, torch.Tensor] = self.network(tiles.float())
         nuclear = branches["np"].float()
         parts = [nuclear[:, 1:] - nuclear[:, :1], branches["hv"].float()]
         if self.types:

@@ -11,11 +11,11 @@ INPUT_MPP = 0.5
 """Pixel size of the network's input, micrometres. The maps have half of it."""
 
 ALIGN_PX = 16
-"""Input sides are multiples of this; so are the corners of windows, in the slide-wide grid of input pixels."""
+"""Input sides are multiples of this; so are the corners of read boxes, in the slide-wide grid of input pixels."""
 
 MARGIN_PX = 208
 """The maps of a pixel depend on nothing farther away than 193 pixels (found by changing pixels); a multiple of 16. So
-they are the same in every window, to the bit where a convolution's rounding does not depend on the window's shape."""
+they are the same in every read box, to the bit where a convolution's rounding does not depend on the shape."""
 
 
 def check_header(path: Path) -> ModelHeader:

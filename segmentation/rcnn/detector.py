@@ -84,7 +84,7 @@ class RCNNDetector(Detector):
         self.device = next(network.parameters()).device
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return the instances of a region's window.
+        """Return the instances of a region's read box.
 
         Where nuclei overlap, the surer one has the pixels; one that is then more than half covered is dropped.
 
@@ -123,7 +123,7 @@ class RCNNDetector(Detector):
         return [(float(scores[i]), masks[i]) for i in np.flatnonzero(middle)]
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
-        """Return the nuclei in pixels of the window that :meth:`predict` was given; ``mpp`` is that window's pixel
+        """Return the nuclei in pixels of the read box that :meth:`predict` was given; ``mpp`` is that read box's pixel
         size.
         """
         return outline_instances(prediction[0].astype(np.int32), prediction[1], mpp, MIN_AREA_PX)

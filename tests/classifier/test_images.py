@@ -1,4 +1,4 @@
-"""Naming images of single nuclei: windows, preprocessing, tables and JSON."""
+"""Naming images of single nuclei: patches, preprocessing, tables and JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from classifier.decision_rule import DecisionRule
-from classifier.images import NamedImages, as_table, preparation, window_of
+from classifier.images import NamedImages, as_table, patch_of, preparation
 from classifier.libraries import LabelSpace, published_libraries
 from classifier.predictor import load_predictor
 from classifier.preprocess import denoise, sharpen, stain_normaliser
@@ -32,27 +32,27 @@ def nucleus(stain: tuple[int, int, int] = (90, 40, 130)) -> np.ndarray:
     return np.clip(image + grain, 0, 255).astype(np.uint8)
 
 
-def test_the_window_is_16_micrometres_round_the_point() -> None:
-    assert np.array_equal(window_of(NOISE[:64, :64], None, None), NOISE[:64, :64])
-    assert np.array_equal(window_of(NOISE, 0.25, None), NOISE[68:132, 118:182])
-    assert np.array_equal(window_of(NOISE, 0.25, (100.4, 90)), NOISE[58:122, 68:132])
-    corner = window_of(NOISE, 0.25, (0, 0))
+def test_the_patch_is_16_micrometres_round_the_point() -> None:
+    assert np.array_equal(patch_of(NOISE[:64, :64], None, None), NOISE[:64, :64])
+    assert np.array_equal(patch_of(NOISE, 0.25, None), NOISE[68:132, 118:182])
+    assert np.array_equal(patch_of(NOISE, 0.25, (100.4, 90)), NOISE[58:122, 68:132])
+    corner = patch_of(NOISE, 0.25, (0, 0))
     assert np.array_equal(corner[32:, 32:], NOISE[:32, :32])
     halved = cv2.resize(NOISE[::2, ::2], (300, 200), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(window_of(NOISE[::2, ::2], 0.5, None).astype(int) - halved[68:132, 118:182]).max() <= 1
+    assert np.abs(patch_of(NOISE[::2, ::2], 0.5, None).astype(int) - halved[68:132, 118:182]).max() <= 1
     for shape in ((5, 3), (1, 1), (40, 64), (333, 100)):
         for mpp in (None, 0.25, 0.1, 2.0):
-            assert window_of(NOISE.repeat(2, 0)[: shape[0], : shape[1]], mpp, None).shape == (64, 64, 3)
+            assert patch_of(NOISE.repeat(2, 0)[: shape[0], : shape[1]], mpp, None).shape == (64, 64, 3)
     # A square image as a whole, an oblong one with its longer sides' reflections.
-    whole = window_of(NOISE[:128, :128], None, None)
+    whole = patch_of(NOISE[:128, :128], None, None)
     assert np.array_equal(whole, cv2.resize(NOISE[:128, :128], (64, 64), interpolation=cv2.INTER_AREA))
-    oblong = window_of(NOISE[:32, :64], None, None)
+    oblong = patch_of(NOISE[:32, :64], None, None)
     assert np.array_equal(oblong[16:48], NOISE[:32, :64])
     assert np.array_equal(oblong[15], NOISE[0, :64])
     with pytest.raises(UsageError, match="outside an image of 300 x 200"):
-        window_of(NOISE, 0.25, (301, 0))
+        patch_of(NOISE, 0.25, (301, 0))
     with pytest.raises(UsageError, match="--at needs --mpp"):
-        window_of(NOISE, None, (3, 3))
+        patch_of(NOISE, None, (3, 3))
 
 
 def test_denoising_takes_grain_away_and_sharpening_adds_edges() -> None:

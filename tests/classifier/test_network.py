@@ -1,4 +1,4 @@
-"""The classifier's network, its file, its windows and their augmentation."""
+"""The classifier's network, its file, its patches and their augmentation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from classifier.network import (
     enlarge,
     load_classifier,
 )
-from classifier.patches import cut_windows
+from classifier.patches import cut_padded_patches
 from classifier.predictor import load_predictor
 from classifier.spec import MPP
 from classifier.training.augmentation import UNKNOWN, augment, augment_views, resample
@@ -149,15 +149,15 @@ def test_training_without_augmentation_sees_what_inference_sees() -> None:
 
 
 @pytest.mark.parametrize("side", [32, 64, 48])
-def test_windows_are_enlarged_bilinearly(side: int) -> None:
-    windows = torch.from_numpy(crops(3)[:, :side, :side]).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.interpolate(windows.float(), (224, 224), mode="bilinear")
-    torch.testing.assert_close(enlarge(windows, 224), expected, atol=1e-3, rtol=0)
+def test_patches_are_enlarged_bilinearly(side: int) -> None:
+    patches = torch.from_numpy(crops(3)[:, :side, :side]).permute(0, 3, 1, 2)
+    expected = torch.nn.functional.interpolate(patches.float(), (224, 224), mode="bilinear")
+    torch.testing.assert_close(enlarge(patches, 224), expected, atol=1e-3, rtol=0)
 
 
 def test_augmentation_repeats_with_its_seed_and_keeps_the_range() -> None:
-    windows = torch.from_numpy(crops(8)).permute(0, 3, 1, 2)
-    first, again, other = (augment(windows, 48, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    patches = torch.from_numpy(crops(8)).permute(0, 3, 1, 2)
+    first, again, other = (augment(patches, 48, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert first.shape == (8, 3, 32, 32)
     assert first.dtype == torch.float32
     assert torch.equal(first, again)
@@ -166,13 +166,13 @@ def test_augmentation_repeats_with_its_seed_and_keeps_the_range() -> None:
     assert first.max() <= 255.001
 
 
-def test_windows_are_centred_and_reflected() -> None:
+def test_patches_are_centred_and_reflected() -> None:
     image = np.arange(20 * 30, dtype=np.uint32).astype(np.uint8).reshape(20, 30, 1).repeat(3, 2)
-    windows = cut_windows(image, np.array([[10.5, 8.2], [0.2, 0.0]]), 6)
-    assert np.array_equal(windows[0], image[5:11, 8:14])
-    assert np.array_equal(windows[1][3:, 3:], image[:3, :3])
-    assert np.array_equal(windows[1][:3, 3:], image[3:0:-1, :3])
-    assert cut_windows(image, np.zeros((0, 2)), 6).shape == (0, 6, 6, 3)
+    patches = cut_padded_patches(image, np.array([[10.5, 8.2], [0.2, 0.0]]), 6)
+    assert np.array_equal(patches[0], image[5:11, 8:14])
+    assert np.array_equal(patches[1][3:, 3:], image[:3, :3])
+    assert np.array_equal(patches[1][:3, 3:], image[3:0:-1, :3])
+    assert cut_padded_patches(image, np.zeros((0, 2)), 6).shape == (0, 6, 6, 3)
 
 
 class Drawn(AnnotatedImage):
@@ -189,15 +189,15 @@ class Drawn(AnnotatedImage):
 
 
 @pytest.mark.parametrize("mpp", [0.25, 0.125, 0.5])
-def test_windows_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
+def test_patches_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
     library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
     samples = extract_patches(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
-    windows = samples.windows(np.array([0]))
-    assert windows.shape == (1, 96, 96, 3)
-    dark = np.argwhere(windows[0, :, :, 0] < 128)
+    patches = samples.patches(np.array([0]))
+    assert patches.shape == (1, 96, 96, 3)
+    dark = np.argwhere(patches[0, :, :, 0] < 128)
     assert dark.min(0).tolist() == [44, 44]
     assert dark.max(0).tolist() == [51, 51]
-    np.testing.assert_array_equal(samples.windows(np.array([0, 0]), 64)[1], windows[0, 16:80, 16:80])
+    np.testing.assert_array_equal(samples.patches(np.array([0, 0]), 64)[1], patches[0, 16:80, 16:80])
     (context,) = samples.contexts(np.array([0]))
     # 50 um of 64 are there, 30 of them to the left; the nucleus covers 2 um.
     assert np.argwhere(context[..., 3]).min(0).tolist() == [12, 2]

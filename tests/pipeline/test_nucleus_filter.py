@@ -150,7 +150,7 @@ def test_exports_hold_what_is_kept(tmp_path: Path) -> None:
     expected = (store.area_um2 >= 9) & (store.detection_p >= np.float32(0.7))
     assert 50 < expected.sum() < 250
     assert table["id"].tolist() == store.ids[expected].tolist()
-    for more in (["--window", 0, 0, 2000, 2000], ["--label", "dead"]):
+    for more in (["--bbox", 0, 0, 2000, 2000], ["--label", "dead"]):
         assert call("export", folder, "--to", "csv", "--overwrite", "--min-area", 9, *more).exit_code == 0
         some = pd.read_csv(folder / "nuclei.csv")
         assert 0 < len(some) < (store.area_um2 >= 9).sum()

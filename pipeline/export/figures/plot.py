@@ -13,7 +13,7 @@ import numpy.typing as npt
 from classifier.libraries import no_label_colour
 from nucpipe.errors import UsageError
 from pipeline.export.figures.scale_bar import scale_bar
-from pipeline.result import Result, Window
+from pipeline.result import BBox, Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ MAX_OUTLINES = 20_000  # of more nuclei the outlines could not be seen: they are
 
 def plot(
     result: Result,
-    window: Window | None = None,
+    bbox: BBox | None = None,
     library: str | None = None,
     ax: Axes | None = None,
     slide: str | Path | None = None,
@@ -36,7 +36,7 @@ def plot(
 
     Args:
         result: open.
-        window: only that part; the whole slide for None.
+        bbox: only that part; the whole slide for None.
         library: whose labels give the colours; the result's primary one for None.
         ax: where to draw; a new figure for None.
         slide: where the slide lies, if it has moved since the run.
@@ -57,10 +57,10 @@ def plot(
 
         _, ax = plt.subplots(figsize=(9, 7), layout="constrained")
     width, height = result.size_l0
-    x0, y0, x1, y1 = window or (0, 0, width, height)
+    x0, y0, x1, y1 = bbox or (0, 0, width, height)
     _draw_slide(result, (x0, y0, x1, y1), ax, slide)
-    part = result.within(window)
-    contours = result.contours(window) if len(part) < MAX_OUTLINES else None
+    part = result.within(bbox)
+    contours = result.contours(bbox) if len(part) < MAX_OUTLINES else None
     numbers = part.label_numbers(known.name)
     wanted = np.isin(numbers, [known.labels.index(label) for label in labels]) if labels else np.ones(len(part), bool)
     for number in [*range(len(known.labels)), -1]:
@@ -78,7 +78,7 @@ def plot(
     return ax
 
 
-def _draw_slide(result: Result, window: Window, ax: Axes, slide: str | Path | None) -> None:
+def _draw_slide(result: Result, bbox: BBox, ax: Axes, slide: str | Path | None) -> None:
     """Draw the slide's pixels, where the slide is at hand."""
     try:
         opened = result.open_slide(slide)
@@ -87,25 +87,25 @@ def _draw_slide(result: Result, window: Window, ax: Axes, slide: str | Path | No
             raise
         return
     with opened:
-        picture, (x0, y0, x1, y1) = view(opened, window, BACKGROUND_PX)
+        picture, (x0, y0, x1, y1) = view(opened, bbox, BACKGROUND_PX)
     if picture.size:
         ax.imshow(picture, extent=(x0, x1, y1, y0), interpolation="antialiased")
 
 
-def view(slide: Slide, window_l0: Window, max_px: int) -> tuple[npt.NDArray[np.uint8], Window]:
+def view(slide: Slide, bbox_l0: BBox, max_px: int) -> tuple[npt.NDArray[np.uint8], BBox]:
     """Return a part of the slide to look at, made smaller where its longer side is above ``max_px``, never enlarged.
 
     Args:
         slide: open.
-        window_l0: x0, y0, x1, y1 in level-0 pixels; what lies outside the slide is left out.
+        bbox_l0: x0, y0, x1, y1 in level-0 pixels; what lies outside the slide is left out.
         max_px: of the longer side.
 
     Returns:
-        (h, w, 3) uint8 RGB, and the window that it shows, in level-0 pixels: the one asked for, widened to whole
+        (h, w, 3) uint8 RGB, and the bounding box that it shows, in level-0 pixels: the one asked for, widened to whole
         pixels of the picture. Empty where it misses the slide.
     """
     width, height = slide.size_l0
-    x0, y0, x1, y1 = (min(max(v, 0), most) for v, most in zip(window_l0, (width, height) * 2, strict=True))
+    x0, y0, x1, y1 = (min(max(v, 0), most) for v, most in zip(bbox_l0, (width, height) * 2, strict=True))
     shrink = max(1.0, max(x1 - x0, y1 - y0) / max_px)
     box = (int(x0 / shrink), int(y0 / shrink), math.ceil(x1 / shrink), math.ceil(y1 / shrink))
     shown = (box[0] * shrink, box[1] * shrink, box[2] * shrink, box[3] * shrink)

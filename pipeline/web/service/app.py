@@ -33,7 +33,7 @@ from pipeline.web.server import with_safe_headers
 from pipeline.web.service import schemas
 from pipeline.web.service.config import ServeConfig
 from pipeline.web.service.errors import ApiError, documented, handle_errors
-from pipeline.web.service.images import nucleus_window, read_image
+from pipeline.web.service.images import nucleus_patch, read_image
 from pipeline.web.service.metrics import Metrics
 from pipeline.web.service.request_limits import RequestLimits
 from pipeline.web.service.worker import Busy, CropsJob, ImageJob, Worker
@@ -85,7 +85,7 @@ class Service:
 
     async def labels_of(self, images: list[Slide]) -> Predictions:
         """Return the labels of images of single nuclei, of one pixel size, at least one."""
-        crops = await self.in_thread(lambda: np.stack([nucleus_window(image) for image in images]))
+        crops = await self.in_thread(lambda: np.stack([nucleus_patch(image) for image in images]))
         job = CropsJob(crops)
         self._submit(job)
         return await self._answer(job.answer)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.inference.engine import halo_w, window_grid_w
+from pipeline.inference.engine import halo_w, read_grid_w
 from pipeline.inference.models import Models
 from pipeline.regions.region import Region, cut_regions
 from pipeline.regions.tissue import TissueMask
@@ -18,7 +18,7 @@ from pipeline.slide.resample import Box, Image
 from segmentation.nuclei import Nuclei
 
 SLOT_W = 2**20
-"""From an image to the next, in working pixels: farther than any window reaches."""
+"""From an image to the next, in working pixels: farther than any read box reaches."""
 SLOTS = 1024
 """Images of one sheet at most."""
 REGION_W = 2048
@@ -51,7 +51,7 @@ class BatchCanvas(Slide):
         self._slots.append((image, grid))
         tissue = TissueMask.of(np.ones((1, 1), bool), image)
         for region in cut_regions(
-            grid, tissue, REGION_W, halo_w(models.detector, models.classifier.context), *window_grid_w(models.detector)
+            grid, tissue, REGION_W, halo_w(models.detector, models.classifier.context), *read_grid_w(models.detector)
         ):
             (a, b, c, d), (e, f, g, h) = region.core_w, region.read_box_w
             yield Region(region.index, (a + x, b + y, c + x, d + y), (e + x, f + y, g + x, h + y))
@@ -70,7 +70,7 @@ class BatchCanvas(Slide):
         return slot * SLOT_W + SLOT_W // 2, SLOT_W // 2
 
     def read(self, grid: WorkingGrid, read_box_w: Box) -> Image:
-        """As :meth:`Slide.read`, of the image in whose slot the window lies."""
+        """As :meth:`Slide.read`, of the image in whose slot the read box lies."""
         slot = read_box_w[0] // SLOT_W
         x, y = self._corner_w(slot)
         image, own = self._slots[slot]
@@ -78,7 +78,7 @@ class BatchCanvas(Slide):
         return image.read(own, (x0 - x, y0 - y, x1 - x, y1 - y))
 
     def content_w(self, grid: WorkingGrid, read_box_w: Box) -> Box:
-        """As :meth:`Slide.content_w`, of the image in whose slot the window lies."""
+        """As :meth:`Slide.content_w`, of the image in whose slot the read box lies."""
         slot = read_box_w[0] // SLOT_W
         x, y = self._corner_w(slot)
         width, height = self._slots[slot][1].size_w

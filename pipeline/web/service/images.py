@@ -54,7 +54,7 @@ def read_image(content: bytes, mpp: float, max_pixels: int) -> Slide:
     return image
 
 
-def nucleus_window(image: Slide) -> npt.NDArray[np.uint8]:
+def nucleus_patch(image: Slide) -> npt.NDArray[np.uint8]:
     """Return the classifier's view of the middle of an image, 16 micrometres wide; a smaller image goes on reflected.
 
     Returns:

@@ -174,7 +174,7 @@ def _together(parts: Sequence[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Pred
 
 
 def label_crops(models: Models, crops: Crops, batch_size: int) -> Predictions:
-    """Return the labels of windows, at least one."""
+    """Return the labels of patches, at least one."""
     return Predictions.concatenate(
         [models.classifier(crops[k : k + batch_size]) for k in range(0, len(crops), batch_size)]
     )

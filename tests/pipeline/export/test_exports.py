@@ -171,11 +171,11 @@ def parameter(form: str) -> Any:
 
 WANTED = {
     "whole": ExportOptions(),
-    "window": ExportOptions(window_l0=WINDOW),
+    "window": ExportOptions(bbox_l0=WINDOW),
     "labels": ExportOptions(primary="pannuke", labels=("Neoplastic", "dead")),
     "best": ExportOptions(rule=DecisionRule("best", 0.5)),
     "threshold": ExportOptions(
-        rule=DecisionRule("threshold", 0.2), window_l0=WINDOW, primary="CoNSeP", labels=("epithelial",)
+        rule=DecisionRule("threshold", 0.2), bbox_l0=WINDOW, primary="CoNSeP", labels=("epithelial",)
     ),
 }
 
@@ -209,7 +209,7 @@ def test_same_nuclei_labels_and_places_as_the_store(
 ) -> None:
     if form == "annotationstore" and wanted.primary == "CoNSeP":
         wanted = ExportOptions(**{**vars(wanted), "primary": "PanNuke", "labels": ("dead", "epithelial")})
-    store = select_nuclei(result.store, wanted.window_l0, wanted.primary or "PanNuke", wanted.labels, wanted.rule)
+    store = select_nuclei(result.store, wanted.bbox_l0, wanted.primary or "PanNuke", wanted.labels, wanted.rule)
     assert 0 < len(store) <= 300
     monkeypatch.setattr(Store.batches, "__defaults__", (77,))
     ((path, count),) = export_result(result, form, wanted, tmp_path / FORMATS[form].name)
@@ -396,7 +396,7 @@ def test_spatialdata_holds_the_slide_in_its_place(tmp_path: Path, demo_slide: Pa
         ("anndata", ExportOptions(all_libraries=True), "--all-libraries cannot be used with --to anndata"),
         ("geojson", ExportOptions(image_mpp=1.0), "--image-mpp cannot be used with --to geojson"),
         ("labels", ExportOptions(image_mpp=-1.0), "--image-mpp -1: expected"),
-        ("csv", ExportOptions(window_l0=(5, 5, 5, 9)), "--window 5 5 5 9: expected X0 Y0 X1 Y1"),
+        ("csv", ExportOptions(bbox_l0=(5, 5, 5, 9)), "--bbox 5 5 5 9: expected X0 Y0 X1 Y1"),
         ("csv", ExportOptions(labels=("tumour",)), "label 'tumour' is not one of PanNuke's"),
         ("csv", ExportOptions(primary="Kumar"), "unknown library 'Kumar'"),
         ("labels", ExportOptions(image_mpp=1.0), "the slide slide is needed, but its place is not known"),
@@ -425,7 +425,7 @@ def test_names_are_checked(result: Result, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "geojson", "labels"])
 def test_an_export_that_exists_is_replaced_on_demand_alone(form: str, result: Result, tmp_path: Path) -> None:
-    path, few = tmp_path / FORMATS[form].name, ExportOptions(window_l0=(0, 0, 500, 500))
+    path, few = tmp_path / FORMATS[form].name, ExportOptions(bbox_l0=(0, 0, 500, 500))
     ((_, count),) = export_result(result, form, None, path)
     before = {file: file.read_bytes() for file in (path, *path.rglob("*")) if file.is_file()}
     with pytest.raises(OutputError, match=r"already exists; give another --out, or --overwrite"):

@@ -55,7 +55,7 @@ def test_the_folder_of_many_slides(results: Path) -> None:
 def test_one_slide(results: Path, tmp_path: Path) -> None:
     ((path, count),) = export_result(open_result(results / "a"), "qupath")
     assert (path, count) == (results / "a" / "qupath", 30)
-    empty = ExportOptions(window_l0=(0, 0, 10, 10))
+    empty = ExportOptions(bbox_l0=(0, 0, 10, 10))
     with pytest.raises(OutputError, match="qupath: already exists; give another --out, or --overwrite"):
         export_result(open_result(results / "a"), "qupath", empty)
     assert nuclei_in(path) == 30

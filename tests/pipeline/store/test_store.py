@@ -273,7 +273,7 @@ def test_a_window_holds_what_lies_in_it(
     store = made[0]
     x, y = store.centroids_l0.T
     inside = (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
-    window = store.window(*box)
+    window = store.in_bbox(*box)
     assert window.rows.tolist() == np.flatnonzero(inside).tolist()  # type: ignore[union-attr]
     np.testing.assert_array_equal(window.ids, store.ids[inside])
     np.testing.assert_array_equal(window.probabilities, store.probabilities[inside])
@@ -291,18 +291,18 @@ def test_a_window_on_the_edge_of_blocks_takes_its_own_side(tmp_path: Path) -> No
     centroids = np.array([[1023.997, 1023.997], [1024.0, 1024.0], [9000.4, 7000.4]])
     nuclei = Nuclei(centroids, nuclei.contour_offsets, nuclei.contour_points, nuclei.detection_p, nuclei.area_um2)
     store = make_store(tmp_path, nuclei, some_labels(3), 4096)
-    assert store.window(0, 0, 1024, 1024).centroids_l0.tolist() == [[1023.997, 1023.997]]
-    assert store.window(1024, 1024, 2048, 2048).centroids_l0.tolist() == [[1024.0, 1024.0]]
-    assert store.window(9000, 7000, 9001, 7001).centroids_l0.tolist() == [[9000.4, 7000.4]]
+    assert store.in_bbox(0, 0, 1024, 1024).centroids_l0.tolist() == [[1023.997, 1023.997]]
+    assert store.in_bbox(1024, 1024, 2048, 2048).centroids_l0.tolist() == [[1024.0, 1024.0]]
+    assert store.in_bbox(9000, 7000, 9001, 7001).centroids_l0.tolist() == [[9000.4, 7000.4]]
 
 
 def test_windows_of_windows_and_of_parts(made: tuple[Store, Nuclei, Predictions]) -> None:
     store = made[0]
-    outer = store.window(1000, 1000, 6000, 6000)
-    inner = store.window(3000, 3000, 7000, 5000)
+    outer = store.in_bbox(1000, 1000, 6000, 6000)
+    inner = store.in_bbox(3000, 3000, 7000, 5000)
     rows = sorted(set(outer.rows) & set(inner.rows))
-    assert list(outer.window(3000, 3000, 7000, 5000).rows) == rows
-    parts = [part.window(1000, 1000, 6000, 6000) for part in store.batches(128)]
+    assert list(outer.in_bbox(3000, 3000, 7000, 5000).rows) == rows
+    parts = [part.in_bbox(1000, 1000, 6000, 6000) for part in store.batches(128)]
     assert [row for part in parts for row in part.rows] == list(outer.rows)
     assert [row for part in outer.batches(50) for row in part.rows] == list(outer.rows)
 
@@ -311,7 +311,7 @@ def test_a_store_without_an_index_says_so(made: tuple[Store, Nuclei, Predictions
     shutil.copytree(made[0].path, tmp_path / "nuclei.zarr")
     shutil.rmtree(tmp_path / "nuclei.zarr" / "index")
     with pytest.raises(OutputError, match="without an index; run the slide again"):
-        open_store(tmp_path / "nuclei.zarr").window(0, 0, 10, 10)
+        open_store(tmp_path / "nuclei.zarr").in_bbox(0, 0, 10, 10)
 
 
 def test_no_nuclei(tmp_path: Path) -> None:
@@ -326,8 +326,8 @@ def test_no_nuclei(tmp_path: Path) -> None:
     assert points.shape == (0, 2)
     assert store.ids.shape == (0,)
     assert list(store.batches()) == []
-    assert len(store.window(0, 0, 9000, 7000)) == 0
-    assert len(store.window(0, 0, 9000, 7000).contours()[1]) == 0
+    assert len(store.in_bbox(0, 0, 9000, 7000)) == 0
+    assert len(store.in_bbox(0, 0, 9000, 7000).contours()[1]) == 0
 
 
 def test_no_regions(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from nucpipe.errors import ModelError
 from nucpipe.optional.tiatoolbox import import_tiatoolbox
 from pipeline.config import RunConfig
-from pipeline.inference.engine import RegionPixels, halo_w, keep_owned, resize, window_grid_w, working_px
+from pipeline.inference.engine import RegionPixels, halo_w, keep_owned, read_grid_w, resize, working_px
 from pipeline.inference.models import find_model
 from pipeline.regions.region import cut_regions
 from pipeline.regions.tissue import tissue_from
@@ -93,7 +93,7 @@ def detect(path: Path, mpp: float, detector: PublishedHoVerNet, size_w: int) -> 
         scale = working_px(detector)
         wrapped = dataclasses.replace(models(), detector=detector)
         found = []
-        for region in cut_regions(grid, tissue, size_w, halo_w(wrapped.detector), *window_grid_w(wrapped.detector)):
+        for region in cut_regions(grid, tissue, size_w, halo_w(wrapped.detector), *read_grid_w(wrapped.detector)):
             pixels = slide.read(grid, region.read_box_w)
             window = RegionPixels(region, pixels, resize(pixels, grid.stride, scale))
             nuclei = detector.nuclei(detector.predict(window.resized), grid.mpp_w * scale)
