@@ -18,6 +18,7 @@ from pipeline.export.report.page import write_report
 from pipeline.inference.engine import halo_w, process_regions, read_grid_w
 from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock
+from pipeline.inference.timeline import draw_timeline
 from pipeline.regions.external_nuclei import ExternalNuclei, nuclei_file, read_external_nuclei
 from pipeline.regions.region import Region, cut_regions, region_mm2
 from pipeline.regions.tissue import TissueMask, tissue_from
@@ -255,8 +256,6 @@ def finalize(
         export(store, prepared, config, record, helpers, thumbnail)
     clock.lap("exports")
     if config.profile:
-        from pipeline.inference.timeline import draw_timeline  # late: matplotlib takes a third of a second to import
-
         draw_timeline(clock.timer.spans, prepared.folder / TIMELINE)
     area = prepared.tissue.area_mm2
     counts = write_run_json(prepared.folder, record, store, clock.seconds(), clock.performance())

@@ -15,7 +15,7 @@ class Detector(Protocol):
 
     Attributes:
         input_mpp: pixel size that the detector takes, micrometres: 0.5 or 0.25.
-        align_px: sides of read boxes, and their corners in the slide-wide grid, are multiples of this, without a margin.
+        align_px: sides of read boxes, and their corners in the slide-wide grid, are multiples of this, without margins.
         context_px: what the detector wants to see beyond the part of a read box that counts.
         margin_px: rim of a read box, on each side, that is looked at only: the maps are those of the rest.
         max_concurrency: how many calls of ``predict`` at once use the device fully; they come from as many threads.

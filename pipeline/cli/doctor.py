@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.doctor_checks import examine
+
 COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "FAILED": "red"}
 
 
@@ -19,8 +21,6 @@ def doctor(out: Path) -> None:
 
     Exit status: 0 if nucpipe can work, 1 if something failed.
     """
-    from pipeline.cli.doctor_checks import examine
-
     failed = warned = 0
     for finding in examine(out):
         failed += finding.verdict == "FAILED"

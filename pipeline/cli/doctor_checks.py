@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from nucpipe._version import __version__
+from nucpipe.backends.device import pick_device, pick_precision
+from nucpipe.backends.processors import available_processors
 from nucpipe.optional.extras import install_command
 from nucpipe.optional.tiatoolbox import import_tiatoolbox
 
@@ -104,8 +106,6 @@ def _installation() -> Iterator[Finding]:
 def _device() -> Iterator[Finding]:
     import torch
 
-    from nucpipe.backends.device import pick_device, pick_precision
-
     device = pick_device("auto")
     precision = pick_precision("auto", device)
     if device == "cuda":
@@ -138,8 +138,6 @@ def _openvino() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
-    from nucpipe.backends.processors import available_processors
-
     yield Finding("ok", "processors", f"{available_processors()} of {os.cpu_count()} may be used")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pipeline.cli.options import filtered
-from pipeline.export.registry import FORMATS, IMAGE_MPP
+from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_for_qupath, export_result
 
 
 @click.command()
@@ -81,7 +81,6 @@ def export(
     labels           OME-Zarr label images: nuclei, and classes
     """
     from classifier.decision_rule import DecisionRule
-    from pipeline.export.registry import ExportOptions, export_for_qupath, export_result
     from pipeline.result import is_result, open_result, open_results
 
     rule = None if decide is None and threshold is None else DecisionRule.chosen(decide, threshold)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.backends.model_file import read_header
 from pipeline.cli.options import library_option, match_options
 from pipeline.config import RunConfig
 
@@ -22,7 +23,6 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
     from classifier.label_mapping import make_matching
     from classifier.libraries import LabelSpace, libraries_of
     from classifier.spec import unmeasured
-    from nucpipe.backends.model_file import read_header
     from pipeline.inference.models import find_model
 
     known = libraries_of(data)

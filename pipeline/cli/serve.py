@@ -11,6 +11,7 @@ import click
 from nucpipe.errors import UsageError
 from nucpipe.optional.extras import install_command
 from pipeline.config import RunConfig
+from pipeline.web.service.config import ServeConfig
 
 DEFAULT = RunConfig()
 PORT = 8402
@@ -65,7 +66,6 @@ def serve(host: str, port: int, token_file: Path | None, max_mb: float, **option
     """
     try:
         from pipeline.web.service.app import service_app
-        from pipeline.web.service.config import ServeConfig
     except ModuleNotFoundError as error:
         raise UsageError(f"nucpipe serve needs {error.name}; install it with: {install_command('serve')}") from error
     from pipeline.inference.models import load_models

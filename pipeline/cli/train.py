@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from nucpipe.backends.device import pick_device
 from nucpipe.errors import UsageError
 from pipeline.cli.options import library_option
 
@@ -62,8 +63,6 @@ def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> di
     Raises:
         UsageError: no model file to write is named, or it has another ending.
     """
-    from nucpipe.backends.device import pick_device
-
     given = {key: value for key, value in options.items() if value is not None and value != ()}
     chosen = (config or {}) | given
     out: Path | None = chosen.get("out")

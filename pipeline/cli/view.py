@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from pathlib import Path
 
 import click
@@ -51,8 +52,6 @@ def view(
         if viewed.note:
             click.echo(f"Without the slide: {viewed.note}", err=True)
         if not no_browser:
-            import webbrowser
-
             webbrowser.open(url)
 
     serve(viewer_app(viewed), listener, begun)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
 from classifier.libraries import Library
-from nucpipe.errors import UsageError
+from nucpipe.errors import DataError, UsageError
 from pipeline.store.reader import Store
 from segmentation.nuclei import MEASURES
 
@@ -62,8 +62,6 @@ def select_nuclei(
 
 def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
     """Return the numbers of labels; a group's name stands for its labels."""
-    from nucpipe.errors import DataError
-
     try:
         return {number for label in labels for number in library.resolve(label)}
     except DataError as error:

@@ -13,9 +13,9 @@ from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader, fingerprint, read_header
 from nucpipe.backends.processors import available_processors, limit_heaps
 from nucpipe.errors import UsageError
-from segmentation.hovernet.zoo import PUBLISHED, SUFFIXES
+from segmentation.hovernet.zoo import PUBLISHED, SUFFIXES, zoo_path, zoo_weights
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
-from segmentation.registry import default_filter
+from segmentation.registry import default_filter, load_detector
 
 if TYPE_CHECKING:
     from classifier.libraries import LabelSpace
@@ -88,8 +88,6 @@ def find_model(kind: str, name: str) -> Path:
     if name in bundled:
         return bundled[name]
     if kind == "segmentor" and name in PUBLISHED:
-        from segmentation.hovernet.zoo import zoo_weights
-
         return zoo_weights(name)
     suffixes = (".safetensors", *(SUFFIXES if kind == "segmentor" else ()))
     if Path(name).suffix.lower() in suffixes and Path(name).is_file():
@@ -141,8 +139,6 @@ def _bundled(kind: str) -> dict[str, Path]:
 
 def published_models() -> list[tuple[str, str, str]]:
     """Return of each published HoVer-Net its name, what taught it, and where its weights lie or will be put."""
-    from segmentation.hovernet.zoo import zoo_path
-
     paths = {name: zoo_path(name) for name in PUBLISHED}
     return [
         (name, data, f"{'fetched' if paths[name].is_file() else 'not fetched yet'}: {paths[name]}")
@@ -189,7 +185,6 @@ def load_models(
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
     from classifier.predictor import load_predictor
-    from segmentation.registry import load_detector
 
     device = pick_device(device_name)
     precision = pick_precision(precision_name, device)

@@ -23,7 +23,7 @@ from nucpipe.errors import OutputError, UsageError
 from pipeline.batch.lock import Lock, held
 from pipeline.batch.tracker import explain, is_disk_gone
 from pipeline.config import RunConfig
-from pipeline.inference.models import Models
+from pipeline.inference.models import Models, load_models
 from pipeline.inference.profiling import RunClock
 from pipeline.run_slide import (
     PreparedSlide,
@@ -208,8 +208,6 @@ def _threads(task: SlideTask) -> int:
 
 @cache
 def _loaded(segmentor: str, classifier: str, device: str, precision: str, tta: bool, threads: int) -> Models:
-    from pipeline.inference.models import load_models
-
     return load_models(segmentor, classifier, device, precision, tta, threads)
 
 
