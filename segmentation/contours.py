@@ -1,4 +1,8 @@
-"""Outlines of pixel masks that run along pixel edges, as QuPath and vector formats want them."""
+"""Outlines of pixel masks that run along pixel edges, as QuPath and vector formats want them.
+
+Not OpenCV's ``findContours``, whose outlines run through the centres of border pixels: a nucleus loses half a pixel all
+round, and one of a single pixel has no area.
+"""
 
 from __future__ import annotations
 

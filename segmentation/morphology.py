@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.optional.jit import jit
+from nucpipe.stains import stain_matrix
 from segmentation.nuclei import MEASURES, Nuclei
 
 Floats = npt.NDArray[np.float64]
-
-STAINS = ((0.651, 0.701, 0.29), (0.216, 0.801, 0.558))
-"""Optical densities in red, green and blue of haematoxylin and eosin, QuPath's defaults for H&E."""
 
 STRAIGHT, DIAGONAL, TURN = 0.980, 1.406, -0.091
 """Weights of a chain code's steps and of its corners, for lengths without bias (Vossepoel & Smeulders 1982)."""
@@ -65,9 +63,7 @@ def _enclose(points: Floats, offsets: npt.NDArray[np.int64], diameters: Floats) 
 
 def _stain_table() -> npt.NDArray[np.float32]:
     """Return (3, 256): what a value of red, green or blue adds to the optical density of haematoxylin."""
-    haematoxylin, eosin = (np.array(stain) / np.linalg.norm(stain) for stain in STAINS)
-    residual = np.cross(haematoxylin, eosin)
-    share = np.linalg.inv(np.array([haematoxylin, eosin, residual / np.linalg.norm(residual)]))[:, 0]
+    share = np.linalg.inv(stain_matrix())[:, 0]
     density = -np.log10(np.maximum(np.arange(256), 1) / 255)
     return np.asarray(share[:, None] * density, np.float32)
 

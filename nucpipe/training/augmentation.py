@@ -9,14 +9,12 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
-# Optical densities of haematoxylin, eosin and the rest, one row each (Ruifrok and Johnston 2001).
-_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+from nucpipe.stains import stain_matrix
 
 
 @cache
 def _stain_matrices() -> tuple[torch.Tensor, torch.Tensor]:
-    stains = torch.tensor(_STAINS)
-    stains = stains / stains.norm(dim=1, keepdim=True)
+    stains = torch.from_numpy(stain_matrix()).float()
     return stains, torch.linalg.inv(stains)
 
 

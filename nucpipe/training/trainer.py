@@ -1,4 +1,7 @@
-"""What both trainings need: a mean of the weights, checkpoints, a table of losses, and lines of progress."""
+"""What both trainings need: a mean of the weights, checkpoints, a table of losses, and lines of progress.
+
+The loops are the trainings' own and not a framework's, so that a resumed training ends with the same weights to the bit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Files that are written in parts which several threads make ready, plain or compressed."""
+"""Files that are written in parts which several threads make ready, plain or compressed.
+
+Not ``gzip.open``, which compresses in one thread; a reader sees the same format.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The blocks of a slide that were read last: read boxes overlap, and what they have in common is read once."""
+"""The blocks of a slide that were read last: read boxes overlap, and what they have in common is read once.
+
+Not OpenSlide's cache, which holds decoded tiles of OpenSlide alone; this one serves every reader, and holds resampled
+pixels, the same to the bit in every read box.
+"""
 
 from __future__ import annotations
 

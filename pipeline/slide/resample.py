@@ -1,4 +1,8 @@
-"""Resampling whose every pixel depends on its slide-wide position alone, never on the read box it was asked for in."""
+"""Resampling whose every pixel depends on its slide-wide position alone, never on the read box it was asked for in.
+
+Not ``cv2.resize``, whose phase is tied to the corner of what it is given: two read boxes would disagree where they
+overlap.
+"""
 
 from __future__ import annotations
 

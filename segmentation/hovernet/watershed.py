@@ -1,4 +1,9 @@
-"""The watershed that parts touching nuclei, over the pixels of touching nuclei alone."""
+"""The watershed that parts touching nuclei, over the pixels of touching nuclei alone.
+
+Not scikit-image's, which floods the whole map and lets equally low markers go on in an order that may depend on other
+components. This one visits only components with several markers; with it post-processing takes 37 ms where tiatoolbox's
+takes 303 (docs/segmentation.md), and a test holds both to the same result.
+"""
 
 from __future__ import annotations
 
