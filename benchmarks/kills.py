@@ -65,7 +65,7 @@ def square(x0: int, y0: int, x1: int, y1: int) -> dict[str, object]:
 def kill(
     command: list[str], work: Path, name: str, stages: dict[str, float], kills: int, chance: random.Random
 ) -> tuple[list[Path], collections.Counter[str], int]:
-    """Run, kill, and run again until there were so many kills; then let the run end."""
+    """Run, kill, and run again until the wanted number of kills; then let the run end."""
     killed: collections.Counter[str] = collections.Counter()
     rounds: list[Path] = []
     longest = of_this_run = 0

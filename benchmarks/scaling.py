@@ -103,7 +103,7 @@ def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
 @click.option("--corner", type=(int, int), default=(0, 0), help="Of the square, in level-0 pixels.")
 @click.option("--cheap", is_flag=True)
 @click.option("--times", multiple=True, type=int, default=TIMES, help="Copies along each side.")
-@click.option("--one", type=int, hidden=True, help="Run one slide with so many workers.")
+@click.option("--one", type=int, hidden=True, help="Run one slide with this many workers.")
 def main(
     slide: Path,
     out: Path,

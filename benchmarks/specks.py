@@ -35,7 +35,7 @@ SHOWN = [NucleusFilter(a, p) for p in (0, 0.6, 0.7, 0.75, 0.8) for a in (0, 4, 6
 
 
 def spread(images: Sequence[AnnotatedImage], most: int) -> list[AnnotatedImage]:
-    """At most so many images, evenly over the set."""
+    """At most ``count`` images, spread evenly over the set."""
     return [images[k] for k in np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)]
 
 

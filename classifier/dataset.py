@@ -150,7 +150,7 @@ def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching
 
 
 BALANCES = {"none": 1.0, "root": 0.5, "equal": 0.0}
-"""How a share of the samples goes with a number of nuclei: its power."""
+"""Exponent of the number of nuclei in the share of the samples."""
 
 
 def sampling_weights(

@@ -1,4 +1,4 @@
-"""Which labels a nucleus gets from its probabilities."""
+"""Decision rules: from probabilities to labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KINDS = ("argmax", "best", "threshold")
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """How labels are decided on.
+    """Decision rule of the labels.
 
     Attributes:
         kind: ``argmax``: the likeliest label of each library; ``best``: that label if it reaches the threshold, else

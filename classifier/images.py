@@ -30,7 +30,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class NamedImages:
-    """What the classifier says of N images.
+    """Predictions of the classifier for N images.
 
     Attributes:
         paths: the images, N.

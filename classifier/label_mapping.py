@@ -1,4 +1,4 @@
-"""Which label of one library teaches which label of another.
+"""Mapping between the labels of libraries: which label teaches which.
 
 The method matches a sample's label against every library's set and lets each library that has it learn from the
 sample. By equal or similar text it also makes wrong pairs (PanNuke's epithelial is non-neoplastic only, MoNuSAC's takes
@@ -46,7 +46,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Matching:
-    """What the samples of each library teach.
+    """Targets that the samples of each library teach.
 
     Attributes:
         libraries: in the order of the classifier's outputs.

@@ -24,7 +24,7 @@ STD = (0.5, 0.5, 0.5)
 """Normalisation of RGB in 0-1 that the ImageNet weights of EfficientNet-Lite expect."""
 
 PATCH_STRIDES = (1, 2, 2, 1, 2, 2, 1)
-"""Of EfficientNet-Lite0's stages, behind the 32x32 places of a :class:`PatchStem`."""
+"""Strides of EfficientNet-Lite0's stages behind the 32x32 places of a :class:`PatchStem`."""
 STEM_PX = 7
 """Side of the squares that the first layer takes the enlarged patch in."""
 

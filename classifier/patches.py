@@ -1,4 +1,4 @@
-"""What the classifier sees of each nucleus: the patches and contexts of training, run, service and viewer."""
+"""The patch cutter of training, run, service and viewer."""
 
 from __future__ import annotations
 

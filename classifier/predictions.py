@@ -1,4 +1,4 @@
-"""What the classifier says of N nuclei."""
+"""Predictions of the classifier for N nuclei."""
 
 from __future__ import annotations
 

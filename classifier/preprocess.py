@@ -1,4 +1,4 @@
-"""What can be done to an image of a nucleus before it is named."""
+"""Preprocessing of images of single nuclei."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pixels = npt.NDArray[np.uint8]
 Step = Callable[[Pixels], Pixels]
 
 DENOISE_STRENGTH = 4.0
-"""Of non-local means, in grey levels: about the noise of a slide scanner's JPEG."""
+"""Strength of non-local means, in grey levels: about the noise of a slide scanner's JPEG."""
 SHARPEN_SIGMA_PX = 1.0
 SHARPEN_AMOUNT = 0.6
 

@@ -1,4 +1,4 @@
-"""What a classifier's model file promises: its kind, and the patch that it takes."""
+"""Constants of the classifier's input, and checks of its model file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_kind(header: ModelHeader) -> None:
     """See that a model is a classifier.
 
     Raises:
-        ModelError: it is none.
+        ModelError: it is another kind of model.
     """
     if header.kind != "classifier":
         raise ModelError(f"model '{header.name}' is a {header.kind}, expected a classifier.")

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 
 TILE_UM = 50.0
 NEIGHBOURHOOD = np.ones((3, 3))  # of tiles: 150 µm
-TUMOUR_NUCLEI, TUMOUR_SHARE = 3, 0.5  # so many neoplastic nuclei in the neighbourhood, and such a share of its nuclei
+TUMOUR_NUCLEI, TUMOUR_SHARE = 3, 0.5  # neoplastic nuclei in a neighbourhood, at least, and their share
 
 
 def tumour_tiles(counts: dict[str, np.ndarray]) -> np.ndarray:

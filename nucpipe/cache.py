@@ -1,4 +1,4 @@
-"""Where nucpipe, and the libraries that it uses, keep what they can fetch or make anew."""
+"""The cache folder of nucpipe and the libraries that it uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command line (or a Python caller) asked for."""
+"""Configuration of a run, from the command line or a Python caller."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RunConfig:
 
     @property
     def rule(self) -> DecisionRule:
-        """How labels are decided on."""
+        """Decision rule of the labels."""
         return DecisionRule.chosen(self.decide, self.threshold)
 
     def command(self, slide: str, out: str) -> str:

@@ -89,7 +89,7 @@ class Result:
 
     @property
     def run_facts(self) -> dict[str, Any]:
-        """What ``run.json`` tells of the run; nothing where there is none, for a store can be used alone."""
+        """Content of ``run.json``; empty without it, for a store can be used alone."""
         try:
             facts = json.loads((self.folder / "run.json").read_text("utf-8"))
         except (OSError, ValueError):

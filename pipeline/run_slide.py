@@ -113,12 +113,12 @@ class PreparedSlide:
 
     @property
     def store_path(self) -> Path:
-        """Of the store, whether it is finished or not begun."""
+        """Path of the store, finished or not begun."""
         return self.folder / STORE
 
     @property
     def journal_path(self) -> Path:
-        """Of the journal, while the slide is unfinished."""
+        """Path of the journal, while the slide is unfinished."""
         return self.folder / "journal"
 
     def mm2(self, region: Region) -> float:

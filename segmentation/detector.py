@@ -11,7 +11,7 @@ from segmentation.nuclei import KEEP_ALL, Nuclei, NucleusFilter
 
 
 class Detector(Protocol):
-    """What a detector must offer. ``predict`` is the device's work, ``nuclei`` the processor's; they may overlap.
+    """Interface of a detector. ``predict`` is the device's work, ``nuclei`` the processor's; they may overlap.
 
     Attributes:
         input_mpp: pixel size that the detector takes, micrometres: 0.5 or 0.25.

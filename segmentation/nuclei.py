@@ -20,7 +20,7 @@ MEASURES = (
     "min_diameter_um",
     "haematoxylin_od",
 )
-"""What is measured of each nucleus besides its area, see :func:`segmentation.morphology.with_morphology`."""
+"""Measurements of each nucleus besides its area, see :func:`segmentation.morphology.with_morphology`."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

@@ -1,4 +1,4 @@
-"""What the network shall say, from an instance map: distances to centres, and where saying it right counts more."""
+"""Targets of the network from an instance map: distances to centres, and weights of pixels."""
 
 from __future__ import annotations
 

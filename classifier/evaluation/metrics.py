@@ -1,4 +1,4 @@
-"""How often the classifier is right, and how well it knows it, library by library."""
+"""Accuracy and calibration of the classifier, library by library."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 128
 BINS = 15
 REPLICATES = 1000
 MIN_UNITS = 5
-"""With fewer groups than this, the bootstrap draws images instead."""
+"""Least number of groups; with fewer, the bootstrap draws images."""
 
 
 def predict_logits(

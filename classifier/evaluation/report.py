@@ -1,4 +1,4 @@
-"""What ``nucpipe evaluate`` measures, prints and draws."""
+"""Report of ``nucpipe evaluate classifier``: figures, tables, confusion matrices."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def evaluate_classifier(
 
 
 def _matching(outputs: LabelSpace, name: str, path: Path) -> Matching:
-    """Return a classifier's libraries, and the partial one that the folder defines, if it is none of theirs.
+    """Return a classifier's libraries, and the partial one that the folder defines, if it is not among them.
 
     Raises:
         UsageError: neither knows the name.

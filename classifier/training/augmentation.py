@@ -17,7 +17,7 @@ SCALE = 1.25
 SHIFT_PX = 2.0
 """Found centroids differ from annotated ones by about so much."""
 STAIN_STRENGTH, STAIN_VECTORS = 1.25, 0.15
-"""Of the change of colour for two views, see ``draw_stain_change``."""
+"""Range of the change of colour for two views, see ``draw_stain_change``."""
 TILE_PX = 64
 """Side of the tile, in pixels of the context, to which contexts are cut at random: that of PanNuke's images."""
 CUT_SHARE = 0.5

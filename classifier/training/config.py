@@ -1,4 +1,4 @@
-"""What a training of the classifier is told to do."""
+"""Settings of a training of the classifier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEEPS = ("last", "best")
 
 @dataclass(frozen=True)
 class ClassifierTraining:
-    """What a training does.
+    """Settings of a training.
 
     Attributes:
         libraries: (name, folder) of each annotated set; a library may come more than once.
@@ -158,7 +158,7 @@ class ClassifierTraining:
 
     @property
     def watched(self) -> bool:
-        """Whether the loss on what is held out matters."""
+        """True if the loss on held-out nuclei is needed."""
         return self.stop == "converged" or self.keep == "best"
 
     def size_px(self, step: int) -> int:

@@ -22,7 +22,7 @@ from nucpipe.errors import DataError
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a model says of N samples.
+    """Predictions of a model for N samples.
 
     Attributes:
         logits: (N, columns) float32 in the columns of the pupil, each library's divided by its temperature; 0 where
@@ -63,7 +63,7 @@ def teacher_logits(
         outputs: the pupil's columns.
         device, precision: where and how the model runs.
         cache: a file for the answers, read instead if it is of the same model and samples.
-        say: told what happens.
+        say: receives progress messages.
 
     Raises:
         DataError: the model has no label in common with the pupil.

@@ -1,4 +1,4 @@
-"""What a training would learn from, without training."""
+"""Dry run of a training: counts of what it would learn from."""
 
 from __future__ import annotations
 

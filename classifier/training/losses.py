@@ -87,4 +87,4 @@ def masked_distance(logits: Tensor, targets: Tensor, outputs: LabelSpace, smooth
 
 
 LOSSES = {"cross-entropy": masked_cross_entropy, "distance": masked_distance}
-"""By the name on the command line."""
+"""Losses by name."""

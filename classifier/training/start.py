@@ -1,4 +1,4 @@
-"""What a training of the classifier starts from: ImageNet's weights, or those of other classifiers."""
+"""Initial weights of a training: ImageNet's, or those of other classifiers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[st
     Args:
         config: what is to be done.
         outputs: the network's columns.
-        say: told what it starts from.
+        say: receives progress messages.
 
     Raises:
         DataError: ``config.start_from`` names a network that does not fit, or several that differ.

@@ -56,7 +56,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
 
     Args:
         config: what to do.
-        say: told of what happens, a line each.
+        say: receives progress messages, a line each.
 
     Raises:
         UsageError: an unknown library, or a set of which everything would be held out.
@@ -170,7 +170,7 @@ def fit(
         samples, held: what teaches, and what the loss is looked at on where ``config`` asks for it.
         outputs: the columns of ``samples.targets``.
         teacher: what another model says of ``samples``.
-        say: told of what happens, a line each.
+        say: receives progress messages, a line each.
         factors: how much more often than ``config.balance`` says a library, by its place, is drawn.
 
     Returns:
@@ -228,7 +228,7 @@ def _held_loss(model: Classifier, held: PatchDataset, config: ClassifierTraining
 
 
 class _LibrarySampler:
-    """Which samples a batch has."""
+    """Sampler of batches over libraries, labels and groups."""
 
     def __init__(self, config: ClassifierTraining, samples: PatchDataset, factors: Mapping[int, float]) -> None:
         weights = torch.from_numpy(sampling_weights(samples, config.balance, factors))

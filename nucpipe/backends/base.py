@@ -27,7 +27,7 @@ class Input:
     channels: int = 3
 
     def shape(self, batch_rows: int, varying_px: int) -> tuple[int, int, int, int]:
-        """Return the shape of so many of them, with ``varying_px`` for a side that varies."""
+        """Return the shape of a batch, with ``varying_px`` for a side that varies."""
         side_px = self.side_px or varying_px
         return batch_rows, side_px, side_px, self.channels
 

@@ -1,4 +1,4 @@
-"""Where networks run and in which precision. PyTorch is asked only where a GPU may be: it takes seconds to import."""
+"""Choice of device and precision. PyTorch takes seconds to import, and is needed only where there may be a GPU."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ FORMAT = "nucpipe-model-1"
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What a model file says of itself.
+    """Header of a model file.
 
     Attributes:
         kind: ``segmentor`` or ``classifier``.

@@ -1,4 +1,4 @@
-"""How many processors this process may use: what was allotted to it, not what the machine has."""
+"""Number of processors allotted to this process, which may be fewer than the machine has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 
 M_ARENA_MAX = -8
-"""Of glibc's mallopt."""
+"""Parameter of glibc's mallopt."""
 
 
 def available_processors(environment: Mapping[str, str] = os.environ, cgroups: Path = CGROUPS) -> int:

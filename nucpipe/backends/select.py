@@ -31,7 +31,8 @@ def select_backend(
         device: to run on.
         precision: to compute in: ``fp32``, ``bf16`` or ``fp16``.
         threads: processors that it may use.
-        batch_rows: images that OpenVINO computes at a time. Always so many, so that a batch's size changes no bit.
+        batch_rows: images that OpenVINO computes at a time, always the same number, so that a
+            batch's size changes no bit.
         inputs: what the network takes.
         key: names the network and its weights, so that it can be kept for the next time; None: it is not kept.
 

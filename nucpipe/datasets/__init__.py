@@ -21,7 +21,7 @@ def open_dataset(path: Path) -> list[AnnotatedImage]:
     """Return the annotated images of the data set at ``path``; the layout is recognised by its files.
 
     Raises:
-        DataError: no known layout stands there, or the set is incomplete.
+        DataError: no known layout, or an incomplete set.
     """
     if not path.is_dir():
         raise DataError(f"{path}: expected the folder of a data set; it does not exist.")

@@ -62,7 +62,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """Return the images of a folder with ``images`` and ``groundTruth``; empty if it is none.
+    """Return the images of a folder with ``images`` and ``groundTruth``; empty for another layout.
 
     Raises:
         DataError: an image has no points, or points have no image.

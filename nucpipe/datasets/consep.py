@@ -87,7 +87,7 @@ class ConsepImage(AnnotatedImage):
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """Return the images of a folder in CoNSeP's layout, or of its ``Train`` and ``Test``; empty if it is none.
+    """Return the images of a folder in CoNSeP's layout, or of its ``Train`` and ``Test``; empty for another layout.
 
     Raises:
         DataError: an image has no label file.

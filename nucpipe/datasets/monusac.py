@@ -20,7 +20,7 @@ SKIPPED = "ambiguous"
 """Regions of the test set whose class the owners leave open."""
 
 MPP = 0.25
-"""Where the ``.xml`` states none."""
+"""Default where the ``.xml`` states none."""
 
 SUFFIXES = {".tif", ".tiff", ".svs"}
 
@@ -129,7 +129,7 @@ def _mpp(root: ElementTree.Element, path: Path) -> float:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """Return the tiles of every patient's folder in ``path``, or of one patient's folder itself; empty if it is none.
+    """Return the tiles of every patient's folder in ``path``, or of one patient's folder; empty for another layout.
 
     Raises:
         DataError: an outline file lacks its tile, a tile its outlines, or the outlines cannot be read.

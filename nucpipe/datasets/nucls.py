@@ -79,7 +79,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """Return the fields of view of a folder with ``rgb`` and ``csv``; empty if it is none.
+    """Return the fields of view of a folder with ``rgb`` and ``csv``; empty for another layout.
 
     Raises:
         DataError: a field has no table, or a table no field.

@@ -64,7 +64,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def read(path: Path) -> list[AnnotatedImage]:
-    """Return the images of a folder with ``images`` and ``labels``; empty if it is none.
+    """Return the images of a folder with ``images`` and ``labels``; empty for another layout.
 
     Raises:
         DataError: ``library.toml`` is missing or states no pixel size, an image has no table or a table no image.

@@ -1,4 +1,4 @@
-"""How to install nucpipe's optional parts: one place for the words, so that every hint works as it stands."""
+"""Commands that install nucpipe's extras, for every hint."""
 
 
 def install_command(extra: str | None = None) -> str:

@@ -1,1 +1,1 @@
-"""What both trainings share: the loop, augmentation, pretrained weights."""
+"""Parts of both trainings: the loop, augmentation, pretrained weights."""

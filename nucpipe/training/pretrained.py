@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EFFICIENTNET_LITE = "tf_efficientnet_lite"
 HEAD = "classifier."
-"""How timm begins the names of an EfficientNet's classification layer."""
+"""Prefix of timm's names for an EfficientNet's classification layer."""
 
 
 def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:

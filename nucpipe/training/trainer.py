@@ -1,6 +1,6 @@
-"""What both trainings need: a mean of the weights, checkpoints, a table of losses, and lines of progress.
+"""Training loop of both models: mean of the weights, checkpoints, table of losses, progress.
 
-The loops are the trainings' own and not a framework's, so that a resumed training ends with the same weights to the bit.
+The loops are our own and not a framework's, so that a resumed training ends with the same weights to the bit.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Trainer:
         parts: what a checkpoint holds; they are given their states of the last one, if there is one.
         steps: how many there are at most.
         columns: names of the table's columns, after ``step``.
-        say: is told if the training goes on.
+        say: receives progress messages.
 
     Attributes:
         start: the first step that is to be done.
@@ -248,7 +248,7 @@ def plot_losses(log: Path, picture: Path) -> None:
 
 
 class Progress(Protocol):
-    """Told of every step."""
+    """Callback of every step."""
 
     def __call__(self, step: int, text: str) -> None:
         """Show that ``step`` is done; ``text`` has its figures."""

@@ -1,7 +1,7 @@
 """Locks: at most one process works on a slide's folder, whether the others run on this machine or share its disk.
 
-Not the package filelock, whose ``flock`` some network file systems lack or keep to one host (Lustre's ``localflock``), so
-that two hosts would both hold it; a file that only one can create is exclusive on all of them.
+Not the package filelock, whose ``flock`` some network file systems lack or keep to one host (Lustre's
+``localflock``), so that two hosts would both hold it; a file that only one can create is exclusive on all of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where results go: a folder on a disk, or an address, to which they are sent from this disk when they are finished."""
+"""Output locations: a folder on a disk, or an address to which finished results are sent."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> Slid
     """Return the result that stands at an address, if it is whole.
 
     Raises:
-        OutputError: one of another slide, or of other models or settings, stands there.
+        OutputError: one of another slide, or of other models or settings, already exists.
     """
     facts, before = read(target / RUN_JSON), read(target / SOURCE)
     if facts is None or before is None:

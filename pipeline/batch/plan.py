@@ -1,4 +1,4 @@
-"""Which slides a command means, and where each one's results go."""
+"""Plan of a batch: its slides, and the result folder of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines in a pipe or a log file."""
+"""Progress display of a run: a bar on a terminal, plain lines in a pipe or a log file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Slides and results in object stores: addresses such as ``s3://bucket/slide.svs``, through fsspec.
 
-OpenSlide and the other readers need a file on a disk, so a slide is fetched into a cache, run, and let go of; the
+OpenSlide and the other readers need a file on a disk, so a slide is fetched into a cache, run, and removed; the
 results are made on the local disk and sent when they are finished.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
 LAST = ("nuclei.zarr/zarr.json", "run.json")
-"""What makes a result a result: sent after everything else, in this order, so that no reader takes a half for whole."""
+"""Files that complete a result: sent last, in this order, so that no reader takes a half for whole."""
 
 
 def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:

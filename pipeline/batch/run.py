@@ -41,7 +41,7 @@ def run(
         out: results of a slide lie in ``out/<slide's name>/``; ``out/summary.csv`` lists all slides.
         config: the settings; or give them by name, as in ``run("a.svs", "results", mpp=0.25)``.
         reporter: receives the progress.
-        max_failures: stop after so many slides have failed.
+        max_failures: stop after this many failed slides.
         cluster: the address of a Dask scheduler, or ``local:N`` for N processes on this machine.
         **settings: fields of :class:`~pipeline.config.RunConfig`.
 

@@ -23,7 +23,7 @@ class Summary:
     """
 
     def __init__(self, out: Path) -> None:
-        """Make the folder, and see that a summary that stands there is one.
+        """Make the folder, and check that an existing summary is one.
 
         Raises:
             OutputError: it cannot be written, or the file is another's.

@@ -1,4 +1,4 @@
-"""What became of the slides of a batch, and whether to go on; used by a local batch and by a cluster's alike."""
+"""Outcomes of the slides of a batch, local or on a cluster, and the decision to go on."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SlideResult
 
 POLL_S = 2.0
-"""How often to look after slides that another process works on."""
+"""Seconds between two checks of slides that another process works on."""
 NO_DISK = frozenset(
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENXIO", "ENODEV", "ESTALE", "ENOTCONN", "ETIMEDOUT", "EHOSTDOWN")
     if hasattr(errno, name)
 )
-"""What the system says of a disk that is full or gone: no later slide would fare better."""
+"""Errors of a disk that is full or gone: no later slide would fare better."""
 
 
 class BatchTracker:
-    """What became of the slides so far, and whether to go on.
+    """Outcomes of the slides so far, and the decision to go on.
 
     Attributes:
         to: where the results go.
-        reporter: is told of each.
+        reporter: receives each.
         results: of the slides that are done with.
         stopped: no further slide shall be begun.
     """
@@ -53,7 +53,7 @@ class BatchTracker:
         self.stopped = failures == self.max_failures
 
     def tell_stopped(self, slides: int) -> None:
-        """Warn that the limit of failures was reached before all of so many slides were begun."""
+        """Warn that the limit of failures was reached before all slides were begun."""
         if self.stopped and (left := slides - len(self.results)):
             logging.getLogger(__name__).warning(
                 "stopped after %d failures (--max-failures); %d slides were not begun.", self.max_failures, left
@@ -69,7 +69,7 @@ class BatchTracker:
 
 
 def explain(error: Exception) -> str:
-    """Return what a user is told of an error that stopped one slide, on one line."""
+    """Return the one-line message of an error that stopped a slide."""
     match error:
         case NucpipeError():
             text = str(error)

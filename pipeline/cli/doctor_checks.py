@@ -1,4 +1,4 @@
-"""What ``nucpipe doctor`` looks at: the installation, the device, the readers, the models and the disk."""
+"""Checks of ``nucpipe doctor``: the installation, the device, the readers, the models and the disk."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Verdict = Literal["ok", "note", "warning", "FAILED"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """Finding of a check.
 
     Attributes:
         verdict: FAILED where nucpipe cannot do its work, warning where it can but not well, note for what is left out.

@@ -1,1 +1,1 @@
-"""What is made from a finished store: GeoJSON, overview."""
+"""Exports of a finished store."""

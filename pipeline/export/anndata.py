@@ -22,7 +22,7 @@ BY_ROW = ("X", "obs", "obsm")
 
 
 class Target(Protocol):
-    """Where a table is written: HDF5 or zarr, both hold AnnData in the same hierarchy."""
+    """Group of HDF5 or zarr; both hold AnnData in the same hierarchy."""
 
     def group(self, path: str, attributes: dict[str, Any]) -> None:
         """Add a group; the path ``""`` is the table itself."""

@@ -10,7 +10,7 @@ import zlib
 from typing import BinaryIO, Protocol, TypeAlias
 
 LEVEL = 2
-"""Of zlib: higher ones take several times as long for a tenth less."""
+"""Level of zlib: higher ones take several times as long for a tenth less."""
 # No name and no time: the same content gives the same bytes.
 HEADER = b"\x1f\x8b\x08\x00" + struct.pack("<I", 0) + b"\x00\xff"
 LAST_BLOCK = b"\x03\x00"  # empty
@@ -19,7 +19,7 @@ Content: TypeAlias = bytes | memoryview
 
 
 class ChunkEncoder(Protocol):
-    """How parts become a file."""
+    """Encoder of the parts of a file."""
 
     def pack(self, part: Content) -> Content:
         """Return what will stand in the file for a part; may be called in any thread."""

@@ -22,7 +22,7 @@ IMAGE_MPP = 2.0
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export shall hold.
+    """Content of an export.
 
     Attributes:
         primary: the library that gives the classes; None: the one of the run.

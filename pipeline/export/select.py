@@ -1,4 +1,4 @@
-"""Which nuclei of a store are exported, and how their labels are decided on."""
+"""Selection of the nuclei of an export, and of their labels."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def is_multilabel(store: Store) -> bool:
 
 
 def columns_of(part: Store) -> dict[str, Column]:
-    """Return what is told of each nucleus, by column name: place, size, and its label in each library with its
+    """Return the columns of each nucleus by name: position, size, and its label in each library with its
     probability.
 
     The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``, the

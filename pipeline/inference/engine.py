@@ -295,7 +295,7 @@ def classify_found(
 
 
 def take(done: deque[Predictions], count: int, columns: int) -> Predictions:
-    """Take the first ``count`` rows out of ``done``, which holds as many, of so many columns."""
+    """Take the first ``count`` rows out of ``done``."""
     parts = [Predictions(np.zeros((0, columns), np.float32))]
     while count:
         first = done.popleft()

@@ -60,7 +60,7 @@ class StageExecutor:
             pool.shutdown()
 
     def pool(self, threads: int, name: str) -> ThreadPoolExecutor:
-        """Return so many threads."""
+        """Return a pool of ``threads`` threads."""
         pool = ThreadPoolExecutor(threads, f"nucpipe-{name}")
         self._pools.append(pool)
         return pool

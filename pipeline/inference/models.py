@@ -28,7 +28,7 @@ KINDS = {"segmentor": "segmentation", "classifier": "classifier"}
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """What a result depends on of the models, known without loading them.
+    """Identity of the models, on which a result depends, known without loading them.
 
     Attributes:
         described: name and fingerprint of segmentor and classifier, and the segmentor's own types if it has any.
@@ -66,7 +66,7 @@ class Models:
 
     @property
     def identity(self) -> ModelIdentity:
-        """What a result depends on of them."""
+        """Identity of the models, on which a result depends."""
         return ModelIdentity(self.described, self.outputs, self.precision, self.detector.default_filter)
 
 

@@ -22,7 +22,7 @@ class Span:
 
 @dataclass
 class StageTotal:
-    """What a stage took altogether, over all threads.
+    """Totals of a stage over all threads.
 
     Attributes:
         seconds: of work.
@@ -68,7 +68,7 @@ class StageTimer:
                     self.spans.append(Span(stage, name, began - self.began, ended - self.began))
 
     def count(self, nuclei: int, mm2: float) -> None:
-        """Count a finished region of so many square millimetres."""
+        """Count a finished region and its area in square millimetres."""
         self.nuclei, self.mm2 = self.nuclei + nuclei, self.mm2 + mm2
 
     def performance(self, seconds: float, workers: int, max_concurrency: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pipeline.inference.profiling import Span
 
 COLOURS = {"read": "#4878cf", "detect": "#6acc65", "outline": "#d65f5f", "classify": "#b47cc7", "write": "#c4ad66"}
 SHORTEST = 1 / 4000
-"""Of the whole time: what is shorter could not be seen."""
+"""Least share of the whole time that is drawn; shorter spans could not be seen."""
 
 
 def draw_timeline(spans: Sequence[Span], path: Path) -> None:

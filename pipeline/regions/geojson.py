@@ -25,7 +25,7 @@ GEOJSON_ERRORS = (
     RecursionError,
     EOFError,
 )
-"""What a file that is no GeoJSON, or a malformed one, leads to."""
+"""Errors of a file that is no GeoJSON, or a malformed one."""
 
 
 def read_features(path: Path) -> Iterator[dict[str, Any]]:

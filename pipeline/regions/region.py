@@ -13,7 +13,7 @@ from pipeline.regions.tissue import TissueMask
 from pipeline.slide.grid import WorkingGrid
 
 EDGE_W = 32
-"""How far a read box reaches at least beyond the slide, into its reflection, where tissue is near the edge: half of a
+"""Least reach of a read box beyond the slide, into its reflection, where tissue is near the edge: half of a
 crop."""
 
 BAND_W = 8192
@@ -55,7 +55,7 @@ def cut_regions(
         tissue: where to look.
         size_w: side of a core, a multiple of 32.
         halo_w: how far a read box reaches at least beyond the tissue in its core, its margin not counted.
-        align_w: corners of read boxes without their margin are multiples of so many working pixels.
+        align_w: corners of read boxes without their margin are multiples of this many working pixels.
         margin_w: rim of a read box, on each side, that the detector only looks at.
     """
     width, height = grid.size_w

@@ -1,4 +1,4 @@
-"""Where there is tissue on a slide: found on a thumbnail, or given as a mask or as outlines."""
+"""Tissue of a slide: found on a thumbnail, or given as a mask or as outlines."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2
 
     H&E takes up green light most, so its optical density differs between the channels, while glass, shadow and dust
     are grey. The threshold on that difference is Otsu's, kept within what pale stroma and noise leave open: an
-    all-white image then has no tissue, and one without glass is all tissue. Pen is told by hues that H&E lacks.
+    all-white image then has no tissue, and one without glass is all tissue. Pen marks have hues that H&E lacks.
 
     Args:
         thumbnail: (h, w, 3) uint8 RGB.

@@ -28,7 +28,7 @@ class Level:
 
 
 class Slide(ABC):
-    """What every reader offers. Reading is safe from several threads at once.
+    """Interface of every reader. Reading is safe from several threads at once.
 
     Attributes:
         path: the file or folder.
@@ -68,7 +68,7 @@ class Slide(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file; nothing can be read afterwards."""
+        """Close the file; nothing can be read afterwards."""
 
     def __enter__(self) -> Self:
         return self
@@ -127,7 +127,7 @@ class Slide(ABC):
         return (0, 0, *grid.size_w)
 
     def forget(self) -> None:
-        """Let go of the pixels that are remembered; what is wanted again is read again."""
+        """Drop cached pixels; they are read again when needed."""
         self._blocks.clear()
 
     def _remembered(self, grid: WorkingGrid, box: Box) -> Image:

@@ -17,7 +17,7 @@ from pipeline.slide.resample import Box, Image
 
 SIDE_PX = 512
 MAX_BYTES = 2**27
-"""Of remembered pixels: those of a band of regions (see ``pipeline.regions.region``), and a margin on either side."""
+"""Most bytes of remembered pixels: a band of regions (see ``pipeline.regions.region``) and a margin on either side."""
 
 
 class Blocks:

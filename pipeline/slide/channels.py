@@ -1,4 +1,4 @@
-"""How arrays with named axes, as TIFF and NGFF have them, become RGB."""
+"""Conversion of arrays with named axes, as in TIFF and NGFF, to RGB."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Length = TypeVar("Length", float, npt.NDArray[np.float64])
 
 @dataclass(frozen=True)
 class WorkingGrid:
-    """How working pixels lie on a slide's level-0 pixels; both frames have their corner (0, 0) in common.
+    """Mapping between working and level-0 pixels; both frames share their corner (0, 0).
 
     Attributes:
         mpp_w: size of a working pixel, micrometres; 0.25 or within 5 % of it.

@@ -29,9 +29,9 @@ SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in "svs ndpi mrxs scn vms vmu bif svslide tif tiff btf dcm zarr jp2 png jpg jpeg".split()  # noqa: SIM905
 )
-"""What is taken for a slide in a folder; a file named on the command line is tried whatever its name."""
+"""Extensions of slides in a folder; a file named on the command line is tried whatever its name."""
 CONTENTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\0\0\0\x0cjP  \r\n\x87\n")
-"""How TIFF, BigTIFF and JPEG 2000 begin: files of an unknown extension that do are slides too."""
+"""First bytes of TIFF, BigTIFF and JPEG 2000: files of an unknown extension with these are slides too."""
 NO_SLIDES = frozenset(
     f".{suffix}"
     for suffix in "csv tsv txt json geojson xml gz zip md pdf log ini dat region partial lock safetensors".split()  # noqa: SIM905

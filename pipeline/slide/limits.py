@@ -1,4 +1,4 @@
-"""What no slide can be: headers that would cost all memory or all time are refused before a pixel is read."""
+"""Limits of slides: headers that would cost all memory or time are refused before a pixel is read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from nucpipe.errors import SlideError
 
 LONGEST_PX = 4_000_000
-"""Of a slide's side: a metre at 0.25 um."""
+"""Largest side of a slide: a metre at 0.25 um."""
 MAX_PIXELS = 2**38
-"""Of a slide: half a million squared."""
+"""Most pixels of a slide: half a million squared."""
 MAX_TILE_PIXELS = 2**26
-"""Of a tile, which is decoded whole: 8192 squared."""
+"""Most pixels of a tile, which is decoded whole: 8192 squared."""
 BOMB_BYTES, BOMB_RATIO = 2**29, 250
 """A plain image that grows to more bytes, and more times its file, than these is no photograph."""
 

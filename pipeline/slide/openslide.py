@@ -51,7 +51,7 @@ class OpenSlideSlide(Slide):
         """As :meth:`Slide.read_level`."""
         if level == 0:
             return self._region(0, box)
-        # OpenSlide is told a place in level-0 pixels. Where a level's downsample is no whole number, that place falls
+        # OpenSlide takes a position in level-0 pixels. Where a level's downsample is no whole number, that place falls
         # between the level's pixels and OpenSlide interpolates; blocks at fixed places make it do so the same way
         # whatever the read box.
         x0, y0, x1, y1 = box

@@ -1,4 +1,4 @@
-"""What only tiatoolbox opens: JPEG 2000 slides, and DICOM that OpenSlide declines."""
+"""Slides that only tiatoolbox opens: JPEG 2000, and DICOM that OpenSlide declines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tifffile says of a TIFF: its main image, whether that is RGB, and its pixel size."""
+"""Main image, colours and pixel size of a TIFF, by tifffile."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class ArraySlide(Slide):
         vendor: str,
         close: Callable[[], None],
     ) -> None:
-        """Take over arrays of the levels, finest first, whose axes are named in capitals; ``close`` lets go of them."""
+        """Take over arrays of the levels, finest first, whose axes are named in capitals; ``close`` releases them."""
         self._arrays, self._axes, self._close, self._lock = arrays, axes, close, threading.Lock()
         sizes = [(array.shape[axes.index("X")], array.shape[axes.index("Y")]) for array in arrays]
         check_slide(path, sizes)

@@ -44,7 +44,7 @@ def add_dataframe(parent: zarr.Group, name: str, columns: Sequence[str]) -> zarr
 def add_array(
     parent: zarr.Group, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike, chunk_rows: int
 ) -> zarr.Array[Any]:
-    """Return a numeric array to be filled, compressed in chunks of so many rows."""
+    """Return a numeric array to be filled, compressed in chunks of rows."""
     from zarr.codecs import BloscCodec
 
     return parent.create_array(

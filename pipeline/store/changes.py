@@ -1,4 +1,4 @@
-"""What differs between two runs, in the words of the command line."""
+"""Differences between two runs, in the words of the command line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 MAX_CHARACTERS = 60
-"""Of a value that is shown; the rest is cut off."""
+"""Longest value that is shown; the rest is cut off."""
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -91,10 +91,10 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
 } | dict.fromkeys(
     ("slide", "slide_name", "slide_fingerprint", "slide_version", "size_l0", "origin_l0"), ("slide", _text)
 )
-"""How each field is named, and how its value is shown; others are named as they are."""
+"""Name and format of each field; others keep their name."""
 
 PHRASES = {
     "slide": "the slide's file was changed, or is another of the same name",
     "outputs": "the labels of the classifier differ",
 }
-"""What is said of things whose values tell a person nothing."""
+"""Messages for values that mean nothing to a person."""

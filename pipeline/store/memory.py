@@ -47,7 +47,7 @@ class MemoryStore(Store):
 
 @dataclass(frozen=True)
 class _OneRegion:
-    """What a journal of one region would give."""
+    """Yield the parts that a journal of one region would."""
 
     nuclei: Nuclei
     labels: Predictions

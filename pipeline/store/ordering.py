@@ -16,8 +16,8 @@ from segmentation.nuclei import Nuclei
 
 NUCLEUS_NAMESPACE = UUID("9a56c65d-5301-47c3-a672-879a9d8a9fa1")
 VARIANT = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
-"""What becomes of a UUID's digit that says by which rules it was made."""
-BLOCK_L0 = 1024  # nuclei are ordered by blocks of so many level-0 pixels, row by row
+"""Replacement of the UUID's version digit."""
+BLOCK_L0 = 1024  # side of the blocks by which nuclei are ordered, row by row
 BATCH_ROWS = 65536  # nuclei to hold at once
 # Added before hundredths of a pixel are cut off. Not 0.5: a mean over pixels is a fraction of small numbers and often
 # lies just on half a hundredth, where the last digit of a float would decide.
@@ -26,7 +26,7 @@ ROUNDING = 0.618034
 
 @dataclass(frozen=True)
 class RegionIndex:
-    """How many nuclei and outline points there are, and which regions have nuclei in which row of blocks."""
+    """Numbers of nuclei and outline points, and the regions with nuclei in each row of blocks."""
 
     nuclei: int
     points: int

@@ -44,7 +44,7 @@ GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is ope
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store says of itself.
+    """Metadata of a store.
 
     Attributes:
         slide_name: name of the slide.
@@ -75,7 +75,7 @@ class StoreInfo:
 
     @property
     def rule(self) -> DecisionRule:
-        """How the run decided on labels."""
+        """Decision rule of the run."""
         return DecisionRule.from_dict(self.settings.get("decide", {}))
 
     def with_segmentor_types(self, types: tuple[str, ...]) -> StoreInfo:

@@ -1,1 +1,1 @@
-"""What the viewer and the service share: how they are served, and the parts of their pages."""
+"""Web server and page parts of the viewer and the service."""

@@ -96,7 +96,7 @@ def address(listener: socket.socket) -> str:
 
 
 def serve(app: ASGIApp, listener: socket.socket, begun: Callable[[], None], log_level: str = "warning") -> None:
-    """Serve until the user stops it (Ctrl-C) or the process is told to end.
+    """Serve until the user stops it (Ctrl-C) or the process receives SIGTERM.
 
     Args:
         app: the application.

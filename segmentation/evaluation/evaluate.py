@@ -1,4 +1,4 @@
-"""How well a detector finds the nuclei of annotated images."""
+"""Evaluation of a detector on annotated images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well nuclei are found, outlined and named: the metrics of the field, defined as HoVer-Net's authors compute them.
+"""Metrics of detection, segmentation and classification, defined as HoVer-Net's authors compute them.
 
 Sources: AJI, Kumar et al. 2017 (IEEE TMI 36); DQ, SQ, PQ, Kirillov et al. 2019; AJI+, F_d and F_c, Graham et al. 2019
 (Medical Image Analysis 58) and the code published with it. docs/segmentation.md has the definitions in words.
@@ -26,7 +26,7 @@ def dice(true: IntMap, predicted: IntMap) -> float:
 
 @dataclass(frozen=True)
 class Overlaps:
-    """Which nuclei of two instance maps share pixels.
+    """Overlaps between the nuclei of two instance maps.
 
     Attributes:
         true, predicted: (K,) ids of the pairs that overlap, in the order of ``true``, then of ``predicted``.
@@ -82,7 +82,7 @@ def match_by_iou(
 
 @dataclass(frozen=True)
 class SegmentationCounts:
-    """What the metrics of an image are made of; counts of several images add up to those of the set.
+    """Counts behind the metrics of an image; those of several images add up to those of the set.
 
     A ratio is 1 where there was nothing to find and nothing was found.
 

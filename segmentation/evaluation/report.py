@@ -1,4 +1,4 @@
-"""What ``nucpipe evaluate segmentor`` measures, prints and draws."""
+"""Report of ``nucpipe evaluate segmentor``: figures, tables, pictures of the worst cases."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ GROUPED = {"bpq": "binary_pq", "mpq": "multiclass_pq"}
 
 @dataclass(frozen=True)
 class ImageScore:
-    """What is counted on one image.
+    """Counts of one image.
 
     Attributes:
         name: of the image.

@@ -21,7 +21,7 @@ from segmentation.nuclei import KEEP_ALL, Nuclei, NucleusFilter
 
 MIN_DETECTION_P = tuple(k / 20 for k in range(10, 20))
 MIN_AREA_UM2 = tuple(map(float, range(21)))
-"""What is tried. Steps are no finer than what other images of the same sets would choose."""
+"""Candidate thresholds, no finer than the differences between images of the same set."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class JudgedImage:
 
     @classmethod
     def of(cls, instances: npt.NDArray[np.int32], found: Nuclei) -> JudgedImage:
-        """Of an annotated instance map (H, W), 0 = background, and the nuclei found on it, in its pixels.
+        """Match nuclei with an annotated instance map (H, W), 0 = background, in its pixels.
 
         Annotated nuclei that touch an edge do not count, nor do the found ones that match them or that touch an edge
         and match none.

@@ -21,11 +21,11 @@ from segmentation.hovernet.padding import fix_padding
 from segmentation.hovernet.spec import MARGIN_PX, check_header
 
 WIDTHS = (80, 48, 32)
-"""Channels of the decoder at strides 8, 4 and 2, where a training is told of no others."""
+"""Channels of the decoder at strides 8, 4 and 2, by default."""
 
 
 RIMS_PX = (48, 24, 12, 6)
-"""How far beyond the maps that are wanted the decoder looks at the encoder's features of strides 16 and 8, of 4 and of
+"""Rim beyond the wanted maps, in which the decoder looks at the encoder's features of strides 16 and 8, of 4 and of
 2, and a branch at the decoder's: two convolutions a block and each branch's three, rounded up to whole features."""
 
 

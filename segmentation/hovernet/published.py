@@ -39,7 +39,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Windows:
-    """How the network is fed.
+    """Input of the network.
 
     Attributes:
         input_px: side of the read box that it takes.
@@ -52,7 +52,7 @@ class Windows:
 
 TILES = {"fast": Windows(256, 164), "original": Windows(270, 80)}
 ENLARGED_PX = 3
-"""At the edge of a region, so many pixels of a slide that was enlarged twofold depend on where the edge is."""
+"""At the edge of a region, pixels of a slide enlarged twofold that depend on where the edge is."""
 
 
 class PublishedHoVerNet(Detector):

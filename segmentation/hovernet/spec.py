@@ -1,4 +1,4 @@
-"""What the compact HoVer-Net takes, and what its model file promises."""
+"""Input of the compact HoVer-Net, and the content of its model file."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CONSEP_GROUPS = {
 """CoNSeP's labels as the types of the model that learnt from it (section 4.3 of the paper)."""
 
 SUFFIXES = (".tar", ".pth", ".pt")
-"""Of files that PyTorch saved, as HoVer-Net's authors and tiatoolbox publish them."""
+"""Endings of PyTorch's files, as HoVer-Net's authors and tiatoolbox publish them."""
 
 
 def zoo_path(name: str) -> Path:

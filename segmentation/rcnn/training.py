@@ -1,4 +1,4 @@
-"""What the training of Mask R-CNN and Faster R-CNN has of its own: its tiles, its losses, its step."""
+"""Training of Mask R-CNN and Faster R-CNN: tiles, losses, step."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ BATCH_SIZES = {"hovernet": 16, "maskrcnn": 4, "fasterrcnn": 4}
 
 @dataclass(frozen=True)
 class SegmentorTraining:
-    """What a training does.
+    """Settings of a training.
 
     Attributes:
         data: folders of annotated sets (CoNSeP, Kumar or PanNuke layout).
@@ -140,7 +140,7 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
 
 
 class TrainingTask(Protocol):
-    """What the trainings of different architectures have of their own."""
+    """Steps of a training that differ between architectures."""
 
     @property
     def losses(self) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ def run_on_cluster(
         address: of a Dask scheduler (``tcp://host:8786``), or ``local:N``.
         jobs: their slides and ``out`` lie on a disk that every worker sees under the same path.
         out: folder of the results.
-        reporter: is told of finished slides.
-        max_failures: stop after so many.
+        reporter: receives finished slides.
+        max_failures: stop after this many.
 
     Raises:
         UsageError: no such cluster, no worker, another nucpipe on the workers, or addresses instead of paths.
@@ -156,8 +156,8 @@ class Active:
     """A slide that is under way.
 
     Attributes:
-        job, order: which, and what the workers are told.
-        lock, release: it is ours; and how to let go of it.
+        job, order: which, and the workers' task.
+        lock, release: held; and the function that releases it.
         began: on this process's clock.
         waiting: chunks of regions that no worker has yet.
         open_chunks: chunks that are not done yet, waiting or at a worker.

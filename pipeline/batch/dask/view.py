@@ -1,4 +1,4 @@
-"""What a person sees of a cluster: a live table of slides and workers on a terminal, plain lines in a pipe."""
+"""Progress display of a cluster: a live table of slides and workers on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ClusterView:
         """See :class:`~pipeline.store.run_record.Reporter`; on a cluster the slides begin side by side."""
 
     def advance(self, nuclei: int, mm2: float) -> None:
-        """See :class:`~pipeline.store.run_record.Reporter`; regions are told by :meth:`progress`."""
+        """See :class:`~pipeline.store.run_record.Reporter`; regions are reported by :meth:`progress`."""
 
     def end(self, result: SlideResult) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""

@@ -1,4 +1,4 @@
-"""What a worker of a cluster does: open a slide, do some of its regions, finish it.
+"""Tasks of a cluster's worker: open a slide, process some of its regions, finish it.
 
 The workers share the disk with the slides and the results. Every finished region goes straight into the slide's
 journal, so that a worker which dies costs the regions that it had under way and no more.
@@ -66,10 +66,10 @@ class SlideTask:
 
 @dataclass(frozen=True)
 class Opened:
-    """What there is to do on a slide: nothing where ``before`` is its finished result.
+    """Open slide of a worker; ``before`` is its finished result, if there is one.
 
     Attributes:
-        before: the result that stands there.
+        before: the existing result.
         regions: index and square millimetres of each region that is not in the journal yet.
         total: number of the slide's regions.
         mm2: area of its tissue.

@@ -38,12 +38,12 @@ from pipeline.store.reader import Store, StoreInfo
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 BLUE, VIOLET = (31, 78, 140), "#5a3ca0"
-CONTRADICTIONS, MIN_CONTRADICTION = 12, 0.002  # at most so many are listed, of more than that share of the nuclei
+CONTRADICTIONS, MIN_CONTRADICTION = 12, 0.002  # listed at most, and the least share of the nuclei
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the counts say of a label."""
+    """Statistics of a label from its counts."""
 
     label: Label
     count: int

@@ -114,7 +114,7 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class ReportStats:
-    """What a report tells. By library, arrays have a place for each label and a last one for "no label".
+    """Statistics of a report. By library, arrays have a place for each label and a last one for "no label".
 
     Attributes:
         outputs: the libraries.
@@ -143,7 +143,7 @@ class ReportStats:
 
     @cached_property
     def matching(self) -> Matching:
-        """Which labels mean the same, by the label table."""
+        """Pairs of labels that mean the same, by the label table."""
         return make_matching(self.outputs.libraries)
 
     def trained(self, library: Library) -> tuple[bool, ...]:

@@ -64,7 +64,7 @@ For research only; it is not a medical device."""
 
 @dataclass(frozen=True)
 class Service:
-    """What answers: the models behind their worker, and the limits."""
+    """State of the service: the models behind their worker, and the limits."""
 
     config: ServeConfig
     worker: Worker

@@ -89,5 +89,5 @@ class BatchCanvas(Slide):
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the images."""
+        """Release the images."""
         self._slots.clear()

@@ -1,4 +1,4 @@
-"""What ``nucpipe serve`` was asked for."""
+"""Configuration of ``nucpipe serve``."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ CODES = {
 
 
 class ErrorBody(BaseModel):
-    """What went wrong."""
+    """Body of an error."""
 
     code: str
     message: str

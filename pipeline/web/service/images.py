@@ -1,4 +1,4 @@
-"""What clients send, as images that can be worked on."""
+"""Images from clients' requests."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from pipeline.web.service.errors import refusal
 from pipeline.web.service.metrics import Metrics
 
 GUARDED = ("/v1/", "/metrics")
-"""What needs the token; pages and health are for everybody."""
+"""Paths that need the token; pages and health are for everybody."""
 
 
 class RequestLimits:
@@ -45,7 +45,7 @@ class RequestLimits:
                 await answer(scope, receive, counted_send)
             else:
                 await self.app(scope, self._limited(receive), counted_send)
-        except Exception as error:  # of any of the libraries below; the client is told, and others are served
+        except Exception as error:  # of any library below; reported to the client, others are served
             logging.getLogger(__name__).exception("a request failed")
             if status is None:
                 answer = refusal(500, f"unexpected {type(error).__name__}; the service's log tells more.")

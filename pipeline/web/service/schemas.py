@@ -88,7 +88,7 @@ class ModelInfo(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether the service lives."""
+    """Health of the service."""
 
     status: str
 

@@ -24,7 +24,7 @@ from pipeline.web.service.metrics import Metrics
 from segmentation.nuclei import Nuclei
 
 LINGER_S = 0.005
-"""How long the first of several requests waits for others to join it."""
+"""Longest wait of the first of several requests for others to join it."""
 MAX_TOGETHER = min(64, SLOTS)
 """Requests of one sheet: then those of another pixel size have their turn."""
 
@@ -152,7 +152,7 @@ class Worker(threading.Thread):
                 job.regions_left -= 1
                 if not job.regions_left:
                     job.answer.set_result(_together(job.parts))
-        except Exception as error:  # the clients are told, and the next ones served
+        except Exception as error:  # reported to the clients; the next ones are served
             logging.getLogger(__name__).exception("a request failed")
             for job in jobs:
                 if not job.answer.done():

@@ -1,4 +1,4 @@
-"""What the viewer's page is told of a result and of its nuclei, as JSON can hold it."""
+"""Result and nuclei as JSON for the viewer's page."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Tile:
         return x0, y0, x1, y1
 
     def widened(self, rim_px: int) -> Tile:
-        """With so many pixels more on each side."""
+        """Widen by a number of pixels on each side."""
         x0, y0, x1, y1 = self.box
         return replace(self, box=(x0 - rim_px, y0 - rim_px, x1 + rim_px, y1 + rim_px))
 

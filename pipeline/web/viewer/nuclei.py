@@ -1,4 +1,4 @@
-"""Where nuclei lie and what they are called, ready for drawing: a spatial index in memory, outlines from the store."""
+"""Nuclei ready for drawing: a spatial index in memory, outlines from the store."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BoxL0 = tuple[float, float, float, float]
 CELL_L0 = 1024
 """Side of the index's cells; nuclei of one lie together in the store, which has blocks of the same size."""
 REACH_UM = 30.0
-"""How far an outline may reach from its centroid: nuclei longer than 60 um are drawn cut off at the edges of tiles."""
+"""Largest reach of an outline from its centroid: nuclei longer than 60 um are drawn cut off at the edges of tiles."""
 CELLS_KEPT = 2048
 """Cells whose outlines stay in memory: about 300 MB where they are full of nuclei."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which nuclei are shown, and in whose colours.
+    """Selection and colouring of the nuclei that are shown.
 
     Attributes:
         library: whose labels count.
@@ -61,7 +61,7 @@ class Outlines:
 
     @classmethod
     def of(cls, rows: Rows, offsets: npt.NDArray[np.int64], points: npt.NDArray[np.float32]) -> Outlines:
-        """With the boxes; an outline has at least one point."""
+        """Add the boxes; an outline has at least one point."""
         starts = offsets[:-1]
         if not len(starts):
             return cls(rows, offsets, points, np.zeros((0, 4), np.float32))

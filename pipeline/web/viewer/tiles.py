@@ -8,7 +8,7 @@ from pipeline.web.viewer.draw import Tile
 
 TILE_PX = 512
 OVERLAP_PX = 1
-"""How far the slide's tiles reach into their neighbours, so that a browser that enlarges them shows no seams."""
+"""Overlap of the slide's tiles, so that a browser that enlarges them shows no seams."""
 ENLARGED_LEVELS = 3
 """Levels beyond the slide's own pixels, on which outlines are drawn finer than the slide's pixels are."""
 
