@@ -135,7 +135,7 @@ class PatchStem(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Return (N, C, S, S) to (N, channels out, P, P), where P is the number of squares along a side."""
-        side = self.weight.shape[-1]
+        side = int(self.weight.shape[-1])
         stride, rest = divmod(int(patches.shape[-1]) * side, self.size_px)
         if rest:
             return F.conv2d(enlarge(patches, self.size_px), self.weight, stride=side)
@@ -146,7 +146,9 @@ class PatchStem(nn.Module):
         2).
         """
         weights = square_interpolation(stride, self.weight.shape[-1]).to(self.weight)
-        kernel = torch.einsum("oiab,ap,bq->oipq", self.weight, weights, weights)
+        # Products and sums, and no matrix product, whose last bit depends on where its operands lie in memory.
+        rows = (self.weight[..., :, None, :] * weights[:, :, None]).sum(2)
+        kernel = (rows[..., None] * weights).sum(3)
         # Through numpy, so that a trace of the network holds the numbers and not how they came about.
         return kernel if torch.is_grad_enabled() else torch.from_numpy(kernel.detach().cpu().numpy()).to(kernel)
 

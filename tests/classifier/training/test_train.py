@@ -72,13 +72,18 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ClassifierTraining:
     )
 
 
+@pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("interrupted_after", [1, 4])
 def test_resumed_equals_uninterrupted(
-    config: ClassifierTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int
+    config: ClassifierTraining,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted_after: int,
+    context: bool,
 ) -> None:
-    whole = dataclasses.replace(config, out=tmp_path / "whole.safetensors")
+    whole = dataclasses.replace(config, out=tmp_path / "whole.safetensors", context=context)
     train_classifier(whole, quiet)
-    parts = dataclasses.replace(config, out=tmp_path / "parts.safetensors")
+    parts = dataclasses.replace(config, out=tmp_path / "parts.safetensors", context=context)
     save = trainer.save_checkpoint
 
     def save_and_stop(path: Path, state: dict[str, object]) -> None:
