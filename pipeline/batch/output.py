@@ -13,13 +13,13 @@ from typing import Any
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import written_whole
+from pipeline.batch.folder import SOURCE, choose_folder, identity
 from pipeline.batch.lock import file_system_now
 from pipeline.batch.plan import Job
-from pipeline.batch.remote import exists, fetched, local_folder, read, send, version, write
+from pipeline.batch.remote import exists, fetched, local_folder, read, send, write
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity
-from pipeline.slide.identity import slide_fingerprint
 from pipeline.store.journal import check_unchanged
 from pipeline.store.run_record import (
     RESULT_FILES,
@@ -29,9 +29,6 @@ from pipeline.store.run_record import (
     expected_files,
     result_settings,
 )
-
-SOURCE = "source.json"
-"""Beside results at an address: what they were made from, so that a finished slide need not be fetched again."""
 
 
 class OutputLocation:
@@ -62,6 +59,10 @@ class OutputLocation:
                     partial.write_bytes(before)
         self.summary = Summary(self.root)
         self.began = file_system_now(self.root)
+
+    def with_folder(self, job: Job) -> Job:
+        """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""
+        return choose_folder(job, self.root, self.address)
 
     def folder(self, job: Job) -> Path:
         """Return where a slide's results are made."""
@@ -140,10 +141,9 @@ def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
         SlideError: the slide is not there, or its file of ``--nuclei``.
     """
     config = job.config
-    slide_version = version(job.slide) if isinstance(job.slide, RemotePath) else slide_fingerprint(job.slide)
     return {
         "slide": str(job.slide),
-        "slide_fingerprint": slide_version,
+        "slide_fingerprint": identity(job.slide),
         "mpp": config.mpp,
         "models": described_models(models.described, config, Path(job.slide.name)),
         "settings": result_settings(config, models.precision, models.default_filter),

@@ -26,6 +26,7 @@ from pipeline.batch.plan import Job
 from pipeline.batch.tracker import POLL_S, BatchTracker
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
+from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SlideResult
 
 if TYPE_CHECKING:
@@ -234,6 +235,11 @@ class Coordinator:
         """Take a slide and have it opened; False where another process has it."""
         from pipeline.batch.dask.worker import SlideTask
 
+        try:
+            job = self.tracker.to.with_folder(job)
+        except OutputError as error:
+            self.tracker.add(job, SlideResult(job.slide, job.folder, "failed", cause=printable(error)))
+            return False
         assert isinstance(job.slide, Path)
         folder = self.tracker.to.folder(job)
         lock = Lock(folder)
