@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, UsageError
@@ -30,9 +33,12 @@ from pipeline.store.run_record import (
     result_settings,
 )
 
+SEND_S = 30.0
+"""How often an address gets the summary, which is sent whole."""
+
 
 class OutputLocation:
-    """The ``--out`` of a command.
+    """The ``--out`` of a command; as a context manager it tidies the summary at the end.
 
     Attributes:
         root: the folder on this disk; in the cache where ``--out`` is an address.
@@ -58,6 +64,7 @@ class OutputLocation:
                 with written_whole(self.root / SUMMARY) as partial:
                     partial.write_bytes(before)
         self.summary = Summary(self.root)
+        self._sent, self._is_sent = -math.inf, True
         self.began = file_system_now(self.root)
 
     def with_folder(self, job: Job) -> Job:
@@ -73,14 +80,37 @@ class OutputLocation:
         return self.folder(job) if self.address is None else self.address / job.folder
 
     def summary_line(self, result: SlideResult, job: Job) -> None:
-        """Write a slide's line of the summary.
+        """Write a slide's line of the summary; an address gets it now and then, and at the end.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self.summary.write(result, job.folder)
-        if self.address is not None:
+        self._is_sent = not self.summary.write(result, job.folder) and self._is_sent
+        if time.monotonic() - self._sent >= SEND_S:
+            self._send_summary()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the summary tidy.
+
+        Raises:
+            OutputError: it cannot be written, and the block ended well.
+        """
+        try:
+            self._is_sent = not self.summary.tidy() and self._is_sent
+            self._send_summary()
+        except OutputError:
+            if error is None:
+                raise
+
+    def _send_summary(self) -> None:
+        if self.address is not None and not self._is_sent:
             write(self.address / SUMMARY, self.summary.path.read_bytes())
+            self._sent, self._is_sent = time.monotonic(), True
 
     def config_of(self, job: Job) -> RunConfig:
         """Return a slide's settings, without ``--overwrite`` where another process has just made the result."""

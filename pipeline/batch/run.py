@@ -79,11 +79,12 @@ def run_batch(
         config.segmentor, config.classifier, config.device, config.precision, config.tta, config.workers
     )
     jobs = with_library_names(jobs, models)
-    tracker = BatchTracker(OutputLocation(out), reporter, max_failures)
-    waiting = run_free(jobs, models, tracker)
-    while waiting and not tracker.stopped:
-        time.sleep(POLL_S)
-        waiting = run_free(waiting, models, tracker)
+    with OutputLocation(out) as to:
+        tracker = BatchTracker(to, reporter, max_failures)
+        waiting = run_free(jobs, models, tracker)
+        while waiting and not tracker.stopped:
+            time.sleep(POLL_S)
+            waiting = run_free(waiting, models, tracker)
     tracker.tell_stopped(len(jobs))
     return tracker.results
 

@@ -63,8 +63,12 @@ def run_on_cluster(
         raise UsageError("--profile tells of one process; leave it or --cluster out.")
     configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
     jobs = [replace(job, config=configs[job.config]) for job in jobs]
-    with connected(address) as (client, share), ClusterView(reporter, len(jobs)) as view:
-        tracker = BatchTracker(OutputLocation(Path(out).absolute()), view, max_failures)
+    with (
+        connected(address) as (client, share),
+        OutputLocation(Path(out).absolute()) as to,
+        ClusterView(reporter, len(jobs)) as view,
+    ):
+        tracker = BatchTracker(to, view, max_failures)
         results = Coordinator(client, jobs, tracker, view, share).run()
     tracker.tell_stopped(len(jobs))
     return results
