@@ -27,7 +27,7 @@ from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.identity import slide_fingerprint
 from pipeline.slide.open import open_slide
 from pipeline.slide.resample import Image
-from pipeline.store.journal import Journal, check_unchanged
+from pipeline.store.journal import JOURNAL, Journal, check_unchanged
 from pipeline.store.reader import Store, StoreInfo, finish, open_store
 from pipeline.store.run_record import (
     GEOJSON,
@@ -41,6 +41,7 @@ from pipeline.store.run_record import (
     described_models,
     remove_result,
     result_settings,
+    slide_address,
     whole_result,
     write_run_json,
 )
@@ -77,7 +78,7 @@ def run_slide(
         if before := find_finished(path, folder, info, config):
             return before
         prepared = prepare(slide, folder, info, models, config)
-        journal = open_journal(prepared, config)
+        journal = open_journal(prepared, config, origin or path)
         if journal is not None:
             todo = [region for region in prepared.regions if region.index not in journal.done]
             finished = [region for region in prepared.regions if region.index in journal.done]
@@ -119,7 +120,7 @@ class PreparedSlide:
     @property
     def journal_path(self) -> Path:
         """Path of the journal, while the slide is unfinished."""
-        return self.folder / "journal"
+        return self.folder / JOURNAL
 
     def mm2(self, region: Region) -> float:
         """Return the area of tissue in a region's core, square millimetres."""
@@ -174,13 +175,13 @@ def prepare(slide: Slide, folder: Path, info: StoreInfo, models: Models, config:
     return PreparedSlide(slide, folder, info, external, tissue, search, grid, regions)
 
 
-def open_journal(prepared: PreparedSlide, config: RunConfig) -> Journal | None:
+def open_journal(prepared: PreparedSlide, config: RunConfig, origin: Path | RemotePath) -> Journal | None:
     """Open the journal of the slide's regions, new or of a run that was stopped; None where the store is finished."""
     if prepared.store_path.exists() and not config.overwrite:
         return None
     if config.overwrite:
         Journal(prepared.journal_path).remove()
-    return Journal.open(prepared.journal_path, journal_fingerprint(prepared, config))
+    return Journal.open(prepared.journal_path, journal_fingerprint(prepared, config), slide_address(origin))
 
 
 def journal_fingerprint(prepared: PreparedSlide, config: RunConfig) -> dict[str, object]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import NucpipeError, OutputError
+from pipeline.batch.folder import choose_folder
 from pipeline.batch.lock import Lock
 from pipeline.batch.output import finished_there, source_of
 from pipeline.batch.plan import Job, plan
-from pipeline.batch.remote import version
+from pipeline.batch.remote import local_folder, version
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity, identify_models
 from pipeline.run_slide import find_finished, store_info
@@ -36,6 +37,7 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
         one = job.config
         models = identify(one.segmentor, one.classifier, one.device, one.precision)
         try:
+            job = _with_folder(job, out)
             state, size = _look_ahead(job, out, models)
             say(f"{state:<12} {printable(job.slide)}  {size}  -> {printable(job.folder)}")
         except (NucpipeError, OSError) as error:
@@ -43,6 +45,13 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
             say(f"{'cannot':<12} {printable(job.slide)}  {printable(error)}")
     say(f"{len(jobs)} slides, {broken} of which cannot be opened; nothing was done")
     return broken
+
+
+def _with_folder(job: Job, out: str | Path) -> Job:
+    if not is_remote(str(out)):
+        return choose_folder(job, Path(out))
+    address = RemotePath(str(out).rstrip("/"))
+    return choose_folder(job, local_folder(address, "results"), address)
 
 
 def _look_ahead(job: Job, out: str | Path, models: ModelIdentity) -> tuple[str, str]:

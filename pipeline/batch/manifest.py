@@ -61,13 +61,15 @@ def read_manifest(path: Path, config: RunConfig) -> list[Row]:
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"{path}: expected a table in UTF-8; it cannot be read ({error}).") from error
-    found = []
+    found: list[Row] = []
+    lines: dict[tuple[str, str], int] = {}
     for number, row in rows:
         try:
             found.append(_row(path.parent, row, config))
-        except ValueError as error:
-            raise UsageError(f"{path}, line {number}: {error}") from error
-        except UsageError as error:
+            for key in (("slide", found[-1].slide), ("name", found[-1].name)):
+                if key[1] and (before := lines.setdefault(key, number)) != number:
+                    raise ValueError(f"{key[0]} '{key[1]}' stands in line {before} already; expected each once.")
+        except (ValueError, UsageError) as error:
             raise UsageError(f"{path}, line {number}: {error}") from error
     if not found:
         raise UsageError(f"{path}: expected a line for each slide below the header; the table is empty.")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import written_whole
+from pipeline.batch.folder import SOURCE, choose_folder, identity
 from pipeline.batch.lock import file_system_now
 from pipeline.batch.plan import Job
-from pipeline.batch.remote import exists, fetched, local_folder, read, send, version, write
+from pipeline.batch.remote import exists, fetched, local_folder, read, send, write
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity
-from pipeline.slide.identity import slide_fingerprint
 from pipeline.store.journal import check_unchanged
 from pipeline.store.run_record import (
     RESULT_FILES,
@@ -30,12 +33,12 @@ from pipeline.store.run_record import (
     result_settings,
 )
 
-SOURCE = "source.json"
-"""Beside results at an address: what they were made from, so that a finished slide need not be fetched again."""
+SEND_S = 30.0
+"""How often an address gets the summary, which is sent whole."""
 
 
 class OutputLocation:
-    """The ``--out`` of a command.
+    """The ``--out`` of a command; as a context manager it tidies the summary at the end.
 
     Attributes:
         root: the folder on this disk; in the cache where ``--out`` is an address.
@@ -61,7 +64,12 @@ class OutputLocation:
                 with written_whole(self.root / SUMMARY) as partial:
                     partial.write_bytes(before)
         self.summary = Summary(self.root)
+        self._sent, self._is_sent = -math.inf, True
         self.began = file_system_now(self.root)
+
+    def with_folder(self, job: Job) -> Job:
+        """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""
+        return choose_folder(job, self.root, self.address)
 
     def folder(self, job: Job) -> Path:
         """Return where a slide's results are made."""
@@ -72,14 +80,37 @@ class OutputLocation:
         return self.folder(job) if self.address is None else self.address / job.folder
 
     def summary_line(self, result: SlideResult, job: Job) -> None:
-        """Write a slide's line of the summary.
+        """Write a slide's line of the summary; an address gets it now and then, and at the end.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self.summary.write(result, job.folder)
-        if self.address is not None:
+        self._is_sent = not self.summary.write(result, job.folder) and self._is_sent
+        if time.monotonic() - self._sent >= SEND_S:
+            self._send_summary()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the summary tidy.
+
+        Raises:
+            OutputError: it cannot be written, and the block ended well.
+        """
+        try:
+            self._is_sent = not self.summary.tidy() and self._is_sent
+            self._send_summary()
+        except OutputError:
+            if error is None:
+                raise
+
+    def _send_summary(self) -> None:
+        if self.address is not None and not self._is_sent:
             write(self.address / SUMMARY, self.summary.path.read_bytes())
+            self._sent, self._is_sent = time.monotonic(), True
 
     def config_of(self, job: Job) -> RunConfig:
         """Return a slide's settings, without ``--overwrite`` where another process has just made the result."""
@@ -140,10 +171,9 @@ def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
         SlideError: the slide is not there, or its file of ``--nuclei``.
     """
     config = job.config
-    slide_version = version(job.slide) if isinstance(job.slide, RemotePath) else slide_fingerprint(job.slide)
     return {
         "slide": str(job.slide),
-        "slide_fingerprint": slide_version,
+        "slide_fingerprint": identity(job.slide),
         "mpp": config.mpp,
         "models": described_models(models.described, config, Path(job.slide.name)),
         "settings": result_settings(config, models.precision, models.default_filter),

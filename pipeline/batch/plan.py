@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from pipeline.batch.summary import SUMMARY
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import check_nuclei_option
 from pipeline.regions.tissue import check_tissue_option
-from pipeline.slide.identity import is_slide_file, is_slide_folder, is_slide_name, is_special, slide_name
+from pipeline.slide.identity import is_slide_file, is_slide_folder, is_slide_name, is_special, printable, slide_name
+from pipeline.store.journal import JOURNAL, JOURNAL_HEADER
+from pipeline.store.run_record import STORE
 
 LISTS = (".vms", ".vmu")
 """Hamamatsu's text files that name the images which make up the slide."""
@@ -27,17 +30,35 @@ class Job:
 
     Attributes:
         slide: the file or folder, or the address.
-        folder: where its results go, relative to the command's ``--out``.
+        folder: where its results go, relative to the command's ``--out``, which
+            :func:`pipeline.batch.folder.choose_folder` settles.
         config: its settings.
+        choices: the folders that the slide's path suggests: its name, and its name with the extension; one alone
+            where a manifest names it.
+        clashes: how many of these other slides of the command may want as well.
     """
 
     slide: Path | RemotePath
     folder: Path
     config: RunConfig
+    choices: tuple[Path, ...]
+    clashes: int = 0
+
+    @classmethod
+    def of(cls, slide: Path | RemotePath, folder: Path, config: RunConfig, name: str = "") -> Job:
+        """Return the job of a slide that its name files under ``folder``, or that a manifest calls ``name``."""
+        if name:
+            return cls(slide, Path(name), config, (Path(name),))
+        return cls(slide, folder, config, (folder, folder.with_name(printable(slide.name).replace(".", "_"))))
+
+    @property
+    def is_named(self) -> bool:
+        """Tell whether no other folder than the one that a manifest names will do."""
+        return len(self.choices) == 1
 
 
 def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
-    """Return every slide once; sub-folders are kept, and no two slides share a folder.
+    """Return every slide once, with the folder that its name and the other slides of the command suggest.
 
     Args:
         inputs: slides, folders, patterns (``slides/*.svs``), manifests (``.csv``, ``.tsv``) and addresses
@@ -49,42 +70,56 @@ def plan(inputs: Sequence[str | Path], config: RunConfig) -> list[Job]:
     """
     check_tissue_option(config.tissue)
     check_nuclei_option(config.nuclei)
-    jobs: dict[Path | RemotePath, Job] = {}
-    taken = {Path(SUMMARY)}
+    jobs: dict[str, Job] = {}
     for job in (job for one in inputs for job in _jobs(one, config)):
-        if job.slide in jobs:
-            continue
-        folder = job.folder
-        if folder in taken:  # a.svs and a.tif, or one name from two folders
-            folder = folder.with_name(job.slide.name.replace(".", "_"))
-        base, k = folder, 2
-        while folder in taken:
-            folder, k = base.with_name(f"{base.name}_{k}"), k + 1
-        taken.add(folder)
-        jobs[job.slide] = replace(job, folder=folder)
+        jobs.setdefault(str(job.slide if isinstance(job.slide, RemotePath) else job.slide.absolute()), job)
     if config.nuclei is not None and len(jobs) > 1 and not Path(config.nuclei).is_dir():
         raise UsageError(f"--nuclei {config.nuclei}: one file for {len(jobs)} slides; expected a folder of such files.")
-    return list(jobs.values())
+    return _with_clashes(list(jobs.values()))
+
+
+def _with_clashes(jobs: list[Job]) -> list[Job]:
+    """Count the clashes of each job, whatever their order.
+
+    Raises:
+        UsageError: two slides are given one name, or one inside the other.
+    """
+    wanted = Counter([Path(SUMMARY), *(job.folder for job in jobs)])
+    with_slides = {parent for folder in wanted for parent in folder.parents}
+    names = Counter(job.folder for job in jobs if job.is_named)
+    for name, count in names.items():
+        if count > 1 or name == Path(SUMMARY):
+            what = "the summary" if name == Path(SUMMARY) else "another slide"
+            raise UsageError(f"name '{name}' in a manifest is that of {what}; give each slide its own.")
+        if outer := next((parent for parent in name.parents if parent in names), None):
+            raise UsageError(f"name '{name}' in a manifest would lie inside the results of '{outer}'; give it another.")
+
+    def clashing(folder: Path) -> bool:
+        return wanted[folder] > 1 or folder in with_slides or any(parent in names for parent in folder.parents)
+
+    jobs = [replace(job, clashes=int(not job.is_named and clashing(job.choices[0]))) for job in jobs]
+    wanted.update(job.choices[1] for job in jobs if job.clashes)
+    return [replace(job, clashes=2) if job.clashes and clashing(job.choices[1]) else job for job in jobs]
 
 
 def _jobs(given: str | Path, config: RunConfig) -> Iterator[Job]:
     text = str(given)
     if is_remote(text):
         for address, place in list_slides(RemotePath(text), is_slide_name):
-            yield Job(address, Path(place), config)
+            yield Job.of(address, Path(place), config)
         return
     path = Path(given)
     if path.suffix.lower() in MANIFESTS and path.is_file():
         for row in read_manifest(path, config):
             if is_remote(row.slide):
                 address = RemotePath(row.slide)
-                yield Job(address, Path(row.name or slide_name(Path(address.name))), row.config)
+                yield Job.of(address, Path(slide_name(Path(address.name))), row.config, row.name)
             else:
                 slide = path.parent / row.slide
-                yield Job(slide, Path(row.name or slide_name(slide)), row.config)
+                yield Job.of(slide, Path(slide_name(slide)), row.config, row.name)
         return
     for slide, folder in _matches(path) if not os.path.lexists(path) and is_pattern(text) else _slides(path):
-        yield Job(slide, folder, config)
+        yield Job.of(slide, folder, config)
 
 
 def is_pattern(text: str) -> bool:
@@ -163,4 +198,4 @@ def _owned(folder: Path, files: list[str]) -> set[str]:
 
 def is_result(folder: Path) -> bool:
     """Tell whether a folder holds what a run wrote for a slide, so that an overview is not taken for a slide."""
-    return (folder / "nuclei.zarr").is_dir() or (folder / "journal" / "journal.json").is_file()
+    return (folder / STORE).is_dir() or (folder / JOURNAL / JOURNAL_HEADER).is_file()

@@ -172,6 +172,21 @@ def exists(address: RemotePath) -> bool:
         return bool(files.exists(root))
 
 
+def folders_in(address: RemotePath) -> list[str]:
+    """Return the names of the folders at an address; none where there is nothing.
+
+    Raises:
+        OutputError: the store cannot be asked.
+    """
+    with reaching(address):
+        files, root = file_system(address)
+        try:
+            entries = files.ls(root, detail=True)
+        except FileNotFoundError:
+            return []
+        return [PurePosixPath(one["name"]).name for one in entries if one["type"] == "directory"]
+
+
 def write(address: RemotePath, content: bytes) -> None:
     """Put content at an address, whole.
 

@@ -79,11 +79,12 @@ def run_batch(
         config.segmentor, config.classifier, config.device, config.precision, config.tta, config.workers
     )
     jobs = with_library_names(jobs, models)
-    tracker = BatchTracker(OutputLocation(out), reporter, max_failures)
-    waiting = run_free(jobs, models, tracker)
-    while waiting and not tracker.stopped:
-        time.sleep(POLL_S)
-        waiting = run_free(waiting, models, tracker)
+    with OutputLocation(out) as to:
+        tracker = BatchTracker(to, reporter, max_failures)
+        waiting = run_free(jobs, models, tracker)
+        while waiting and not tracker.stopped:
+            time.sleep(POLL_S)
+            waiting = run_free(waiting, models, tracker)
     tracker.tell_stopped(len(jobs))
     return tracker.results
 
@@ -107,10 +108,11 @@ def run_free(jobs: list[Job], models: Models, tracker: BatchTracker) -> list[Job
         OutputError: the results cannot be written any more, whatever the slide.
     """
     others = []
-    for job in jobs:
+    for number, job in enumerate(jobs):
         if tracker.stopped:
             break
         try:
+            job = tracker.to.with_folder(job)
             lock = Lock(tracker.to.folder(job))
             if not lock.acquire():
                 tracker.tell_once(job, lock.holder())
@@ -127,7 +129,7 @@ def run_free(jobs: list[Job], models: Models, tracker: BatchTracker) -> list[Job
                 with suppress(OutputError):  # the summary lies on the same disk
                     tracker.add(job, result)
                 raise OutputError(
-                    f"stopped with {len(jobs) - jobs.index(job)} slides to go, for {error} What is done stays; "
+                    f"stopped with {len(jobs) - number} slides to go, for {error} What is done stays; "
                     "the same command goes on."
                 ) from error
         tracker.add(job, result)

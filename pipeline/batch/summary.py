@@ -1,8 +1,10 @@
-"""``OUT/summary.csv``: a line a slide, written as soon as the slide is finished."""
+"""``OUT/summary.csv``: a line a slide, added as soon as the slide is finished."""
 
 from __future__ import annotations
 
 import csv
+import io
+import os
 from pathlib import Path
 
 from nucpipe.errors import OutputError
@@ -14,12 +16,16 @@ from pipeline.store.run_record import SlideResult
 SUMMARY = "summary.csv"
 COLUMNS = ["slide", "folder", "status", "nuclei", "tissue_mm2", "seconds", "cause"]
 GOOD = ("done", "finished before")
+TAIL_BYTES = 4096
+"""Of what was read of the file: they are compared to see that another process has only added lines since."""
 
 
 class Summary:
     """The summary of everything that was ever run into a folder, by however many processes.
 
-    After ``COLUMNS`` comes a column for each label, ``<library>:<label>``, with the number of nuclei that have it.
+    After ``COLUMNS`` comes a column for each label, ``<library>:<label>``, with the number of nuclei that have it. A
+    line is added at the end of the file. The whole file is written only for a column that it lacks, and by
+    :meth:`tidy`, which drops the lines of slides that have a newer one.
     """
 
     def __init__(self, out: Path) -> None:
@@ -33,14 +39,18 @@ class Summary:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(out, error) from error
-        self._read()
+        self._forget()
+        self._read_on()
 
-    def write(self, result: SlideResult, folder: Path) -> None:
-        """Add a slide's line, or replace it; lines of other slides stay, whoever writes them meanwhile.
+    def write(self, result: SlideResult, folder: Path) -> bool:
+        """Add a slide's line, which replaces an earlier one; those of other slides stay, whoever writes them.
 
         Args:
             result: what became of the slide.
             folder: of its results as seen from the summary, so that it means the same from everywhere.
+
+        Returns:
+            False where nothing was to be written: the line of a finished slide is there.
 
         Raises:
             OutputError: it cannot be written.
@@ -57,28 +67,104 @@ class Summary:
         for library, labels in result.counts.items():
             line |= {f"{library}:{label}": str(count) for label, count in labels.items()}
         with waiting_for(Lock(self.out, "summary")):
-            lines = self._read()
-            before = lines.get(line["folder"])
-            if before is None or result.status != "finished before" or before["status"] not in GOOD:
-                lines[line["folder"]] = line
-            columns = dict.fromkeys([*COLUMNS, *(name for one in lines.values() for name in one)])
-            with written_whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, list(columns), restval="")
-                writer.writeheader()
-                writer.writerows(lines.values())
+            self._read_on()
+            if result.status == "finished before" and self._statuses.get(line["folder"]) in GOOD:
+                return False
+            if self._is_torn or not line.keys() <= set(self._columns):
+                self._write_all(line)
+            else:
+                self._append(line)
+        return True
 
-    def _read(self) -> dict[str, dict[str, str]]:
-        """Return the lines that are there, by folder."""
+    def tidy(self) -> bool:
+        """Leave one line a slide, the newest; False where that was so already.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._read_on()
+        if not self._outdated and not self._is_torn:
+            return False
+        with waiting_for(Lock(self.out, "summary")):
+            self._write_all()
+        return True
+
+    def _forget(self) -> None:
+        self._columns: list[str] = []
+        self._statuses: dict[str, str] = {}  # by folder
+        self._outdated = 0  # lines
+        self._is_torn = False
+        self._end, self._tail = 0, b""  # of what was read of the file
+
+    def _read_on(self) -> list[dict[str, str]]:
+        """Return the lines that were added since the last time; all where the file was written anew."""
         try:
-            with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
-                rows = list(csv.DictReader(file))
+            with self.path.open("rb") as file:
+                file.seek(self._end - len(self._tail))
+                content = file.read()
+                if self._is_torn or not content.startswith(self._tail):
+                    self._forget()
+                    file.seek(0)
+                    content = file.read()
         except FileNotFoundError:
-            return {}
-        except (OSError, csv.Error) as error:
+            self._forget()
+            return []
+        except OSError as error:
             raise OutputError(f"{self.path}: cannot be read ({error}); move it away or use another --out.") from error
-        if any(None in row or None in row.values() or not row.keys() >= set(COLUMNS) for row in rows):
+        return self._take(content[len(self._tail) :])
+
+    def _take(self, content: bytes) -> list[dict[str, str]]:
+        """Return the lines in what was read, and remember which slides they are of."""
+        if not content:
+            return []
+        try:
+            rows = [row for row in csv.reader(io.StringIO(content.decode("utf-8", "replace"), newline="")) if row]
+        except csv.Error as error:
+            raise OutputError(f"{self.path}: cannot be read ({error}); move it away or use another --out.") from error
+        if not self._columns and rows:
+            self._columns = rows.pop(0)
+        self._is_torn = not content.endswith(b"\n")  # the power went while the last line was written
+        if self._is_torn and rows and len(rows[-1]) < len(self._columns):
+            rows.pop()
+        if not set(self._columns) >= set(COLUMNS) or any(len(row) != len(self._columns) for row in rows):
             raise OutputError(f"{self.path}: not a summary of nucpipe; move it away or use another --out.")
-        return {row["folder"]: row for row in rows}
+        lines = [dict(zip(self._columns, row, strict=True)) for row in rows]
+        for line in lines:
+            self._outdated += line["folder"] in self._statuses
+            self._statuses[line["folder"]] = line["status"]
+        self._end, self._tail = self._end + len(content), content[-TAIL_BYTES:]
+        return lines
+
+    def _append(self, line: dict[str, str]) -> None:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns, restval="").writerow(line)
+        content = text.getvalue().encode()
+        try:
+            with self.path.open("ab") as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:  # a full disk: half a line would spoil the next one
+                    os.truncate(self.path, self._end)
+                    raise
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        self._take(content)
+
+    def _write_all(self, line: dict[str, str] | None = None) -> None:
+        """Write the whole file anew, with one line more."""
+        self._forget()
+        lines: dict[str, dict[str, str]] = {}
+        for one in [*self._read_on(), *([line] if line else [])]:
+            lines[one["folder"]] = one
+        columns = dict.fromkeys([*COLUMNS, *self._columns, *(line or {})])
+        with written_whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(columns), restval="")
+            writer.writeheader()
+            writer.writerows(lines.values())
+        self._forget()
+        self._read_on()
 
 
 def _cell(text: object) -> str:

@@ -21,8 +21,12 @@ def slide_name(path: Path) -> str:
 
 def printable(text: object) -> str:
     """Return a text on one line, without control characters or bytes that are not UTF-8."""
-    whole = str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in whole).split())
+    return " ".join("".join(c if c.isprintable() else " " for c in valid_utf8(text)).split())
+
+
+def valid_utf8(text: object) -> str:
+    """Return a text, such as a path, with what is no UTF-8 in it replaced, so that it can be written to a file."""
+    return str(text).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 SUFFIXES = frozenset(

@@ -20,6 +20,8 @@ from pipeline.store.changes import differences
 from segmentation.nuclei import Nuclei
 
 DIGEST_BYTES = 16
+JOURNAL, JOURNAL_HEADER, JOURNAL_SLIDE = "journal", "journal.json", "slide.json"
+"""The folder in a slide's results, and the files in it that say what the regions depend on and which slide it is."""
 
 
 class Journal:
@@ -34,18 +36,19 @@ class Journal:
         self._done = set(done)
 
     @classmethod
-    def open(cls, folder: Path, fingerprint: dict[str, Any]) -> Journal:
+    def open(cls, folder: Path, fingerprint: dict[str, Any], slide: str = "") -> Journal:
         """Begin a journal, or go on with one.
 
         Args:
             folder: made if it is not there.
             fingerprint: what the regions depend on (slide, models, settings), as JSON can hold it.
+            slide: where a person finds it; tells the results from those of another slide of the same name.
 
         Raises:
             OutputError: the folder holds regions of a run with another fingerprint, or cannot be written.
         """
         fingerprint = json.loads(json.dumps(fingerprint))  # tuples become lists, as they come back from the file
-        header = folder / "journal.json"
+        header = folder / JOURNAL_HEADER
         try:
             folder.mkdir(parents=True, exist_ok=True)
             going_on = header.exists()
@@ -58,6 +61,10 @@ class Journal:
             raise OutputError(
                 f"{folder}: regions of an unfinished run without their journal.json; use --overwrite or another --out."
             )
+        if slide:
+            with written_whole(folder / JOURNAL_SLIDE) as partial:
+                record = {"slide": slide, "slide_fingerprint": fingerprint.get("slide_fingerprint")}
+                partial.write_text(json.dumps(record), "utf-8")
         with written_whole(header) as partial:
             partial.write_text(json.dumps(fingerprint, indent=1), "utf-8")
         return cls(folder)
@@ -69,7 +76,7 @@ class Journal:
         Raises:
             OutputError: it is not there, or was begun with another fingerprint.
         """
-        check_unchanged(folder, "a run", _read_header(folder / "journal.json"), json.loads(json.dumps(fingerprint)))
+        check_unchanged(folder, "a run", _read_header(folder / JOURNAL_HEADER), json.loads(json.dumps(fingerprint)))
         return cls(folder)
 
     @property
@@ -142,7 +149,7 @@ class Journal:
         Raises:
             OutputError: a file in it cannot be removed.
         """
-        header = self.folder / "journal.json"
+        header = self.folder / JOURNAL_HEADER
         if not self.folder.exists():
             return
         try:

@@ -15,6 +15,7 @@ from nucpipe.backends.model_file import fingerprint
 from nucpipe.files import PARTIAL, cannot_write, written_whole
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
+from pipeline.slide.identity import valid_utf8
 from pipeline.store.reader import Store, StoreInfo
 from segmentation.nuclei import NucleusFilter
 
@@ -168,7 +169,7 @@ def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, 
     """
     record = info.to_dict()
     del record["outputs"]
-    slide = str(origin.absolute() if isinstance(origin, Path) else origin)
+    slide = slide_address(origin)
     return record | {
         "slide": slide,
         "command": config.command(slide, "results"),
@@ -176,6 +177,11 @@ def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, 
         "settings": {**record["settings"], "primary": config.primary, "region_size": config.region_size},
         "tissue_mm2": round(tissue_mm2, 6),
     }
+
+
+def slide_address(origin: Path | RemotePath) -> str:
+    """Return where a slide lies, as files can hold it: an absolute path or an address."""
+    return valid_utf8(origin.absolute() if isinstance(origin, Path) else origin)
 
 
 def remove_partial_files(folder: Path) -> None:

@@ -26,6 +26,7 @@ from pipeline.batch.plan import Job
 from pipeline.batch.tracker import POLL_S, BatchTracker
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
+from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SlideResult
 
 if TYPE_CHECKING:
@@ -62,8 +63,12 @@ def run_on_cluster(
         raise UsageError("--profile tells of one process; leave it or --cluster out.")
     configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
     jobs = [replace(job, config=configs[job.config]) for job in jobs]
-    with connected(address) as (client, share), ClusterView(reporter, len(jobs)) as view:
-        tracker = BatchTracker(OutputLocation(Path(out).absolute()), view, max_failures)
+    with (
+        connected(address) as (client, share),
+        OutputLocation(Path(out).absolute()) as to,
+        ClusterView(reporter, len(jobs)) as view,
+    ):
+        tracker = BatchTracker(to, view, max_failures)
         results = Coordinator(client, jobs, tracker, view, share).run()
     tracker.tell_stopped(len(jobs))
     return results
@@ -234,6 +239,11 @@ class Coordinator:
         """Take a slide and have it opened; False where another process has it."""
         from pipeline.batch.dask.worker import SlideTask
 
+        try:
+            job = self.tracker.to.with_folder(job)
+        except OutputError as error:
+            self.tracker.add(job, SlideResult(job.slide, job.folder, "failed", cause=printable(error)))
+            return False
         assert isinstance(job.slide, Path)
         folder = self.tracker.to.folder(job)
         lock = Lock(folder)

@@ -118,7 +118,7 @@ def open_task(task: SlideTask) -> Opened:
     config = task.config
     if before := find_finished(task.slide, task.folder, prepared.info, config):
         return Opened(before)
-    journal = open_journal(prepared, config)
+    journal = open_journal(prepared, config, task.slide)
     if journal is None:
         return Opened(None, (), len(prepared.regions), prepared.tissue.area_mm2)
     done = journal.done

@@ -175,6 +175,8 @@ def test_a_manifest_gives_each_slide_its_own_settings(tmp_path: Path, caplog: py
         ("slide,name\na.svs,..\\..\\b\n", "expected a folder below --out"),
         ("slide,name\na.svs,C:\\b\n", "expected a folder below --out"),
         ("slide,name\na.svs,.locks\n", "expected a folder below --out"),
+        ("slide,name\na.svs,t1\nb.svs,t2\nc.svs,t1\n", "line 4: name 't1' stands in line 2 already"),
+        ("slide,mpp\na.svs,0.25\na.svs,0.5\n", "line 3: slide 'a.svs' stands in line 2 already"),
     ],
 )
 def test_a_wrong_manifest_is_one_clear_line(tmp_path: Path, text: str, message: str) -> None:
@@ -182,6 +184,18 @@ def test_a_wrong_manifest_is_one_clear_line(tmp_path: Path, text: str, message: 
         plan([manifest(tmp_path, text)], RunConfig())
     assert "slides.csv" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,name\na.svs,p7\nb.svs,p7/second\n", "'p7/second' in a manifest would lie inside the results of 'p7'"),
+        ("slide,name\na.svs,summary.csv\n", "'summary.csv' in a manifest is that of the summary"),
+    ],
+)
+def test_a_name_that_would_harm_another_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan([manifest(tmp_path, text)], RunConfig())
 
 
 @given(st.binary(max_size=200) | st.text("slide,mpp\t\n\r\"'./\\\0nameé=0123456789", max_size=120).map(str.encode))
