@@ -13,7 +13,7 @@ import numpy.typing as npt
 import shapely
 
 from nucpipe.errors import SlideError, UsageError
-from pipeline.regions.geojson import GEOJSON_ERRORS, polygons_of, read_features
+from pipeline.regions.geojson import GEOJSON_ERRORS, class_name, object_type, polygons_of, read_features
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
 from segmentation.nuclei import Nuclei
@@ -109,7 +109,7 @@ def _read(
 def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:
     try:
         features = list(read_features(path))
-        kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
+        kinds = [object_type(feature) for feature in features]
         if any(kind in NUCLEAR_OBJECTS for kind in kinds):
             features = [feature for feature, kind in zip(features, kinds, strict=True) if kind in NUCLEAR_OBJECTS]
         rings, names, scores = [], [], []
@@ -117,7 +117,7 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
             properties = feature.get("properties") or {}
             for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry")):
                 rings.append(_clockwise(outer))
-                names.append(_class_name(properties.get("classification")))
+                names.append(class_name(properties))
                 scores.append(float((properties.get("measurements") or {}).get("Detection probability", 1.0)))
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error}).") from error
@@ -150,12 +150,6 @@ def _clockwise(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     following = np.roll(ring, -1, 0)
     twice = float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum())
     return ring if twice >= 0 else ring[::-1]
-
-
-def _class_name(classification: Any) -> str:
-    if isinstance(classification, dict):
-        classification = classification.get("name") or ": ".join(map(str, classification.get("names", ())))
-    return str(classification or "")
 
 
 def _from_labels(path: Path, slide: str, size_l0: tuple[int, int], mpp: float) -> Nuclei:
