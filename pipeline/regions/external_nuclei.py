@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import cv2
 import numpy as np
@@ -31,7 +32,7 @@ class ExternalNuclei:
     """The nuclei of a file, in level-0 pixels.
 
     Attributes:
-        nuclei_l0: with the numbers of their types where the file has classes.
+        nuclei_l0: with the numbers of their types where the file has classes, and their ids where it has UUIDs.
         types: the classes of the file; empty where it has none, or too many.
     """
 
@@ -112,13 +113,18 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
         kinds = [object_type(feature) for feature in features]
         if any(kind in NUCLEAR_OBJECTS for kind in kinds):
             features = [feature for feature, kind in zip(features, kinds, strict=True) if kind in NUCLEAR_OBJECTS]
-        rings, names, scores = [], [], []
+        rings, names, scores, ids = [], [], [], list[bytes]()
+        known: set[bytes] = {b""}
         for feature in features:
             properties = feature.get("properties") or {}
+            identity = _uuid(feature.get("id"))
             for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry")):
                 rings.append(_clockwise(outer))
                 names.append(class_name(properties))
                 scores.append(float((properties.get("measurements") or {}).get("Detection probability", 1.0)))
+                # An id stands for one nucleus: of several parts, or of objects that share it, the first one keeps it.
+                ids.append(b"" if identity in known else identity)
+                known.add(identity)
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error}).") from error
     except GEOJSON_ERRORS as error:
@@ -141,8 +147,17 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
         np.asarray(scores, np.float32),
         (shapely.area(polygons) * mpp * mpp).astype(np.float32),
         np.array([numbers.get(name, -1) for name in names], np.int8) if types else None,
+        ids=np.array(ids, "S36") if any(ids) else None,
     )
     return nuclei, types
+
+
+def _uuid(identity: Any) -> bytes:
+    """Return the id of a GeoJSON feature in a UUID's usual form; b"" for any other id, which QuPath drops, too."""
+    try:
+        return str(UUID(str(identity))).encode()
+    except ValueError:
+        return b""
 
 
 def _clockwise(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

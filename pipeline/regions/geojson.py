@@ -29,7 +29,7 @@ GEOJSON_ERRORS = (
 """What a file that is no GeoJSON, or a malformed one, leads to."""
 
 OTHER_OBJECTS = frozenset({"detection", "cell", "tile", "tmacore", "tma_core", "root"})
-"""QuPath's types of objects besides annotations, in small letters; QuPath takes any other word for an annotation, too."""
+"""QuPath's types of objects besides annotations, in small letters; QuPath takes any other word for an annotation."""
 LEGACY_IDS = {
     "PathDetectionObject": "detection",
     "PathCellObject": "cell",
