@@ -34,6 +34,8 @@ class ExportOptions:
         gz: compressed.
         slide: where the slide lies, if it has moved since the run.
         image_mpp: pixel size of the slide's pixels in the export, micrometres; 0 for none.
+        regions: a GeoJSON of regions of interest; each nucleus's is told where the form takes it.
+        region_names: only nuclei in one of these regions.
     """
 
     primary: str | None = None
@@ -46,6 +48,8 @@ class ExportOptions:
     gz: bool = False
     slide: Path | None = None
     image_mpp: float | None = None
+    regions: Path | None = None
+    region_names: Sequence[str] = ()
 
 
 Writer = Callable[["Store", Path, Sequence[str], ExportOptions, "Slide | None"], int]
@@ -123,19 +127,22 @@ FORMATS = {
         "nuclei.geojson",
         (".geojson", ".geojson.gz"),
         _geojson,
-        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz"}),
+        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz", "regions"}),
     ),
-    "qupath": ExportFormat("qupath", ("",), _qupath, frozenset({"primary", "centroids", "exact_outlines"})),
-    "csv": ExportFormat("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz"})),
+    "qupath": ExportFormat("qupath", ("",), _qupath, frozenset({"primary", "centroids", "exact_outlines", "regions"})),
+    "csv": ExportFormat("nuclei.csv", (".csv", ".csv.gz"), _csv, frozenset({"gz", "regions"})),
     "parquet": ExportFormat(
-        "nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids", "exact_outlines"})
+        "nuclei.parquet", (".parquet", ".geoparquet"), _parquet, frozenset({"centroids", "exact_outlines", "regions"})
     ),
     "anndata": ExportFormat("nuclei.h5ad", (".h5ad",), _anndata),
     "spatialdata": ExportFormat(
         "nuclei.spatialdata.zarr", (".zarr",), _spatialdata, frozenset({"image", "exact_outlines"})
     ),
     "annotationstore": ExportFormat(
-        "nuclei.db", (".db",), _annotationstore, frozenset({"primary", "all_libraries", "centroids", "exact_outlines"})
+        "nuclei.db",
+        (".db",),
+        _annotationstore,
+        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "regions"}),
     ),
     "labels": ExportFormat(
         "nuclei.ome.zarr", (".ome.zarr", ".zarr"), _labels, frozenset({"primary", "all_libraries", "image"})
@@ -173,7 +180,8 @@ def export_result(
     _check(form, kind, wanted, out)
     outputs = result.store.info.outputs
     primary = outputs.library(wanted.primary or result.primary).name
-    store = select_nuclei(result.store, wanted.window_l0, primary, wanted.labels, wanted.rule)
+    store = result.store if wanted.regions is None else result.store.with_regions(wanted.regions)
+    store = select_nuclei(store, wanted.window_l0, primary, wanted.labels, wanted.rule, wanted.region_names)
     path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
     libraries = list(result.libraries) if wanted.all_libraries else [primary]
     one = form == "labels" or len(libraries) == 1
@@ -196,6 +204,8 @@ def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Pa
     from pipeline.export.select import select_nuclei
 
     _check("qupath", FORMATS["qupath"], wanted, path)
+    if wanted.regions is not None:
+        raise UsageError("--regions are those of one slide; export the slides one by one.")
     _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
     stores = [select_nuclei(r.store, wanted.window_l0, primary, wanted.labels, wanted.rule) for r in results]
@@ -214,6 +224,11 @@ def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | Non
         ),
         "gz": ("--gz", wanted.gz, "it is compressed already"),
         "image": ("--image-mpp", wanted.image_mpp is not None, "it holds no pixels"),
+        "regions": (
+            "--regions without --region",
+            wanted.regions is not None and not wanted.region_names,
+            "it does not say in which region a nucleus lies",
+        ),
     }
     for option, (name, given, why) in asked.items():
         if given and option not in kind.takes:

@@ -134,7 +134,12 @@ def tissue_from(option: str, slide: Slide) -> TissueMask:
         return TissueMask.of(np.ones((1, 1), bool), slide)
     check_tissue_option(option)
     path = Path(option)
-    return _from_geojson(path, slide) if path.suffix.lower() in (".geojson", ".json") else _from_image(path, slide)
+    return _from_geojson(path, slide) if gives_regions(option) else _from_image(path, slide)
+
+
+def gives_regions(option: str) -> bool:
+    """Tell whether ``--tissue`` names a GeoJSON, whose annotations are regions of interest."""
+    return option.lower().endswith((".geojson", ".geojson.gz", ".json"))
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
