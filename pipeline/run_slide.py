@@ -14,6 +14,7 @@ from nucpipe.backends.processors import available_processors
 from pipeline.config import RunConfig
 from pipeline.export.figures.overview import draw_overview
 from pipeline.export.geojson import write_geojson
+from pipeline.export.region_table import region_table, write_region_table
 from pipeline.export.report.page import write_report
 from pipeline.inference.engine import halo_w, process_regions, read_grid_w
 from pipeline.inference.models import ModelIdentity, Models, with_training_data
@@ -21,7 +22,7 @@ from pipeline.inference.profiling import RunClock
 from pipeline.inference.timeline import draw_timeline
 from pipeline.regions.external_nuclei import ExternalNuclei, nuclei_file, read_external_nuclei
 from pipeline.regions.region import Region, cut_regions, region_mm2
-from pipeline.regions.tissue import TissueMask, tissue_from
+from pipeline.regions.tissue import TissueMask, gives_regions, tissue_from
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.identity import slide_fingerprint
@@ -32,6 +33,7 @@ from pipeline.store.reader import Store, StoreInfo, finish, open_store
 from pipeline.store.run_record import (
     GEOJSON,
     OVERVIEW,
+    REGIONS,
     REPORT,
     STORE,
     TIMELINE,
@@ -272,13 +274,20 @@ def export(
     helpers: Executor,
     thumbnail: Future[Image],
 ) -> None:
-    """Write what people open: the GeoJSON, the overview and the report."""
+    """Write what people open: the GeoJSON, the overview, the report, and the table of the regions that were given."""
+    table = None
+    if gives_regions(config.tissue):
+        regions = store.with_regions(Path(config.tissue)).regions
+        assert regions is not None
+        table = region_table(store, regions)
+        write_region_table(table, prepared.folder / REGIONS)
 
     def overview() -> None:
         draw_overview(store, thumbnail.result(), prepared.folder / OVERVIEW, config.primary)
 
     def report() -> None:
-        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, thumbnail.result())
+        picture = thumbnail.result()
+        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, picture, table)
 
     made: Iterable[Future[None]] = [helpers.submit(draw) for draw in (overview, report)]
     # What may take long stays in this thread, the only one that Ctrl-C interrupts.

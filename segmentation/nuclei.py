@@ -43,6 +43,8 @@ class Nuclei:
         types: (N,) int8, the detector's own type of each nucleus, a number in its ``types`` or -1; None from a detector
             that gives no types.
         measures: (N, 6) float32, :data:`MEASURES`; None before they are measured.
+        ids: (N,) bytes of 36 characters, the UUID by which another tool knows each nucleus, b"" where it has none; None
+            from a detector.
     """
 
     centroids: FloatArray
@@ -52,6 +54,7 @@ class Nuclei:
     area_um2: npt.NDArray[np.float32]
     types: npt.NDArray[np.int8] | None = None
     measures: npt.NDArray[np.float32] | None = None
+    ids: npt.NDArray[np.bytes_] | None = None
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -69,12 +72,13 @@ class Nuclei:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Nuclei]) -> Nuclei:
-        """Join all nuclei of ``parts``, in order; empty parts may lack types and measures that others have."""
+        """Join all nuclei of ``parts``, in order; empty parts may lack types, measures and ids that others have."""
         if not parts:
             return cls.empty()
         types = [p.types if p.types is not None else np.zeros(0, np.int8) for p in parts]
         nothing = np.zeros((0, len(MEASURES)), np.float32)
         measures = [p.measures if p.measures is not None else nothing for p in parts]
+        ids = [p.ids if p.ids is not None else np.zeros(0, "S36") for p in parts]
         lengths = np.concatenate([np.diff(p.contour_offsets) for p in parts])
         return cls(
             np.concatenate([p.centroids for p in parts]),
@@ -84,6 +88,7 @@ class Nuclei:
             np.concatenate([p.area_um2 for p in parts]),
             None if all(p.types is None for p in parts) else np.concatenate(types),
             None if all(p.measures is None for p in parts) else np.concatenate(measures),
+            None if all(p.ids is None for p in parts) else np.concatenate(ids),
         )
 
     def contour(self, i: int) -> FloatArray:
@@ -106,6 +111,7 @@ class Nuclei:
             self.area_um2[index],
             None if self.types is None else self.types[index],
             None if self.measures is None else self.measures[index],
+            None if self.ids is None else self.ids[index],
         )
 
     def transformed(self, scale: float, origin: tuple[float, float]) -> Nuclei:
@@ -119,6 +125,7 @@ class Nuclei:
             self.area_um2,
             self.types,
             self.measures,
+            self.ids,
         )
 
 

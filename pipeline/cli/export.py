@@ -40,6 +40,20 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_f
     metavar="X0 Y0 X1 Y1",
     help="Only nuclei whose centroid lies in this box of level-0 pixels.",
 )
+@click.option(
+    "--regions",
+    type=click.Path(path_type=Path),
+    metavar="ROI.geojson",
+    help="Regions drawn in QuPath: tell in which one each nucleus lies (geojson, qupath, csv, parquet, "
+    "annotationstore).",
+)
+@click.option(
+    "--region",
+    "region_names",
+    multiple=True,
+    metavar="NAME",
+    help="Only nuclei in this one of --regions; repeat it for several.",
+)
 @filtered
 @click.option("--centroids", is_flag=True, help="Points instead of outlines.")
 @click.option(

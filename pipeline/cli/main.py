@@ -10,7 +10,7 @@ import click
 from nucpipe._version import __version__
 from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
-from pipeline.cli import classify, doctor, evaluate, export, info, libraries, report, run, serve, train, view
+from pipeline.cli import classify, doctor, evaluate, export, info, libraries, measure, report, run, serve, train, view
 
 GO_ON = ("run", "demo", "train")
 """Commands that keep what is done when they are stopped."""
@@ -53,6 +53,7 @@ COMMANDS = (
     run.demo,
     classify.classify,
     export.export,
+    measure.measure,
     train.train,
     evaluate.evaluate,
     info.info,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.errors import UsageError
 from pipeline.cli.options import filtered
 
 
@@ -14,12 +15,19 @@ from pipeline.cli.options import filtered
 @click.option("--out", type=click.Path(path_type=Path), help="HTML file to write.  [default: report.html in RESULT]")
 @click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
 @click.option("--primary", metavar="LIBRARY", help="The library that is shown first.  [default: the run's]")
+@click.option(
+    "--regions",
+    type=click.Path(path_type=Path),
+    metavar="ROI.geojson",
+    help="Regions drawn in QuPath, of one slide, to tell of each by itself.",
+)
 @filtered
 def report(
     result: Path,
     out: Path | None,
     slide: Path | None,
     primary: str | None,
+    regions: Path | None,
     min_area: float | None,
     min_detection: float | None,
 ) -> None:
@@ -31,8 +39,10 @@ def report(
     from pipeline.result import is_result, open_result, open_results
 
     if result.is_dir() and not is_result(result):
+        if regions is not None:
+            raise UsageError("--regions are those of one slide; report on the slides one by one.")
         results = [one.filtered(min_area, min_detection) for one in open_results(result)]
         path = report_batch(results, out or result / "report.html", primary)
     else:
-        path = report_slide(open_result(result).filtered(min_area, min_detection), out, primary, slide)
+        path = report_slide(open_result(result).filtered(min_area, min_detection), out, primary, slide, regions)
     click.echo(f"report -> {path}")

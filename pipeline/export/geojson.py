@@ -140,12 +140,15 @@ def _shape(
 
 
 def _metadata(part: Store, chosen: npt.NDArray[np.bool_]) -> list[CategoricalText]:
-    """Return each nucleus's labels by library, several of one library as one text, and the detector's own type."""
+    """Return each nucleus's labels by library, several of one library as one text; its type, its region."""
     outputs = part.info.outputs
     members = []
     if types := part.info.segmentor_types:
         texts = [f'"Segmentor type":{json.dumps(name)}' for name in types]
         members.append(CategoricalText([*texts, ""], part.type_numbers))
+    if part.regions is not None:
+        texts = [f'"Region":{json.dumps(name)}' for name in part.regions.names]
+        members.append(CategoricalText([*texts, ""], part.regions.smallest(part.centroids_l0)))
     for library in outputs.libraries:
         sets, which = _sets(chosen[:, outputs.slices[library.name]])
         labels = ["; ".join(label for label, yes in zip(library.labels, row, strict=True) if yes) for row in sets]

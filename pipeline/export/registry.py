@@ -35,6 +35,8 @@ class ExportOptions:
         gz: compressed.
         slide: where the slide lies, if it has moved since the run.
         image_mpp: pixel size of the slide's pixels in the export, micrometres; 0 for none.
+        regions: a GeoJSON of regions of interest; each nucleus's is told where the form takes it.
+        region_names: only nuclei in one of these regions.
     """
 
     primary: str | None = None
@@ -47,6 +49,8 @@ class ExportOptions:
     gz: bool = False
     slide: Path | None = None
     image_mpp: float | None = None
+    regions: Path | None = None
+    region_names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -97,25 +101,25 @@ FORMATS = {
         "nuclei.geojson",
         (".geojson", ".geojson.gz"),
         "pipeline.export.geojson:write_geojson",
-        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz"}),
+        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz", "regions"}),
     ),
     "qupath": ExportFormat(
         "qupath",
         ("",),
         "pipeline.export.qupath:write_qupath",
-        frozenset({"primary", "centroids", "exact_outlines"}),
+        frozenset({"primary", "centroids", "exact_outlines", "regions"}),
     ),
     "csv": ExportFormat(
         "nuclei.csv",
         (".csv", ".csv.gz"),
         "pipeline.export.csv:write_csv",
-        frozenset({"gz"}),
+        frozenset({"gz", "regions"}),
     ),
     "parquet": ExportFormat(
         "nuclei.parquet",
         (".parquet", ".geoparquet"),
         "pipeline.export.parquet:write_parquet",
-        frozenset({"centroids", "exact_outlines"}),
+        frozenset({"centroids", "exact_outlines", "regions"}),
     ),
     "anndata": ExportFormat(
         "nuclei.h5ad",
@@ -132,7 +136,7 @@ FORMATS = {
         "nuclei.db",
         (".db",),
         "pipeline.export.annotationstore:write_annotation_store",
-        frozenset({"primary", "all_libraries", "centroids", "exact_outlines"}),
+        frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "regions"}),
     ),
     "labels": ExportFormat(
         "nuclei.ome.zarr",
@@ -175,7 +179,8 @@ def export_result(
     _check(form, kind, wanted, out)
     outputs = result.store.info.outputs
     primary = outputs.library(wanted.primary or result.primary).name
-    store = select_nuclei(result.store, wanted.bbox_l0, primary, wanted.labels, wanted.rule)
+    store = result.store if wanted.regions is None else result.store.with_regions(wanted.regions)
+    store = select_nuclei(store, wanted.bbox_l0, primary, wanted.labels, wanted.rule, wanted.region_names)
     path = out or result.folder / (kind.name + (".gz" if wanted.gz else ""))
     libraries = list(result.libraries) if wanted.all_libraries else [primary]
     held = [libraries] if kind.one_file else [[name] for name in libraries]
@@ -197,6 +202,8 @@ def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Pa
     from pipeline.export.select import select_nuclei
 
     _check("qupath", FORMATS["qupath"], wanted, path)
+    if wanted.regions is not None:
+        raise UsageError("--regions are those of one slide; export the slides one by one.")
     _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
     stores = [select_nuclei(r.store, wanted.bbox_l0, primary, wanted.labels, wanted.rule) for r in results]
@@ -215,6 +222,11 @@ def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | Non
         ),
         "gz": ("--gz", wanted.gz, "it is compressed already"),
         "image": ("--image-mpp", wanted.image_mpp is not None, "it holds no pixels"),
+        "regions": (
+            "--regions without --region",
+            wanted.regions is not None and not wanted.region_names,
+            "it does not say in which region a nucleus lies",
+        ),
     }
     for option, (name, given, why) in asked.items():
         if given and option not in kind.takes:

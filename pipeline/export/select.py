@@ -25,6 +25,7 @@ def select_nuclei(
     library: str = "",
     labels: Sequence[str] = (),
     rule: DecisionRule | None = None,
+    regions: Sequence[str] = (),
 ) -> Store:
     """Return the nuclei that were asked for; only their numbers are held in memory, and no numbers for a whole store.
 
@@ -34,12 +35,13 @@ def select_nuclei(
         library: whose ``labels`` are meant.
         labels: nuclei that have one of them, in any spelling that the library knows; all nuclei if none is given.
         rule: how labels are decided on, from the stored probabilities; None: as in the run.
+        regions: nuclei that lie in one of these of ``store.regions``; all nuclei if none is given.
 
     Returns:
         A store whose ``info.rule`` is the rule.
 
     Raises:
-        UsageError: no such library or label; a bounding box without area.
+        UsageError: no such library, label or region; a bounding box without area.
     """
     if rule is not None:
         store = replace(store, info=replace(store.info, settings={**store.info.settings, "decide": rule.to_dict()}))
@@ -48,6 +50,8 @@ def select_nuclei(
         if not (x0 < x1 and y0 < y1):
             raise UsageError(f"--bbox {x0:g} {y0:g} {x1:g} {y1:g}: expected X0 Y0 X1 Y1 with X0 < X1 and Y0 < Y1.")
         store = store.in_bbox(*bbox_l0)
+    if regions:
+        store = _in_regions(store, regions)
     if not labels:
         return store
     known = store.info.outputs.library(library)
@@ -58,6 +62,17 @@ def select_nuclei(
         kept.append(first + np.flatnonzero(given))
         first += len(part)
     return replace(store, rows=np.asarray(store.rows)[np.concatenate(kept)])
+
+
+def _in_regions(store: Store, names: Sequence[str]) -> Store:
+    if store.regions is None:
+        raise UsageError(f"--region {names[0]}: expected --regions FILE.geojson with it.")
+    chosen = [store.regions.number_of(name) for name in names]
+    tests = [np.zeros(0, bool)]
+    for part in store.batches():
+        points = part.centroids_l0
+        tests.append(np.any([store.regions.contain(number, points) for number in chosen], axis=0))
+    return replace(store, rows=np.asarray(store.rows)[np.flatnonzero(np.concatenate(tests))])
 
 
 def _numbers(library: Library, labels: Sequence[str]) -> set[int]:
@@ -80,7 +95,7 @@ def columns_of(part: Store) -> dict[str, Column]:
     The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``, the
     measures (``segmentation.nuclei.MEASURES``), ``segmentor_type`` (of detectors that give one), and for each library
     ``<library>`` (the best label that the rule gives, categorical) and ``<library>_p``; where the rule gives several
-    labels also ``<library>_labels``, all of them.
+    labels also ``<library>_labels``, all of them; with regions of interest also ``region``, the smallest that it is in.
     """
     outputs, rule = part.info.outputs, part.info.rule
     probabilities = part.probabilities
@@ -103,6 +118,10 @@ def columns_of(part: Store) -> dict[str, Column]:
     if is_multilabel(part):
         for name, texts in all_labels(part, decide(probabilities, outputs, rule)).items():
             columns[f"{name}_labels"] = texts
+    if part.regions is not None:
+        columns["region"] = pd.Categorical.from_codes(
+            part.regions.smallest(part.centroids_l0), pd.Index(part.regions.names)
+        )
     return columns
 
 

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import numpy.typing as npt
 import shapely
 
 from nucpipe.errors import SlideError, UsageError
-from pipeline.regions.geojson import GEOJSON_ERRORS, polygons_of, read_features
+from pipeline.regions.geojson import GEOJSON_ERRORS, class_name, object_type, polygons_of, read_features
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
 from segmentation.nuclei import Nuclei
@@ -31,7 +32,7 @@ class ExternalNuclei:
     """The nuclei of a file, in level-0 pixels.
 
     Attributes:
-        nuclei_l0: with the numbers of their types where the file has classes.
+        nuclei_l0: with the numbers of their types where the file has classes, and their ids where it has UUIDs.
         types: the classes of the file; empty where it has none, or too many.
     """
 
@@ -109,16 +110,21 @@ def _read(
 def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:
     try:
         features = list(read_features(path))
-        kinds = [(feature.get("properties") or {}).get("objectType") for feature in features]
+        kinds = [object_type(feature) for feature in features]
         if any(kind in NUCLEAR_OBJECTS for kind in kinds):
             features = [feature for feature, kind in zip(features, kinds, strict=True) if kind in NUCLEAR_OBJECTS]
-        rings, names, scores = [], [], []
+        rings, names, scores, ids = [], [], [], list[bytes]()
+        known: set[bytes] = {b""}
         for feature in features:
             properties = feature.get("properties") or {}
+            identity = _uuid(feature.get("id"))
             for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry")):
                 rings.append(_clockwise(outer))
-                names.append(_class_name(properties.get("classification")))
+                names.append(class_name(properties))
                 scores.append(float((properties.get("measurements") or {}).get("Detection probability", 1.0)))
+                # An id stands for one nucleus: of several parts, or of objects that share it, the first one keeps it.
+                ids.append(b"" if identity in known else identity)
+                known.add(identity)
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error}).") from error
     except GEOJSON_ERRORS as error:
@@ -141,8 +147,17 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
         np.asarray(scores, np.float32),
         (shapely.area(polygons) * mpp * mpp).astype(np.float32),
         np.array([numbers.get(name, -1) for name in names], np.int8) if types else None,
+        ids=np.array(ids, "S36") if any(ids) else None,
     )
     return nuclei, types
+
+
+def _uuid(identity: Any) -> bytes:
+    """Return the id of a GeoJSON feature in a UUID's usual form; b"" for any other id, which QuPath drops, too."""
+    try:
+        return str(UUID(str(identity))).encode()
+    except ValueError:
+        return b""
 
 
 def _clockwise(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -150,12 +165,6 @@ def _clockwise(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     following = np.roll(ring, -1, 0)
     twice = float((ring[:, 0] * following[:, 1] - following[:, 0] * ring[:, 1]).sum())
     return ring if twice >= 0 else ring[::-1]
-
-
-def _class_name(classification: Any) -> str:
-    if isinstance(classification, dict):
-        classification = classification.get("name") or ": ".join(map(str, classification.get("names", ())))
-    return str(classification or "")
 
 
 def _from_labels(path: Path, slide: str, size_l0: tuple[int, int], mpp: float) -> Nuclei:

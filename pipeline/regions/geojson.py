@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,72 @@ GEOJSON_ERRORS = (
     EOFError,
 )
 """Errors of a file that is no GeoJSON, or a malformed one."""
+
+OTHER_OBJECTS = frozenset({"detection", "cell", "tile", "tmacore", "tma_core", "root"})
+"""QuPath's types of objects besides annotations, in small letters; QuPath takes any other word for an annotation."""
+LEGACY_IDS = {
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tmacore",
+    "PathRootObject": "root",
+}
+"""QuPath 0.2 stored an object's type as its id."""
+IGNORED_CLASS = "Ignore*"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """An annotation of QuPath's, or a polygon of any other tool.
+
+    Attributes:
+        name: what its author called it; "" where it has no name.
+        label: its class, such as ``Tumor`` or ``Immune cells: CD3``; "" where it has none.
+        polygons: the rings of each of its polygons, the outer one first: (K, 2) x and y, not closed.
+    """
+
+    name: str
+    label: str
+    polygons: tuple[list[npt.NDArray[np.float64]], ...]
+
+    @property
+    def is_ignored(self) -> bool:
+        """Tell whether its class is QuPath's ``Ignore*``, or one derived from it."""
+        return self.label.split(":")[0] == IGNORED_CLASS
+
+
+def read_annotations(path: Path) -> list[Annotation]:
+    """Return the annotations of a file that have an area, in the file's order; other objects are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        Exception: one of ``GEOJSON_ERRORS``.
+    """
+    annotations = []
+    for feature in read_features(path):
+        if object_type(feature) in OTHER_OBJECTS:
+            continue
+        properties = feature.get("properties") or {}
+        polygons = tuple(polygons_of(feature.get("geometry")))
+        if polygons:
+            annotations.append(Annotation(str(properties.get("name") or ""), class_name(properties), polygons))
+    return annotations
+
+
+def object_type(feature: dict[str, Any]) -> str:
+    """Return QuPath's type of an object in small letters, by the rules of its own reader; "" where there is none."""
+    properties = feature.get("properties") or {}
+    names = ("objectType", "object_type", "type")
+    stated = next((properties[name] for name in names if properties.get(name)), None)
+    return str(stated or LEGACY_IDS.get(str(feature.get("id")), "")).lower()
+
+
+def class_name(properties: dict[str, Any]) -> str:
+    """Return the name of an object's class; derived classes as QuPath shows them, ``Tumor: Positive``."""
+    classification = properties.get("classification")
+    if isinstance(classification, dict):
+        classification = classification.get("name") or ": ".join(map(str, classification.get("names", ())))
+    return str(classification or "")
 
 
 def read_features(path: Path) -> Iterator[dict[str, Any]]:

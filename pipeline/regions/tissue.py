@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.errors import SlideError, UsageError
-from pipeline.regions.geojson import GEOJSON_ERRORS, polygons_of, read_features
+from pipeline.regions.geojson import GEOJSON_ERRORS, Annotation, read_annotations
 from pipeline.slide.base import Slide
 from pipeline.slide.resample import Image
 
@@ -29,6 +29,7 @@ GLASS_SHARE, GLASS_PINK = 0.002, 6
 MIN_COLOUR, MAX_COLOUR = 0.035, 0.055
 
 LARGEST_ROI_PX, MAX_DRAWN = 8192, 300
+LARGEST_COORDINATE = 2.0**40  # far beyond any slide
 ASPECT_TOLERANCE = 0.01
 
 
@@ -133,7 +134,12 @@ def tissue_from(option: str, slide: Slide) -> TissueMask:
         return TissueMask.of(np.ones((1, 1), bool), slide)
     check_tissue_option(option)
     path = Path(option)
-    return _from_geojson(path, slide) if path.suffix.lower() in (".geojson", ".json") else _from_image(path, slide)
+    return _from_geojson(path, slide) if gives_regions(option) else _from_image(path, slide)
+
+
+def gives_regions(option: str) -> bool:
+    """Tell whether ``--tissue`` names a GeoJSON, whose annotations are regions of interest."""
+    return option.lower().endswith((".geojson", ".geojson.gz", ".json"))
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
@@ -269,54 +275,103 @@ def _from_image(path: Path, slide: Slide) -> TissueMask:
     return TissueMask.of(tissue, slide)
 
 
-def _from_geojson(path: Path, slide: Slide) -> TissueMask:
-    """Draw polygons in level-0 pixels as QuPath exports them, that is, counted from ``slide.origin_l0``.
+def annotations_of(path: Path, what: str) -> list[Annotation]:
+    """Return the annotations of a GeoJSON.
 
-    They are drawn on a mask whose pixels are level-0 pixels, or larger on a slide of more than 8192 of them; the
-    outlines are exact to one of these.
+    Args:
+        path: of the file.
+        what: is expected of it, for the message of an error.
+
+    Raises:
+        SlideError: it cannot be read, or holds no annotation with an area.
     """
     try:
-        polygons = [rings for feature in read_features(path) for rings in polygons_of(feature.get("geometry"))]
+        annotations = read_annotations(path)
     except OSError as error:
-        raise SlideError(f"{path.name}: cannot be read ({error.strerror}).") from error
+        raise SlideError(f"{path.name}: cannot be read ({error.strerror or error}).") from error
     except GEOJSON_ERRORS as error:
-        raise SlideError(f"{path.name}: expected GeoJSON with polygons; it cannot be read ({error}).") from error
-    if not polygons:
-        raise SlideError(f"{path.name}: expected GeoJSON with polygons; it holds none.")
+        raise SlideError(f"{path.name}: expected GeoJSON with {what}; it cannot be read ({error}).") from error
+    if not any(not one.is_ignored for one in annotations):
+        raise SlideError(
+            f"{path.name}: expected GeoJSON with {what}; it holds none "
+            "(points, detections, and what has the class Ignore* do not count)."
+        )
+    return annotations
+
+
+def _from_geojson(path: Path, slide: Slide) -> TissueMask:
+    """Draw annotations in level-0 pixels as QuPath exports them, that is, counted from ``slide.origin_l0``.
+
+    They are drawn on a mask whose pixels are level-0 pixels, or larger on a slide of more than 8192 of them; a pixel
+    is set where its centre lies inside. What has the class ``Ignore*`` is cut out of the others.
+    """
+    annotations = annotations_of(path, "polygons")
     l0_per_px = max(1.0, max(slide.size_l0) / LARGEST_ROI_PX)
     width, height = (math.ceil(length / l0_per_px) for length in slide.size_l0)
-    mask = np.zeros((height, width), np.uint8)
+    mask = np.zeros((height, width), bool)
     scale = (width / slide.size_l0[0], height / slide.size_l0[1])
     drawn_px = 0
-    for rings in polygons:
-        drawn_px += _draw(mask, [(ring + slide.origin_l0) * scale for ring in rings])
-        if drawn_px > MAX_DRAWN * mask.size:
-            raise SlideError(f"{path.name}: its polygons cover the slide hundreds of times over; give fewer of them.")
+    for annotation in sorted(annotations, key=lambda one: one.is_ignored):
+        for rings in annotation.polygons:
+            scaled = [(ring + slide.origin_l0) * scale for ring in rings]
+            drawn_px += _draw(mask, scaled, not annotation.is_ignored)
+            if drawn_px > MAX_DRAWN * mask.size:
+                raise SlideError(
+                    f"{path.name}: its polygons cover the slide hundreds of times over; give fewer of them."
+                )
     if not mask.any():
         extent = f"{slide.path.name} of {slide.size_l0[0]} x {slide.size_l0[1]} pixels"
-        raise SlideError(f"{path.name}: its polygons lie outside {extent}; they must be in pixels of full resolution.")
-    return TissueMask.of(mask.astype(bool), slide)
+        raise SlideError(
+            f"{path.name}: its polygons lie outside {extent}, or within those of the class Ignore*; they must be in "
+            "pixels of full resolution."
+        )
+    return TissueMask.of(mask, slide)
 
 
-def _draw(mask: Image, rings: list[npt.NDArray[np.float64]]) -> int:
-    """Set what lies in the first ring and in no other, in pixels of ``mask`` counted from their corners.
+def _draw(mask: Mask, rings: list[npt.NDArray[np.float64]], value: bool) -> int:
+    """Set what lies in the first ring and in no other to ``value``, in pixels of ``mask`` counted from their corners.
 
     Returns:
         The pixels that had to be looked at, once for each ring.
     """
     height, width = mask.shape
-    (left, top), (right, bottom) = np.floor(rings[0].min(axis=0)), np.ceil(rings[0].max(axis=0)) + 1
+    (left, top), (right, bottom) = np.floor(rings[0].min(axis=0)), np.ceil(rings[0].max(axis=0))
     x, y = (int(np.clip(left, 0, width)), int(np.clip(top, 0, height)))
     part = mask[y : int(np.clip(bottom, 0, height)), x : int(np.clip(right, 0, width))]
     if part.size == 0:
         return 0
-    bits, limit = 4, 2.0**26  # what OpenCV's integers hold, and far beyond any slide
-    # OpenCV counts from the centres of pixels.
-    local = [np.clip(ring - (x, y), -limit, limit) - 0.5 for ring in rings]
-    corners = [np.round(ring * 2**bits).astype(np.int32) for ring in local]
-    polygon = np.zeros_like(part)
-    cv2.fillPoly(polygon, corners[:1], 1, shift=bits)
-    for hole in corners[1:]:
-        cv2.fillPoly(polygon, [hole], 0, shift=bits)
-    np.maximum(part, polygon, out=part)
+    inside, *holes = (inside_ring(ring - (x, y), part.shape) for ring in rings)
+    for hole in holes:
+        inside &= ~hole
+    part[inside] = value
     return part.size * len(rings)
+
+
+def inside_ring(ring: npt.NDArray[np.float64], shape: tuple[int, int]) -> Mask:
+    """Return the pixels whose centre lies inside a ring by the even-odd rule.
+
+    Edges are half open: a centre on a left or upper edge is inside, one on a right or lower edge is not. So of two
+    polygons that share an edge exactly one has each pixel, and a box of 20 x 20 pixels has 20 x 20 pixels. (OpenCV's
+    ``fillPoly`` draws the whole outline, which makes that 21 x 21.)
+
+    Args:
+        ring: (K, 2) x and y in pixels, counted from the corner of the first one; not closed.
+        shape: (height, width).
+
+    Returns:
+        (height, width) bool.
+    """
+    height, width = shape
+    start = np.clip(ring, -LARGEST_COORDINATE, LARGEST_COORDINATE)
+    stop = np.roll(start, -1, 0)
+    # From top to bottom: the neighbour on the other side of an edge computes the same crossings.
+    down = (start[:, 1] <= stop[:, 1])[:, None]
+    (x0, y0), (x1, y1) = np.where(down, start, stop).T, np.where(down, stop, start).T
+    first, last = (np.clip(np.ceil(y - 0.5), 0, height).astype(np.int64) for y in (y0, y1))
+    edges = np.repeat(np.arange(len(start)), last - first)
+    rows = np.arange(len(edges)) - np.repeat(np.cumsum(last - first) - last, last - first)
+    slopes = (x1 - x0)[edges] / (y1 - y0)[edges]
+    x = x0[edges] + (rows + 0.5 - y0[edges]) * slopes
+    toggles = np.zeros((height, width + 1), np.uint8)
+    np.bitwise_xor.at(toggles, (rows, np.clip(np.ceil(x - 0.5), 0, width).astype(np.int64)), 1)
+    return np.bitwise_xor.accumulate(toggles, axis=1)[:, :width].astype(bool)

@@ -105,7 +105,7 @@ class Journal:
             "area_um2": nuclei.area_um2,
             "probabilities": labels.probabilities,
         }
-        for name, optional in (("types", nuclei.types), ("measures", nuclei.measures)):
+        for name, optional in (("types", nuclei.types), ("measures", nuclei.measures), ("ids", nuclei.ids)):
             if optional is not None:
                 arrays[name] = optional
         payload = io.BytesIO()
@@ -140,6 +140,7 @@ class Journal:
                 area_um2=arrays["area_um2"],
                 types=arrays.get("types"),
                 measures=arrays.get("measures"),
+                ids=arrays.get("ids"),
             )
             return nuclei, Predictions(arrays["probabilities"])
 

@@ -35,7 +35,7 @@ class MemoryStore(Store):
         arrays = table_rows(ordered, named, info)
         arrays["contours/offsets"] = ordered.contour_offsets
         arrays["contours/points"] = ordered.contour_points.astype(np.float32)
-        return cls(Path("memory"), info, range(len(ordered)), arrays)
+        return cls(Path("memory"), info, range(len(ordered)), arrays=arrays)
 
     def measure(self, name: str) -> npt.NDArray[np.float32]:
         """As :meth:`pipeline.store.reader.Store.measure`."""

@@ -94,7 +94,7 @@ def _concatenated(parts: list[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Pred
 
 
 def nucleus_ids(nuclei: Nuclei, slide_name: str, size_l0: tuple[int, int]) -> npt.NDArray[np.object_]:
-    """Return a UUID for each nucleus, made of its slide and its centroid to 0.01 px; unique on the slide.
+    """Return a UUID for each nucleus: its own, or one made of its slide and centroid to 0.01 px; unique on the slide.
 
     Args:
         nuclei: whole rows of blocks, in the store's order.
@@ -118,4 +118,5 @@ def nucleus_ids(nuclei: Nuclei, slide_name: str, size_l0: tuple[int, int]) -> np
         name.update(f"{x},{y}|{n}".encode() if n else f"{x},{y}".encode())
         text = name.hexdigest()
         ids.append(f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{VARIANT[text[16]]}{text[17:20]}-{text[20:32]}")
-    return np.array(ids, object)
+    made = np.array(ids, object)
+    return made if nuclei.ids is None else np.where(nuclei.ids == b"", made, nuclei.ids.astype(str).astype(object))

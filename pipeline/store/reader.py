@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import cannot_write
+from pipeline.regions.regions_of_interest import RegionsOfInterest, read_regions
 from pipeline.store.anndata_encoding import (
     add_array,
     add_categorical,
@@ -253,11 +254,13 @@ class Store:
         path: of ``nuclei.zarr``.
         info: what the store says of itself.
         rows: the nuclei of the whole store that these are, by number, ascending.
+        regions: of interest, which the user drew; None where no file of them was given. They are not in the store.
     """
 
     path: Path
     info: StoreInfo
     rows: range | npt.NDArray[np.int64]
+    regions: RegionsOfInterest | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -304,6 +307,16 @@ class Store:
         tests = [kept.keeps(part.area_um2, part.detection_p) for part in self.batches()]
         rows = np.asarray(self.rows)[np.flatnonzero(np.concatenate([np.zeros(0, bool), *tests]))]
         return replace(self, info=replace(self.info, settings={**self.info.settings, **kept.to_dict()}), rows=rows)
+
+    def with_regions(self, path: Path) -> Store:
+        """Return these nuclei with the regions of interest of a GeoJSON, see
+        :func:`pipeline.regions.regions_of_interest.read_regions`.
+
+        Raises:
+            SlideError: the file cannot be read, holds no region, or none that meets the slide.
+        """
+        info = self.info
+        return replace(self, regions=read_regions(path, info.slide_name, info.size_l0, info.origin_l0, info.mpp))
 
     def stricter_filter(self, min_area: float | None = None, min_detection: float | None = None) -> NucleusFilter:
         """Return the filter that :meth:`filtered` applies, see there."""

@@ -16,24 +16,27 @@ from nucpipe.files import PARTIAL, cannot_write, written_whole
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
 from pipeline.slide.identity import valid_utf8
+from pipeline.regions.tissue import gives_regions
 from pipeline.store.reader import Store, StoreInfo
 from segmentation.nuclei import NucleusFilter
 
-STORE, GEOJSON, OVERVIEW, REPORT, RUN_JSON, TIMELINE = (
+STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, RUN_JSON, TIMELINE = (
     "nuclei.zarr",
     "nuclei.geojson",
     "overview.png",
+    "regions.csv",
     "report.html",
     "run.json",
     "profile.png",
 )
-RESULT_FILES = (STORE, GEOJSON, OVERVIEW, REPORT, TIMELINE, RUN_JSON)
+RESULT_FILES = (STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, TIMELINE, RUN_JSON)
 """All that a run may leave in a slide's folder, in the order in which it is written; ``run.json`` comes last."""
 
 
 def expected_files(config: RunConfig) -> tuple[str, ...]:
     """Return the names of the files that make a result whole; ``profile.png`` tells of a run, not of a slide."""
-    return tuple(name for name in RESULT_FILES if name != TIMELINE and (config.geojson or name != GEOJSON))
+    wanted = {TIMELINE: False, GEOJSON: config.geojson, REGIONS: gives_regions(config.tissue)}
+    return tuple(name for name in RESULT_FILES if wanted.get(name, True))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
 
 from classifier.libraries import Library
 from nucpipe._version import __version__
@@ -54,7 +55,13 @@ class Row:
 
 
 def write_report(
-    store: Store, slide: Slide | None, path: Path, primary: str, run: dict[str, Any], thumbnail: Picture | None = None
+    store: Store,
+    slide: Slide | None,
+    path: Path,
+    primary: str,
+    run: dict[str, Any],
+    thumbnail: Picture | None = None,
+    table: pd.DataFrame | None = None,
 ) -> None:
     """Write the report of one slide.
 
@@ -65,6 +72,7 @@ def write_report(
         primary: name of the library that is shown first.
         run: what ``run.json`` says; {} for nothing.
         thumbnail: (h, w, 3) uint8 RGB, the whole slide; None: it is read.
+        table: of the regions of interest, see :func:`pipeline.export.region_table.region_table`; None: there are none.
 
     Raises:
         UsageError: the store has no library ``primary``.
@@ -84,6 +92,7 @@ def write_report(
         "crops": {item.row: crop(slide, store, item.row, item.centroid_l0) for item in facts.uncertain if slide},
         "uncertain": facts.uncertain if slide else (),
         "methods": methods(info, run),
+        "regions": {} if table is None else {lib.name: _regions(table, lib) for lib in info.outputs.libraries},
     }
     _write(path, "slide.html", _shared(facts, info, [info.nucleus_filter], run.get("tissue_mm2"), first) | content)
 
@@ -181,6 +190,24 @@ def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
             mean_p = None if np.isnan(mean) else mean
             result.append(Row(label_of(library, k), count, share, count / mm2 if mm2 else None, mean_p, trained))
     return result
+
+
+def _regions(table: pd.DataFrame, library: Library) -> list[dict[str, Any]]:
+    """Return what the report tells of each region in the words of a library: labels that occur in any of them."""
+    part = table[table["library"] == library.name]
+    occurs = part.groupby("label", sort=False)["count"].sum() > 0
+    regions = []
+    for name, rows in part.groupby("region", sort=False):
+        first = rows.iloc[0]
+        cells = [
+            (label_of(library, library.labels.index(row["label"])), row)
+            for row in rows.to_dict("records")
+            if occurs[row["label"]]
+        ]
+        regions.append(
+            {"name": name, "class": first["class"], "mm2": first["area_mm2"], "nuclei": first["nuclei"], "cells": cells}
+        )
+    return regions
 
 
 def _cell_um(facts: ReportStats, info: StoreInfo) -> float:

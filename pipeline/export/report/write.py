@@ -7,24 +7,39 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from nucpipe.errors import UsageError
+from pipeline.export.region_table import region_table
 from pipeline.export.report.page import write_batch_report, write_report
 from pipeline.result import Result
 
 
 def report_slide(
-    result: Result, path: Path | None = None, primary: str | None = None, slide: Path | None = None
+    result: Result,
+    path: Path | None = None,
+    primary: str | None = None,
+    slide: Path | None = None,
+    regions: Path | None = None,
 ) -> Path:
     """Write the report of one slide; without the slide, which may have moved, it has no pictures of tissue.
+
+    Args:
+        result: of the slide.
+        path: of the HTML file; None: in the result's folder.
+        primary: name of the library that is shown first; None: the run's.
+        slide: where the slide lies; None: where the run found it.
+        regions: a GeoJSON of regions of interest; None: none are shown.
 
     Returns:
         The file.
 
     Raises:
         UsageError: no such library; ``slide`` is given and not there.
-        SlideError: ``slide`` is given and not the one of this result, or cannot be read.
+        SlideError: ``slide`` is given and not the one of this result, or cannot be read; so of ``regions``.
         OutputError: the file cannot be written.
     """
     path = path or result.folder / "report.html"
+    table = None
+    if regions is not None and (found := result.store.with_regions(regions).regions) is not None:
+        table = region_table(result.store, found)
     try:
         opened = result.open_slide(slide)
     except UsageError:
@@ -32,7 +47,7 @@ def report_slide(
             raise
         opened = None
     with opened or nullcontext():
-        write_report(result.store, opened, path, primary or result.primary, result.run_facts)
+        write_report(result.store, opened, path, primary or result.primary, result.run_facts, table=table)
     return path
 
 

@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import cv2
 import numpy as np
@@ -60,6 +61,7 @@ def test_our_own_geojson_gives_the_same_result_again(
     write_geojson(before, tmp_path / "nuclei.geojson", "PanNuke", exact_outlines=True)
     after = run_with(slide, tmp_path / "out", tmp_path / "nuclei.geojson", region_size=region_size)
     assert len(after) == len(before) > 100
+    assert after.ids.tolist() == before.ids.tolist()
     np.testing.assert_allclose(after.centroids_l0, before.centroids_l0, atol=0.01)
     np.testing.assert_allclose(after.area_um2, before.area_um2, rtol=1e-6)
     np.testing.assert_allclose(after.detection_p, before.detection_p, atol=1e-4)
@@ -72,6 +74,36 @@ def test_our_own_geojson_gives_the_same_result_again(
     labels = np.array([*before.info.outputs.library("PanNuke").labels, ""])
     np.testing.assert_array_equal(names[after.type_numbers], labels[before.label_numbers("PanNuke")])
     assert after.info.models["segmentor"]["name"] == "nuclei of nuclei.geojson"
+
+
+@pytest.mark.parametrize("region_size", [2048, 256])
+def test_qupaths_ids_are_kept(detected: tuple[Path, Path, Store], tmp_path: Path, region_size: int) -> None:
+    """What QuPath named keeps its name, through regions, journal and order; what has no UUID, or a second, gets one."""
+    slide = detected[0]
+    rng = np.random.default_rng(1)
+    places = [(x, y) for x in range(20, 680, 60) for y in range(20, 580, 60)]
+    named = {place: str(UUID(bytes=rng.bytes(16), version=4)) for place in places}
+    features = [feature([square(*place)], id=name.upper()) for place, name in named.items()]
+    named = {(x + 5.0, y + 5.0): name for (x, y), name in named.items()}
+    features[0]["id"], features[1]["id"] = "nucleus 7", features[2]["id"]
+    del features[3]["id"]
+    twins = feature([[square(48, 48)], [square(48, 108)]], "MultiPolygon", id="00000000-0000-4000-8000-000000000001")
+    features.append(twins)
+    (tmp_path / "nuclei.geojson").write_text(json.dumps(features))
+    store = run_with(slide, tmp_path / "out", tmp_path / "nuclei.geojson", region_size=region_size)
+    found = dict(zip(map(tuple, store.centroids_l0.tolist()), store.ids.tolist(), strict=True))
+    assert len(found) == len(places) + 2 == len(set(store.ids))
+    fresh = [(25.0, 25.0), (25.0, 145.0), (25.0, 205.0)]
+    assert {place: name for place, name in found.items() if named.get(place) != name}.keys() == {
+        *fresh,
+        (25.0, 85.0),
+        (53.0, 53.0),
+        (53.0, 113.0),
+    }
+    # The second to have an id comes after the first in the file.
+    assert found[25.0, 85.0] == named[25.0, 145.0]
+    assert found[53.0, 53.0] == "00000000-0000-4000-8000-000000000001"
+    assert all(UUID(found[place]).version == 5 for place in [*fresh, (53.0, 113.0)])
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".png", ".tif"])

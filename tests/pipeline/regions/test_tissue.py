@@ -11,7 +11,7 @@ import pytest
 
 import tests.support.slides as make
 from nucpipe.errors import SlideError, UsageError
-from pipeline.regions.tissue import TissueMask, find_tissue, tissue_from, tissue_mask
+from pipeline.regions.tissue import TissueMask, find_tissue, inside_ring, tissue_from, tissue_mask
 from pipeline.slide.base import Slide
 from pipeline.slide.open import open_slide
 from tests.support.paths import SHARED
@@ -218,11 +218,82 @@ def test_geojson(png: Path, tmp_path: Path) -> None:
     expected = np.zeros((300, 400), bool)
     expected[50:200, 100:300] = True
     expected[100:150, 150:200] = False
-    difference = mask.mask ^ expected
-    edge = cv2.morphologyEx(expected.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).astype(bool)
-    assert not difference[~edge].any()
+    np.testing.assert_array_equal(mask.mask, expected)
+    assert mask.area_mm2 == pytest.approx((200 * 150 - 50 * 50) * 0.25**2 / 1e6)
     points = np.array([[101.5, 51.5], [298.5, 198.5], [98.5, 60], [175, 125], [301.5, 100], [148.5, 120]])
     assert mask.contains(points).tolist() == [True, True, False, False, False, True]
+
+
+def feature(box: tuple[float, float, float, float], **properties: object) -> dict[str, object]:
+    x0, y0, x1, y1 = box
+    ring = [[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]]
+    return {"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}, "properties": properties}
+
+
+def test_only_annotations_are_regions(png: Path, tmp_path: Path) -> None:
+    """A nucleus, a tile or a core in the same file is no tissue; what has no type is an annotation, as in QuPath."""
+    others = ("detection", "cell", "tile", "tmaCore", "root")
+    features = [
+        feature((10, 10, 30, 30), objectType="annotation"),
+        feature((50, 10, 70, 30)),
+        feature((90, 10, 110, 30), type="tumour"),
+        *(feature((10 + 40 * k, 110, 30 + 40 * k, 130), objectType=kind) for k, kind in enumerate(others)),
+        feature((210, 110, 230, 130), type="detection"),
+        {**feature((250, 110, 270, 130)), "id": "PathDetectionObject"},
+    ]
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    expected = np.zeros((300, 400), bool)
+    for x in (10, 50, 90):
+        expected[10:30, x : x + 20] = True
+    with open_slide(png, 0.25) as slide:
+        mask = tissue_from(str(tmp_path / "roi.geojson"), slide)
+        np.testing.assert_array_equal(mask.mask, expected)
+        (tmp_path / "roi.geojson").write_text(json.dumps(features[3:]))
+        with pytest.raises(SlideError, match=r"roi\.geojson: expected GeoJSON with polygons; it holds none \(.*detect"):
+            tissue_from(str(tmp_path / "roi.geojson"), slide)
+
+
+def test_what_is_to_be_ignored_is_cut_out(png: Path, tmp_path: Path) -> None:
+    """An annotation of the class Ignore* is no tissue, wherever it stands in the file; Region* is an ordinary class."""
+    features = [
+        feature((110, 10, 130, 30), classification={"name": "Ignore*", "color": [180, 180, 180]}),
+        feature((100, 10, 200, 110), classification={"name": "Region*", "color": [0, 0, 180]}),
+        feature((150, 50, 400, 300), classification={"names": ["Ignore*", "fold"], "color": [180, 180, 180]}),
+    ]
+    expected = np.zeros((300, 400), bool)
+    expected[10:110, 100:200] = True
+    expected[10:30, 110:130] = False
+    expected[50:, 150:] = False
+    with open_slide(png, 0.25) as slide:
+        (tmp_path / "roi.geojson").write_text(json.dumps(features))
+        np.testing.assert_array_equal(tissue_from(str(tmp_path / "roi.geojson"), slide).mask, expected)
+        (tmp_path / "roi.geojson").write_text(json.dumps(features[::2]))
+        with pytest.raises(SlideError, match=r"it holds none"):
+            tissue_from(str(tmp_path / "roi.geojson"), slide)
+
+
+def test_polygons_that_share_edges_share_no_pixel() -> None:
+    """Every pixel of a plane that is cut into triangles lies in exactly one of them."""
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        # Vertices on halves and quarters of pixels: edges that run through the centres of pixels are the hard ones.
+        corners = np.array([[0, 0], [40, 0], [40, 30], [0, 30]], float)
+        middle = rng.integers(1, [160, 120]) / 4
+        parts = [inside_ring(np.array([corners[k - 1], corners[k], middle]), (30, 40)) for k in range(4)]
+        np.testing.assert_array_equal(np.sum(parts, axis=0), 1)
+        turned = [inside_ring(np.array([middle, corners[k], corners[k - 1]]), (30, 40)) for k in range(4)]
+        np.testing.assert_array_equal(parts, turned)
+
+
+def test_pixels_inside_are_those_whose_centre_is() -> None:
+    ring = np.random.default_rng(5).uniform(-5, 45, (9, 2))  # crosses itself
+    y, x = np.mgrid[:30, :40] + 0.5
+    even_odd = np.zeros((30, 40), bool)
+    for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, 0), strict=True):
+        even_odd ^= ((y0 <= y) != (y1 <= y)) & (x >= x0 + (y - y0) / (y1 - y0) * (x1 - x0))
+    assert 100 < even_odd.sum() < 1100
+    np.testing.assert_array_equal(inside_ring(ring, (30, 40)), even_odd)
+    assert inside_ring(np.array([[0, 0], [20, 0], [20, 20], [0, 20]], float), (30, 40)).sum() == 400
 
 
 def test_geojson_counts_from_the_origin(png: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ package qupath.lib.scripting
 
 /* What of QuPath's objects the scripts touch; the first of the project's images is open. */
 class QP {
+    static Version VERSION = new Version(major: 0, minor: 6)
     static Project project = new Project()
 
     static Entry addImage(String name, int width, int height) {
@@ -15,15 +16,30 @@ class QP {
     static Entry getProjectEntry() { project.imageList[0] }
 }
 
+class Version {
+    int major
+    int minor
+}
+
 class Hierarchy {
     List objects = []
+    Object rootObject = new Object()
+    Object annotation  // round all objects, if there is one
     int fired = 0
 
     List getDetectionObjects() { objects }
 
     boolean removeObjects(Collection some, boolean keepChildren) { objects.removeAll(some) }
 
-    boolean addObjects(Collection some) { objects.addAll(some) }
+    boolean addObjects(Collection some) {
+        some.each { it.parent = rootObject }
+        objects.addAll(some)
+    }
+
+    void resolveHierarchy() {
+        if (annotation != null)
+            objects.each { it.parent = annotation }
+    }
 
     void fireObjectClassificationsChangedEvent(Object source, Collection some) { fired += some.size() }
 }
