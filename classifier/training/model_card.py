@@ -100,7 +100,7 @@ def model_card(header: ModelHeader) -> str:
         "",
         "Intended use: research. It is not a medical device and must not be used for diagnosis.",
         "",
-        f"- Network: {made['backbone']}{_strides(made)}; input: a patch of {made['patch_px']} px at {header.mpp} µm "
+        f"- Network: {made['backbone']}{_strides(made)}; input: a patch of {made['window_px']} px at {header.mpp} µm "
         f"per pixel round the nucleus, {_enlarged(made)}.",
         *_context(made),
         f"- Made {header.date} with nucpipe {header.nucpipe_version}: {_made(made)}.",
