@@ -15,8 +15,8 @@ from nucpipe.backends.model_file import fingerprint
 from nucpipe.files import PARTIAL, cannot_write, written_whole
 from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
-from pipeline.slide.identity import valid_utf8
 from pipeline.regions.tissue import gives_regions
+from pipeline.slide.identity import valid_utf8
 from pipeline.store.reader import Store, StoreInfo
 from segmentation.nuclei import NucleusFilter
 
