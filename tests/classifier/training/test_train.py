@@ -408,7 +408,7 @@ def test_a_weight_of_an_unknown_library_is_refused(config: ClassifierTraining, t
     config = dataclasses.replace(config, out=tmp_path / "m.safetensors", library_weights=(("x", 2.0),))
     with pytest.raises(UsageError, match="library_weights: x is none of"):
         train_classifier(config, quiet)
-    with pytest.raises(UsageError, match="a factor above 0"):
+    with pytest.raises(UsageError, match="factors above 0"):
         dataclasses.replace(config, library_weights=(("consep", 0.0),))
     with pytest.raises(UsageError, match="context_dropout = 1"):
         dataclasses.replace(config, context_dropout=1.0)
