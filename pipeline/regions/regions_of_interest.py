@@ -99,7 +99,7 @@ def read_regions(
     kept = [one for one in annotations if not one.is_ignored]
     ignored = shapely.union_all([_shape(one, origin_l0) for one in annotations if one.is_ignored])
     shapes = np.array(
-        [_polygons(shapely.intersection(_shape(one, origin_l0), extent)).difference(ignored) for one in kept],
+        [shapely.difference(_polygons(shapely.intersection(_shape(one, origin_l0), extent)), ignored) for one in kept],
         np.object_,
     )
     if not shapely.area(shapes).any():
