@@ -1,5 +1,19 @@
-"""``python -m nucpipe``."""
+"""``nucpipe`` and ``python -m nucpipe``."""
 
-from pipeline.cli.main import main
+import signal
 
-main(prog_name="nucpipe")
+
+def start() -> None:
+    """Run the command line as a process of its own."""
+    # While the command line is loaded, Ctrl-C just ends the process.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pipeline.cli.main import main
+    from pipeline.cli.stopping import stop_on_signals
+
+    stop_on_signals()
+    main(prog_name="nucpipe")
+
+
+if __name__ == "__main__":
+    start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,14 @@ def load_model(path: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
             f"{path}: {len(bad)} of its weights, as {bad[0]}, are NaN or infinite; train or fetch it again."
         )
     return header, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def why_not_unpickled(error: Exception) -> str:
+    """Return why PyTorch did not read a file with ``weights_only``, without its advice to read it unsafely."""
+    text = str(error)
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return "it is broken, or holds Python objects beside its tensors, which could run any code"
+    return (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def fingerprint(path: Path) -> str:

@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from nucpipe.backends.model_file import why_not_unpickled
 from nucpipe.errors import DataError
 
 AVERAGED_SHARE = 0.5
@@ -110,8 +111,10 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: the checkpoint cannot be read ({error}); delete it to start again.") from error
+    except Exception as error:  # broken files make torch raise nearly anything
+        raise DataError(
+            f"{path}: the checkpoint cannot be read ({why_not_unpickled(error)}); delete it to start again."
+        ) from error
     changed = [k for k, v in settings.items() if state["settings"].get(k) != v]
     if changed:
         raise DataError(

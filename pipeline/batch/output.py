@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, UsageError
-from nucpipe.files import written_whole
+from nucpipe.files import cannot_write, written_whole
 from pipeline.batch.folder import SOURCE, choose_folder, identity
 from pipeline.batch.lock import file_system_now
 from pipeline.batch.plan import Job
@@ -65,7 +65,10 @@ class OutputLocation:
                     partial.write_bytes(before)
         self.summary = Summary(self.root)
         self._sent, self._is_sent = -math.inf, True
-        self.began = file_system_now(self.root)
+        try:
+            self.began = file_system_now(self.root)
+        except OSError as error:
+            raise cannot_write(self.root, error) from error
 
     def with_folder(self, job: Job) -> Job:
         """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""

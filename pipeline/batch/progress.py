@@ -102,10 +102,14 @@ class Bars:
 
     def end(self, result: SlideResult) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""
+        self.close()
+        self.console.print(final_line(result), markup=False)
+
+    def close(self) -> None:
+        """Take the bar away, also from a slide that was stopped; it hides the cursor."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
-        self.console.print(final_line(result), markup=False)
 
 
 def reporter() -> Reporter:

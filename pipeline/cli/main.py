@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from nucpipe._version import __version__
 from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
 from pipeline.cli import classify, doctor, evaluate, export, info, libraries, measure, report, run, serve, train, view
+from pipeline.cli.stopping import Terminated
 
 GO_ON = ("run", "demo", "train")
 """Commands that keep what is done when they are stopped."""
@@ -32,11 +34,12 @@ class OneLineErrors(click.Group):
             why = error.strerror or type(error).__name__
             click.echo(f"nucpipe: {error.filename}: cannot be read or written ({why}); give another place.", err=True)
             ctx.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             goes_on = ctx.invoked_subcommand in GO_ON
             then = "the same command goes on where it stopped" if goes_on else "the same command starts again"
-            click.echo(f"nucpipe: stopped; {then}.", err=True)
-            ctx.exit(130)
+            terminated = isinstance(error, Terminated)
+            click.echo(f"nucpipe: stopped{' by SIGTERM' if terminated else ''}; {then}.", err=True)
+            ctx.exit(128 + (signal.SIGTERM if terminated else signal.SIGINT))
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

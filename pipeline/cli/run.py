@@ -172,10 +172,15 @@ def run_with(
 ) -> list[SlideResult]:
     """Run slides with the options of the command line."""
     config = config_of(**options)
-    from pipeline.batch.progress import reporter
+    from pipeline.batch.progress import Bars, reporter
     from pipeline.batch.run import run as run_slides
 
-    return run_slides(slides, out, config, reporter(), max_failures=max_failures, cluster=cluster)
+    shown = reporter()
+    try:
+        return run_slides(slides, out, config, shown, max_failures=max_failures, cluster=cluster)
+    finally:
+        if isinstance(shown, Bars):
+            shown.close()
 
 
 def finish(results: list[SlideResult], out: str) -> None:

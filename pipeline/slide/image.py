@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from nucpipe.errors import SlideError
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
 from pipeline.slide.channels import as_rgb, on_white
+from pipeline.slide.identity import printable
 from pipeline.slide.limits import check_bomb
 from pipeline.slide.pixel_size import Mpp, pixel_size
 from pipeline.slide.resample import Box, Image
@@ -22,6 +25,18 @@ from pipeline.slide.tiff import broken_tiff, main_series, stated_mpp
 MAX_PIXELS = 2**29  # above 3 GB of memory, of which Pillow takes the most
 
 PIL_CLASSES: dict[str, type[ImageFile]] = {"png": PngImageFile, "jpeg": JpegImageFile}
+ORIENTATION = 274
+TURNED = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "upside down",
+    5: "mirrored and turned",
+    6: "turned by 90 degrees",
+    7: "mirrored and turned",
+    8: "turned by 270 degrees",
+}
+"""EXIF's orientations (the tag's number is TIFF's too) but the upright one."""
+PNG_BITS_AT = 24
 EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
 
 
@@ -53,6 +68,10 @@ def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
         # The format's own class instead of Image.open, whose guard against large images is far below ours.
         with PIL_CLASSES[kind](path) as image:
             _check_size(path, *image.size, max_pixels)
+            if kind == "png" and _png_bits(path) > 8:  # of which PIL would drop the lower ones
+                raise SlideError(f"{path.name}: expected one 8-bit RGB image, found 16 bits a channel; convert it.")
+            with suppress(Exception):  # EXIF that is broken says nothing
+                _warn_of_orientation(path, image.getexif().get(ORIENTATION))
             if image.mode not in EIGHT_BIT_MODES:
                 raise SlideError(f"{path.name}: expected an 8-bit colour image, found PIL's mode {image.mode}.")
             image.load()
@@ -70,7 +89,25 @@ def _read_tiff(path: Path, max_pixels: int) -> tuple[Image, Mpp | None]:
     with broken_tiff(path), tifffile.TiffFile(path) as file:
         series = main_series(path, file)
         _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength, max_pixels)
+        _warn_of_orientation(path, series.keyframe.tags.valueof(ORIENTATION))
         return as_rgb(series.asarray(), series.axes), stated_mpp(file, series)
+
+
+def _png_bits(path: Path) -> int:
+    """Return the bits of a sample that a PNG's header states."""
+    with path.open("rb") as file:
+        return file.read(PNG_BITS_AT + 1)[PNG_BITS_AT]
+
+
+def _warn_of_orientation(path: Path, orientation: object) -> None:
+    """Warn that a viewer shows the image turned or mirrored, in whose pixels nothing is stored here."""
+    if orientation in TURNED:
+        logging.getLogger(__name__).warning(
+            "%s: its EXIF orientation is %s (%s), which is not applied: coordinates are those of the pixels as stored.",
+            printable(path.name),
+            orientation,
+            TURNED[orientation],
+        )
 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:

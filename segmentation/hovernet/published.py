@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 
 from nucpipe.backends.base import Input
+from nucpipe.backends.model_file import why_not_unpickled
 from nucpipe.backends.select import select_backend
 from nucpipe.errors import ModelError
 from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from segmentation.detector import Detector
 from segmentation.hovernet.postprocess import PostProcessing, find_nuclei
-from segmentation.hovernet.zoo import cause
 from segmentation.nuclei import Nuclei
 
 INPUT_MPP = 0.25
@@ -209,7 +209,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     # Broken files make torch raise nearly anything.
     except Exception as error:
         raise ModelError(
-            f"{path}: expected weights saved by PyTorch; it cannot be read safely ({cause(error)})."
+            f"{path}: expected weights saved by PyTorch; it cannot be read safely ({why_not_unpickled(error)}). "
+            "Save its state_dict() alone, or fetch it again."
         ) from error
     weights = content.get("desc", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import resource
 import signal
@@ -31,6 +32,7 @@ from pipeline.batch.tracker import BatchTracker
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.run_slide import run_slide
+from pipeline.slide.identity import printable
 from pipeline.slide.image import ImageSlide
 from pipeline.store.journal import Journal
 from pipeline.store.reader import open_store
@@ -149,6 +151,40 @@ def test_a_summary_holds_no_formula(tmp_path: Path) -> None:
     (row,) = rows(tmp_path / "out").values()
     assert row["folder"] == "'=1+1"
     assert call("run", tmp_path / "=1+1.png", "--mpp", 0.25, "--out", "").exit_code == 2
+
+
+def test_a_name_that_is_no_utf_8_is_a_slide_like_others(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    path = Path(os.fsdecode(os.fsencode(folder) + b"/a\xff  b.png"))
+    draw_slide(300, 260).save(tmp_path / "drawn.png")
+    try:
+        (tmp_path / "drawn.png").rename(path)
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    (result,) = run_all(folder, out)
+    assert (result.status, result.cause) == ("done", "")
+    record = json.loads((out / "a\ufffd b" / "run.json").read_text("utf-8"))
+    assert record["slide"] == f"{folder}/a\ufffd  b.png"
+    assert [(row["folder"], row["slide"]) for row in rows(out).values()] == [
+        ("a\ufffd b", printable(f"{folder}/a\ufffd  b.png"))
+    ]
+    assert [result.status for result in run_all(folder, out)] == ["finished before"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "out").mkdir(parents=True)
+    if subprocess.run(["mount", "--bind", disk, disk], capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", disk], check=True)
+        for out in (disk / "out", disk / "new"):
+            with pytest.raises(OutputError, match=rf"^{out}: cannot be written \(Read-only file system\); make room"):
+                OutputLocation(out)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -293,8 +329,6 @@ def test_a_read_error_in_the_middle_costs_one_region(tmp_path: Path, monkeypatch
 
 
 def _fingerprint(folder: Path) -> dict[str, object]:
-    import json
-
     fields: dict[str, object] = json.loads((folder / "journal" / "journal.json").read_text())
     return fields
 

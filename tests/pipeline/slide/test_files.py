@@ -109,6 +109,10 @@ def sixteen_bit(path: Path) -> None:
     tifffile.imwrite(path, PICTURE.astype(np.uint16) * 257, photometric="rgb")
 
 
+def sixteen_bit_png(path: Path, channels: int = 3) -> None:
+    assert cv2.imwrite(str(path), PICTURE[..., :channels].astype(np.uint16) * 257)
+
+
 def fluorescence(path: Path) -> None:
     planes = np.zeros((5, 64, 64), np.uint8)
     tifffile.imwrite(path, planes, photometric="minisblack", tile=(64, 64), metadata={"axes": "CYX"}, ome=True)
@@ -137,6 +141,8 @@ def fluorescence(path: Path) -> None:
         ("cut.jpg", lambda path: cut(path, lambda p: make.write_image(p, PICTURE), 0.5), "JPEG image; it is cut off"),
         ("huge.png", huge_png, "40000 x 40000 pixels are too many for a plain image"),
         ("deep.tif", sixteen_bit, "expected one 8-bit RGB image, found uint16"),
+        ("deep.png", sixteen_bit_png, "expected one 8-bit RGB image, found 16 bits a channel"),
+        ("grey.png", lambda path: sixteen_bit_png(path, 1), "expected one 8-bit RGB image, found 16 bits a channel"),
         ("stains.ome.tif", fluorescence, "stacks and fluorescence are not read"),
     ],
 )
@@ -150,6 +156,32 @@ def test_what_is_no_slide_is_one_clear_line(
     assert name in text
     assert message in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["turned.png", "turned.jpg", "turned.tif"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_an_orientation_is_not_applied_but_warned_of(
+    tmp_path: Path, name: str, orientation: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    if name.endswith(".tif"):
+        tifffile.imwrite(tmp_path / name, PICTURE, photometric="rgb", extratags=[(274, "H", 1, orientation, True)])
+    else:
+        exif = Image.Exif()
+        exif[274] = orientation
+        Image.fromarray(PICTURE).save(tmp_path / name, exif=exif)
+    with open_slide(tmp_path / name, 0.25) as slide:
+        assert slide.size_l0 == (PICTURE.shape[1], PICTURE.shape[0])
+    warned = f"{name}: its EXIF orientation is 6 (turned by 90 degrees), which is not applied"
+    assert (warned in caplog.text) == (orientation == 6)
+    assert len(caplog.records) == (orientation == 6)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")  # PIL's own, when it opens the file
+def test_a_broken_exif_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12")
+    with open_slide(tmp_path / "a.jpg", 0.25) as slide:
+        assert slide.size_l0 == (PICTURE.shape[1], PICTURE.shape[0])
+    assert not caplog.records
 
 
 def test_broken_in_the_middle_names_slide_and_place(tmp_path: Path) -> None:

@@ -154,8 +154,12 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="expected weights by name"):
         load_detector(tmp_path / "b.pth")
     torch.save({"desc": Path("x")}, tmp_path / "c.tar")  # would have to be unpickled
-    with pytest.raises(ModelError, match="cannot be read safely"):
+    with pytest.raises(ModelError, match="cannot be read safely") as refused:
         load_detector(tmp_path / "c.tar")
+    assert str(refused.value) == (
+        f"{tmp_path / 'c.tar'}: expected weights saved by PyTorch; it cannot be read safely (it is broken, or holds "
+        "Python objects beside its tensors, which could run any code). Save its state_dict() alone, or fetch it again."
+    )
     (tmp_path / "d.pth").write_bytes(b"nonsense")
     with pytest.raises(ModelError, match="cannot be read safely"):
         load_detector(tmp_path / "d.pth")
