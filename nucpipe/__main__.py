@@ -8,11 +8,9 @@ def start() -> None:
     # While the command line is loaded, Ctrl-C just ends the process.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from pipeline.cli.main import main
-    from pipeline.cli.stopping import stop_on_signals
+    from pipeline.cli.main import main_process
 
-    stop_on_signals()
-    main(prog_name="nucpipe")
+    main_process()
 
 
 if __name__ == "__main__":

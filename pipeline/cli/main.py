@@ -12,7 +12,7 @@ from nucpipe._version import __version__
 from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
 from pipeline.cli import classify, doctor, evaluate, export, info, libraries, measure, report, run, serve, train, view
-from pipeline.cli.stopping import Terminated
+from pipeline.cli.stopping import Terminated, stop_on_signals
 
 GO_ON = ("run", "demo", "train")
 """Commands that keep what is done when they are stopped."""
@@ -69,3 +69,9 @@ COMMANDS = (
 )
 for command in COMMANDS:
     main.add_command(command)
+
+
+def main_process() -> None:
+    """Run the command line as a process of its own, which signals end in order."""
+    stop_on_signals()
+    main(prog_name="nucpipe")
