@@ -13,6 +13,7 @@ from nucpipe.addresses import RemotePath
 from nucpipe.backends.processors import available_processors
 from pipeline.config import RunConfig
 from pipeline.export.figures.overview import draw_overview
+from pipeline.export.focus import SlideFocus
 from pipeline.export.geojson import write_geojson
 from pipeline.export.region_table import region_table, write_region_table
 from pipeline.export.report.page import write_report
@@ -21,6 +22,7 @@ from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock
 from pipeline.inference.timeline import draw_timeline
 from pipeline.regions.external_nuclei import ExternalNuclei, nuclei_file, read_external_nuclei
+from pipeline.regions.focus import measure_focus
 from pipeline.regions.region import Region, cut_regions, region_mm2
 from pipeline.regions.tissue import TissueMask, gives_regions, tissue_from
 from pipeline.slide.base import Slide
@@ -274,7 +276,10 @@ def export(
     helpers: Executor,
     thumbnail: Future[Image],
 ) -> None:
-    """Write what people open: the GeoJSON, the overview, the report, and the table of the regions that were given."""
+    """Write what people open: the GeoJSON, the overview, the report, and the table of the regions that were given.
+
+    ``record`` is told which share of the tissue is out of focus.
+    """
     table = None
     if gives_regions(config.tissue):
         regions = store.with_regions(Path(config.tissue)).regions
@@ -282,12 +287,16 @@ def export(
         table = region_table(store, regions)
         write_region_table(table, prepared.folder / REGIONS)
 
+    found = measure_focus(prepared.slide, prepared.tissue)
+    record["out_of_focus"] = None if found is None else round(found.out_of_focus_share, 4)
+
     def overview() -> None:
         draw_overview(store, thumbnail.result(), prepared.folder / OVERVIEW, config.primary)
 
     def report() -> None:
         picture = thumbnail.result()
-        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, picture, table)
+        focus = None if found is None else SlideFocus(found, picture)
+        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, picture, table, focus)
 
     made: Iterable[Future[None]] = [helpers.submit(draw) for draw in (overview, report)]
     # What may take long stays in this thread, the only one that Ctrl-C interrupts.

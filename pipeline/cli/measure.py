@@ -23,6 +23,13 @@ MAX_RADIUS_UM = 1000.0
 )
 @click.option("--neighbours", is_flag=True, help="Write neighbours.csv, what lies round each nucleus by label.")
 @click.option(
+    "--focus", is_flag=True, help="Write focus.csv and focus.png, where the slide is out of focus; it is read for that."
+)
+@click.option(
+    "--only-in-focus", is_flag=True, help="Leave nuclei out of the other tables that lie where it is out of focus."
+)
+@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
+@click.option(
     "--radius",
     "radius_um",
     type=float,
@@ -39,6 +46,9 @@ def measure(
     result: Path,
     regions: Path | None,
     neighbours: bool,
+    focus: bool,
+    only_in_focus: bool,
+    slide: Path | None,
     radius_um: float,
     primary: str | None,
     min_area: float | None,
@@ -46,31 +56,41 @@ def measure(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Measure regions, and what is round each nucleus.
+    """Measure regions, neighbours and focus of a result.
 
     RESULT is a slide's folder, or its nuclei.zarr. regions.csv has a line for each region, library and label: area,
     count, density, share with its 95 % interval, mean probability, mean size and shape. neighbours.csv has a line for
-    each nucleus: the distance to the nearest nucleus of each label, and how many are near.
+    each nucleus: the distance to the nearest nucleus of each label, and how many are near. focus.csv has a line for
+    each nucleus, too: how blurred the slide is there.
     """
+    from pipeline.export.focus import focus_of, nuclei_in_focus, write_focus
     from pipeline.export.neighbours import find_neighbours, write_neighbours
     from pipeline.export.region_table import region_table, write_region_table
     from pipeline.result import open_result
 
-    if regions is None and not neighbours:
-        raise UsageError("nothing to measure: expected --regions ROI.geojson, --neighbours, or both.")
+    if regions is None and not neighbours and not focus:
+        raise UsageError("nothing to measure: expected --regions ROI.geojson, --neighbours or --focus.")
     if not 0 < radius_um <= MAX_RADIUS_UM:
         raise UsageError(f"--radius {radius_um:g}: expected micrometres, above 0 to {MAX_RADIUS_UM:g}.")
     opened = open_result(result).filtered(min_area, min_detection)
     folder = out or opened.folder
-    files = {folder / "regions.csv": regions is not None, folder / "neighbours.csv": neighbours}
-    for path, wanted in files.items():
-        if wanted and path.exists() and not overwrite:
+    files = {"regions.csv": regions is not None, "neighbours.csv": neighbours, "focus.csv": focus, "focus.png": focus}
+    for name, wanted in files.items():
+        if wanted and (path := folder / name).exists() and not overwrite:
             raise OutputError(f"{path}: already exists; give another --out, or --overwrite to replace it.")
     store = opened.store if regions is None else opened.store.with_regions(regions)
     library = store.info.outputs.library(primary or opened.primary).name
+    sharpness = focus_of(opened, slide) if focus or only_in_focus else None
     folder.mkdir(parents=True, exist_ok=True)
+    if focus and sharpness is not None:
+        blurred = write_focus(store, sharpness, folder)
+        click.echo(f"{blurred:,} of {len(store):,} nuclei out of focus -> {folder / 'focus.csv'}, focus.png")
+    if only_in_focus and sharpness is not None:
+        store = nuclei_in_focus(store, sharpness)
     if store.regions is not None:
-        write_region_table(region_table(store, store.regions), folder / "regions.csv")
+        write_region_table(
+            region_table(store, store.regions, sharpness.map if sharpness else None), folder / "regions.csv"
+        )
         click.echo(f"{len(store.regions)} regions -> {folder / 'regions.csv'}")
     if neighbours:
         found = find_neighbours(store, library, radius_um)

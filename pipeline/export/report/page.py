@@ -21,8 +21,9 @@ from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.files import written_whole
 from pipeline.export.figures.scale_bar import scale_bar
+from pipeline.export.focus import SlideFocus, hatched
 from pipeline.export.report.charts import Cell, Label, heat_row, histogram, label_of, words
-from pipeline.export.report.pictures import Picture, crop, density_map, overviews
+from pipeline.export.report.pictures import Picture, crop, data_uri, density_map, overviews
 from pipeline.export.report.stats import (
     AREA_EDGES_UM2,
     P_EDGES,
@@ -33,6 +34,7 @@ from pipeline.export.report.stats import (
     merge_stats,
 )
 from pipeline.inference.models import with_training_data
+from pipeline.regions.focus import CELL_UM
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store, StoreInfo
@@ -62,6 +64,7 @@ def write_report(
     run: dict[str, Any],
     thumbnail: Picture | None = None,
     table: pd.DataFrame | None = None,
+    focus: SlideFocus | None = None,
 ) -> None:
     """Write the report of one slide.
 
@@ -73,6 +76,7 @@ def write_report(
         run: what ``run.json`` says; {} for nothing.
         thumbnail: (h, w, 3) uint8 RGB, the whole slide; None: it is read.
         table: of the regions of interest, see :func:`pipeline.export.region_table.region_table`; None: there are none.
+        focus: of the slide; None: nothing is said of it.
 
     Raises:
         UsageError: the store has no library ``primary``.
@@ -92,6 +96,7 @@ def write_report(
         "crops": {item.row: crop(slide, store, item.row, item.centroid_l0) for item in facts.uncertain if slide},
         "uncertain": facts.uncertain if slide else (),
         "methods": methods(info, run),
+        "focus": None if focus is None else _focus(focus, info),
         "regions": {} if table is None else {lib.name: _regions(table, lib) for lib in info.outputs.libraries},
     }
     _write(path, "slide.html", _shared(facts, info, [info.nucleus_filter], run.get("tissue_mm2"), first) | content)
@@ -190,6 +195,15 @@ def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
             mean_p = None if np.isnan(mean) else mean
             result.append(Row(label_of(library, k), count, share, count / mm2 if mm2 else None, mean_p, trained))
     return result
+
+
+def _focus(focus: SlideFocus, info: StoreInfo) -> dict[str, Any]:
+    """Return what the report tells of places out of focus: their share of the tissue, and a picture if there are."""
+    found = focus.map
+    judged = bool((~np.isnan(found.blur)).any())
+    share = 100 * found.out_of_focus_share
+    picture = data_uri(hatched(focus, info.size_l0), "jpeg") if found.out_of_focus.any() else None
+    return {"judged": judged, "share": share, "picture": picture, "cell_um": CELL_UM}
 
 
 def _regions(table: pd.DataFrame, library: Library) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from nucpipe.errors import UsageError
+from pipeline.export.focus import measured
 from pipeline.export.region_table import region_table
 from pipeline.export.report.page import write_batch_report, write_report
 from pipeline.result import Result
@@ -47,7 +48,8 @@ def report_slide(
             raise
         opened = None
     with opened or nullcontext():
-        write_report(result.store, opened, path, primary or result.primary, result.run_facts, table=table)
+        focus = None if opened is None else measured(opened)
+        write_report(result.store, opened, path, primary or result.primary, result.run_facts, table=table, focus=focus)
     return path
 
 
