@@ -99,6 +99,11 @@ class StoreInfo:
         """The least area and detection probability of the nuclei that were kept."""
         return NucleusFilter.from_dict(self.settings)
 
+    @property
+    def features(self) -> int:
+        """How many features of the classifier are stored of each nucleus; 0 for none."""
+        return int(self.settings.get("features", 0))
+
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
         """Make it of the form that :meth:`to_dict` gives."""
@@ -185,9 +190,12 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     table = add_group(root, "table", "anndata")
     types = {"segmentor_type": info.segmentor_types} if info.segmentor_types else {}
     obs = add_dataframe(table, "obs", [*names, *types, *numbers])
+    obsm = add_group(table, "obsm", "dict")
+    features = {"features": info.features} if info.features else {}
     arrays = [
         add_array(table, "X", (count, len(outputs)), np.float32, CHUNK_ROWS_X),
-        add_array(add_group(table, "obsm", "dict"), "spatial", (count, 2), np.float64, CHUNK_ROWS),
+        add_array(obsm, "spatial", (count, 2), np.float64, CHUNK_ROWS),
+        *(add_array(obsm, name, (count, width), np.float16, CHUNK_ROWS_X) for name, width in features.items()),
         add_string_array(obs, "_index", count, CHUNK_ROWS),
         *(add_categorical(obs, lib.name, lib.labels, count, CHUNK_ROWS) for lib in outputs.libraries),
         *(add_categorical(obs, name, labels, count, CHUNK_ROWS) for name, labels in types.items()),
@@ -209,6 +217,8 @@ def table_rows(nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> dict[str
     }
     for k, name in enumerate(MEASURES):
         values[f"table/obs/{name}"] = np.full(len(nuclei), np.nan) if nuclei.measures is None else nuclei.measures[:, k]
+    if info.features and labels.features is not None:
+        values["table/obsm/features"] = labels.features
     if nuclei.types is not None and info.segmentor_types:
         values["table/obs/segmentor_type/codes"] = nuclei.types
     numbers = best_labels(labels.probabilities, info.outputs, info.rule)
@@ -372,6 +382,11 @@ class Store:
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(N, columns) float32, of every label of every library."""
         return self._read("table/X")
+
+    @property
+    def features(self) -> npt.NDArray[np.float16] | None:
+        """(N, F) float16, a projection of what the classifier's last layer saw; None where the run stored none."""
+        return self._read("table/obsm/features") if self.info.features else None
 
     @property
     def detection_p(self) -> npt.NDArray[np.float32]:
