@@ -20,6 +20,10 @@ SAMPLES = 20_000
 """Nuclei, at most, whose principal components are taken."""
 
 
+LARGEST = 30_000.0
+"""Of its numbers; half precision ends at 65,504."""
+
+
 @dataclass(frozen=True)
 class Projection:
     """What :func:`add_projection` made.
@@ -87,6 +91,8 @@ def principal_components(
     weight = vectors[:, first].T
     weight *= np.sign(np.take_along_axis(weight, np.abs(weight).argmax(1)[:, None], 1))
     kept = float(np.clip(variances[first], 0, None).sum())
-    weight /= np.sqrt(kept / count) or 1.0
+    bias = -weight @ mean
+    # A network whose features hardly vary would give numbers that a file in half precision does not hold.
+    scale = max(np.sqrt(kept / count), np.abs(weight).max() / LARGEST, np.abs(bias).max() / LARGEST)
     share = kept / float(np.clip(variances, 0, None).sum()) if kept else 0.0
-    return weight.astype(np.float32), (-weight @ mean).astype(np.float32), share
+    return (weight / scale).astype(np.float32), (bias / scale).astype(np.float32), share

@@ -40,6 +40,11 @@ SCHEMA_VERSION = 1
 CHUNK_ROWS = 65536  # of a column
 CHUNK_ROWS_X = 16384  # of the probabilities
 CHUNK_POINTS = 262144  # of the outlines
+ADAPTED = "_adapted"
+"""Ends the name of a column of adapted labels, see ``pipeline.store.adapted``."""
+ADAPTED_X = "layers/adapted"
+NOT_A_NUCLEUS = "not_a_nucleus"
+"""A column beside adapted labels, and what a correction without a library says: found, but no nucleus."""
 GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is opened anyway costs no more
 
 
@@ -265,12 +270,14 @@ class Store:
         info: what the store says of itself.
         rows: the nuclei of the whole store that these are, by number, ascending.
         regions: of interest, which the user drew; None where no file of them was given. They are not in the store.
+        shows_adapted: whether labels and probabilities are the adapted ones, see :meth:`adapted`.
     """
 
     path: Path
     info: StoreInfo
     rows: range | npt.NDArray[np.int64]
     regions: RegionsOfInterest | None = field(default=None, compare=False)
+    shows_adapted: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -297,6 +304,38 @@ class Store:
         near = replace(self, rows=rows)
         x, y = near.centroids_l0.T
         return replace(self, rows=rows[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)])
+
+    @property
+    def adapted_libraries(self) -> tuple[str, ...]:
+        """The libraries of which the store holds adapted labels, too; empty where ``nucpipe adapt`` wrote none."""
+        columns = self._obs_columns()
+        return tuple(lib.name for lib in self.info.outputs.libraries if lib.name + ADAPTED in columns)
+
+    def _obs_columns(self) -> list[str]:
+        try:
+            attributes = json.loads((self.path / "table/obs/zarr.json").read_text("utf-8"))["attributes"]
+        except OSError:  # a store in memory
+            return []
+        return list(attributes["column-order"])
+
+    def adapted(self) -> Store:
+        """Return these nuclei with their adapted labels and probabilities, without what is said to be no nucleus.
+
+        Libraries that were not adapted have their base labels.
+
+        Raises:
+            UsageError: the store has no adapted labels.
+        """
+        if NOT_A_NUCLEUS not in self._obs_columns():
+            raise UsageError(
+                f"{self.path.parent}: has no adapted labels; correct some nuclei and run nucpipe adapt first."
+            )
+        rows = np.asarray(self.rows)[~self._read(f"table/obs/{NOT_A_NUCLEUS}")]
+        return replace(self, rows=self.rows if len(rows) == len(self.rows) else rows, shows_adapted=True)
+
+    def base(self) -> Store:
+        """Return these nuclei with the labels and probabilities of the run."""
+        return replace(self, shows_adapted=False)
 
     def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Store:
         """Return those of these nuclei that have at least that area and detection probability.
@@ -381,7 +420,7 @@ class Store:
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(N, columns) float32, of every label of every library."""
-        return self._read("table/X")
+        return self._read(f"table/{ADAPTED_X}" if self.shows_adapted else "table/X")
 
     @property
     def features(self) -> npt.NDArray[np.float16] | None:
@@ -417,7 +456,7 @@ class Store:
         Raises:
             UsageError: the store has no such library.
         """
-        return self._read(f"table/obs/{self.info.outputs.library(library).name}/codes")
+        return self._read(f"table/obs/{self._label_column(library)}/codes")
 
     def label_probabilities(self, library: str) -> npt.NDArray[np.float32]:
         """Return (N,) float32, the probability of each nucleus's label in that library; NaN where it has none.
@@ -425,7 +464,11 @@ class Store:
         Raises:
             UsageError: the store has no such library.
         """
-        return self._read(f"table/obs/{self.info.outputs.library(library).name}_p")
+        return self._read(f"table/obs/{self._label_column(library)}_p")
+
+    def _label_column(self, library: str) -> str:
+        name = self.info.outputs.library(library).name
+        return name + ADAPTED if self.shows_adapted and name in self.adapted_libraries else name
 
     def contours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the outlines: offsets (N+1,) int64 from 0, and points (M, 2) float32, x and y in level-0 pixels.

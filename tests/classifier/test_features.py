@@ -40,6 +40,16 @@ def test_there_are_no_more_components_than_nuclei_tell_apart() -> None:
     assert share == pytest.approx(1)
 
 
+def test_features_that_hardly_vary_give_numbers_that_a_file_holds() -> None:
+    values = 5 + 1e-7 * np.random.default_rng(0).normal(size=(50, 12))
+    weight, bias, _ = principal_components(values.astype(np.float32), 4)
+    assert np.isfinite(weight.astype(np.float16)).all()
+    assert np.isfinite(bias.astype(np.float16)).all()
+    weight, bias, share = principal_components(np.ones((5, 12), np.float32), 4)
+    assert np.isfinite(weight.astype(np.float16)).all()
+    assert share == 0
+
+
 def test_a_projection_changes_no_bit_of_the_model(tmp_path: Path) -> None:
     path = bundled_models("classifier")["fast"]
     samples = drawn_samples(np.array([0] * 40 + [4] * 40), np.arange(80) % 3)
