@@ -23,7 +23,7 @@ class Clicks:
         rows: (M,) their places in the store, ascending.
         allowed: (M, columns) bool, in each library's columns the labels that the nucleus may have there; all False
             where nothing is known. Never an untrained label.
-        points_l0: (M, 2) their centroids.
+        points_l0: (M, 2) where they lie.
         no_nuclei: (K,) the places of what is said to be no nucleus.
         contradictions: what is left out because it contradicts itself.
         lost: how many corrections lie where the store has no nucleus.
@@ -43,23 +43,29 @@ class Clicks:
         return len(self.rows)
 
 
-def clicks_of(corrections: Sequence[Correction], store: Store) -> Clicks:
+def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArray[np.int64] | None = None) -> Clicks:
     """Return what corrections say of the nuclei of a store.
 
     A nucleus' own correction in a library stands above what the label table carries over from another one; where
     several are carried over, the nucleus may have the labels that all of them allow, and nothing is known where they
     allow none together.
 
+    Args:
+        corrections: any.
+        store: the whole store.
+        places: (M,) of the nucleus that each correction speaks of, where they are known; -1 for none.
+
     Raises:
         DataError: a correction's label is none of its library's.
         UsageError: there is no such library.
     """
     outputs = store.info.outputs
+    found = locate(corrections, store) if places is None else places
+    row_of = dict(zip(map(id, corrections), found.tolist(), strict=True))
     kept = agreed(corrections)
-    places = locate(kept, store)
     by_row: dict[int, list[Correction]] = {}
-    for c, row in zip(kept, places.tolist(), strict=True):
-        if row >= 0:
+    for c in kept:
+        if (row := row_of[id(c)]) >= 0:
             by_row.setdefault(row, []).append(c)
     no_nuclei = sorted(row for row, said in by_row.items() if not all(c.is_nucleus for c in said))
     rows = sorted(set(by_row) - set(no_nuclei))
@@ -69,10 +75,10 @@ def clicks_of(corrections: Sequence[Correction], store: Store) -> Clicks:
     return Clicks(
         np.array(rows, np.int64),
         np.array(allowed, bool).reshape(-1, len(outputs)),
-        store.centroids_l0[rows],
+        np.array([(by_row[row][0].x, by_row[row][0].y) for row in rows], float).reshape(-1, 2),
         np.array(no_nuclei, np.int64),
         tuple(contradictions(corrections)),
-        int((places < 0).sum()),
+        int((found < 0).sum()),
         tuple(untaught.items()),
     )
 

@@ -71,12 +71,13 @@ class Adaptation:
             features: (N, F), see :func:`features_of`.
         """
         adapted = base.copy()
-        standard = (features.astype(np.float32) - self.mean) / self.deviation
+        values = features.astype(np.float32, copy=False)
         for model in self.libraries.values():
             logits = np.log(np.maximum(base[:, model.columns], np.float32(LEAST_P))) * np.float32(model.scale)
             logits += model.shares.astype(np.float32)
             if model.weights.any():
-                logits += standard @ model.weights.astype(np.float32)
+                weights = (model.weights / self.deviation[:, None]).astype(np.float32)
+                logits += values @ weights - self.mean @ weights
             adapted[:, model.columns] = _softmax(logits)
         return adapted
 
