@@ -192,7 +192,7 @@ class _Pages:
             "canUndo": corrector.can_undo,
             "contradictions": corrector.contradictions,
             "generation": nuclei.generation if nuclei.adapted is not None else 0,
-            "adapted": [] if nuclei.adapted is None else list(nuclei.adapted.labels),
+            "adapted": [] if nuclei.adapted is None else list(nuclei.adapted.libraries),
         }
 
     def _described(self, number: int) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import best_labels, label_probabilities
+from classifier.libraries import LabelSpace
 from pipeline.adaptation.clicks import Clicks, clicks_of
 from pipeline.adaptation.corrections import (
     CORRECTIONS,
@@ -26,7 +27,7 @@ from pipeline.adaptation.model import confirmed, features_of, fit, standardisati
 from pipeline.adaptation.suggest import suggest
 from pipeline.result import Result
 from pipeline.store.reader import NOT_A_NUCLEUS
-from pipeline.web.viewer.nuclei import Adapted, NucleiMap
+from pipeline.web.viewer.nuclei import Adapted, Labels, NucleiMap
 
 Rows = npt.NDArray[np.int64]
 MOST_AT_ONCE = 20_000
@@ -143,7 +144,7 @@ class Corrector:
             part = self.store.info.outputs.slices[library]
             base = slide.base[:, part]
             adapted = self.nuclei.adapted
-            seen = base if adapted is None or library not in adapted.probabilities else adapted.probabilities[library]
+            seen = base if adapted is None or library not in adapted.libraries else adapted.probabilities(library)
             corrected = self.corrected()
         size = self.store.info.size_l0
         return suggest(base, seen, self.nuclei.centroids_l0, size, candidates, corrected, count, len(corrected))
@@ -168,35 +169,41 @@ class Corrector:
         self.nuclei.show_adapted(self._adapted(self._clicks) if said else None)
 
     def _adapted(self, clicks: Clicks) -> Adapted:
-        slide, outputs, rule = self._whole_slide(), self.store.info.outputs, self.store.info.rule
-        rows = clicks.rows
+        slide, outputs, rows = self._whole_slide(), self.store.info.outputs, clicks.rows
         model = fit(slide.base[rows], slide.features[rows], clicks.allowed, outputs, slide.standard)
-        adapted = model.apply(slide.base, slide.features)
-        adapted[rows] = confirmed(adapted[rows], clicks.allowed, outputs)
-        numbers = best_labels(adapted, outputs, rule)
-        p = label_probabilities(adapted, outputs, numbers)
+
+        def compute(library: str) -> npt.NDArray[np.float32]:
+            part = outputs.slices[library]
+            adapted = slide.base[:, part].copy()
+            taught = model.libraries[library].columns - part.start
+            adapted[:, taught] = model.of_library(library, slide.base, slide.features)
+            adapted[rows] = confirmed(adapted[rows], clicks.allowed[:, part], self._alone(library))
+            return adapted
+
         no_nuclei = np.zeros(len(slide.base), bool)
         no_nuclei[clicks.no_nuclei] = True
-        return Adapted(
-            {name: (numbers[name], p[name]) for name in model.libraries},
-            {name: adapted[:, outputs.slices[name]] for name in model.libraries},
-            no_nuclei,
-        )
+        return Adapted(tuple(model.libraries), no_nuclei, compute, self._decide)
+
+    def _decide(self, library: str, probabilities: npt.NDArray[np.float32]) -> Labels:
+        space = self._alone(library)
+        numbers = best_labels(probabilities, space, self.store.info.rule)
+        return numbers[library], label_probabilities(probabilities, space, numbers)[library]
+
+    def _alone(self, library: str) -> LabelSpace:
+        """Return one library's columns as a label space of their own."""
+        outputs = self.store.info.outputs
+        return LabelSpace((outputs.library(library),), outputs.trained[outputs.slices[library]])
 
     def _show_stored(self) -> None:
         """Show what ``nucpipe adapt`` wrote, as of another slide's corrections."""
-        shown = self.store.adapted()
-        no_nuclei = np.ones(len(self.store), bool)
+        shown, store = self.store.adapted(), self.store
+        no_nuclei = np.ones(len(store), bool)
         no_nuclei[np.asarray(shown.rows)] = False
-        every = type(shown)(shown.path, shown.info, self.store.rows, shows_adapted=True)
-        probabilities = every.probabilities
-        self.nuclei.show_adapted(
-            Adapted(
-                {n: (every.label_numbers(n), every.label_probabilities(n)) for n in self.store.adapted_libraries},
-                {n: probabilities[:, self.store.info.outputs.slices[n]] for n in self.store.adapted_libraries},
-                no_nuclei,
-            )
-        )
+
+        def compute(library: str) -> npt.NDArray[np.float32]:
+            return replace(store, shows_adapted=True).probabilities[:, store.info.outputs.slices[library]]
+
+        self.nuclei.show_adapted(Adapted(store.adapted_libraries, no_nuclei, compute, self._decide))
 
     def _whole_slide(self) -> _Slide:
         if self._slide is None:

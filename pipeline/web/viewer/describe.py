@@ -74,8 +74,9 @@ def describe_nucleus(store: Store, number: int, adapted: Adapted | None = None) 
     one = replace(store, rows=np.array([number]))
     probabilities = one.probabilities
     after = probabilities.copy()
-    for name, values in {} if adapted is None else adapted.probabilities.items():
-        after[0, store.info.outputs.slices[name]] = values[number]
+    if adapted is not None:
+        for name in adapted.libraries:
+            after[0, store.info.outputs.slices[name]] = adapted.probabilities(name)[number]
     x, y = one.centroids_l0[0]
     return {
         "number": number,

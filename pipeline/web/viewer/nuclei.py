@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import cv2
@@ -18,6 +18,8 @@ from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 Rows = npt.NDArray[np.int64]
 BoxL0 = tuple[float, float, float, float]
+Labels = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
+"""Numbers and probabilities of the labels of all nuclei in one library."""
 
 CELL_L0 = 1024
 """Side of the index's cells; nuclei of one lie together in the store, which has blocks of the same size."""
@@ -51,14 +53,33 @@ class Adapted:
     """Labels of all nuclei after corrections.
 
     Attributes:
-        labels: by library, for those that corrections speak of, (N,) numbers and (N,) probabilities of the labels.
-        probabilities: by library, (N, T) of every label.
+        libraries: that corrections speak of.
         no_nuclei: (N,) bool, what is said to be no nucleus.
+        compute: gives the probabilities (N, labels) of one of the libraries; called when it is first looked at.
+        decide: gives the numbers (N,) and probabilities (N,) of its labels from these.
     """
 
-    labels: dict[str, tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]]
-    probabilities: dict[str, npt.NDArray[np.float32]]
+    libraries: tuple[str, ...]
     no_nuclei: npt.NDArray[np.bool_]
+    compute: Callable[[str], npt.NDArray[np.float32]]
+    decide: Callable[[str, npt.NDArray[np.float32]], Labels]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _known: dict[str, tuple[npt.NDArray[np.float32], Labels]] = field(default_factory=dict)
+
+    def probabilities(self, library: str) -> npt.NDArray[np.float32]:
+        """Return (N, labels) of one of the libraries."""
+        return self._of(library)[0]
+
+    def labels(self, library: str) -> Labels:
+        """Return (N,) numbers and (N,) probabilities of one of the libraries' labels."""
+        return self._of(library)[1]
+
+    def _of(self, library: str) -> tuple[npt.NDArray[np.float32], Labels]:
+        with self._lock:
+            if library not in self._known:
+                probabilities = self.compute(library)
+                self._known[library] = probabilities, self.decide(library, probabilities)
+            return self._known[library]
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,7 @@ class NucleiMap:
         self._lock = threading.Lock()
         self.adapted: Adapted | None = None
         self.generation = 0
-        self._labels: dict[str, tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]] = {}
+        self._labels: dict[str, Labels] = {}
 
     def __len__(self) -> int:
         return len(self.centroids_l0)
@@ -152,7 +173,7 @@ class NucleiMap:
         self.adapted = adapted
         self.generation += 1
 
-    def labels(self, library: str, adapted: bool = False) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    def labels(self, library: str, adapted: bool = False) -> Labels:
         """Return (N,) the number of each nucleus's label, -1 for none, and (N,) its probability, NaN where it has none.
 
         Args:
@@ -162,8 +183,8 @@ class NucleiMap:
         Raises:
             UsageError: no such library.
         """
-        if adapted and self.adapted is not None and library in self.adapted.labels:
-            return self.adapted.labels[library]
+        if adapted and (now := self.adapted) is not None and library in now.libraries:
+            return now.labels(library)
         if library not in self._labels:
             self._labels[library] = (self.store.label_numbers(library), self.store.label_probabilities(library))
         return self._labels[library]
@@ -177,8 +198,8 @@ class NucleiMap:
         visible: npt.NDArray[np.bool_] = on[numbers[rows]]
         if choice.least_p > 0:
             visible = visible & (p[rows] >= choice.least_p)
-        if choice.adapted and self.adapted is not None:
-            visible = visible & ~self.adapted.no_nuclei[rows]
+        if choice.adapted and (now := self.adapted) is not None:
+            visible = visible & ~now.no_nuclei[rows]
         return visible & choice.kept.keeps(self.area_um2[rows], self.detection_p[rows])
 
     def counts(self, choice: Choice) -> npt.NDArray[np.int64]:
