@@ -29,8 +29,8 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
     """Give all nuclei of a slide labels that follow its corrections.
 
     RESULT is a slide's folder with a corrections.csv, from nucpipe view or nucpipe corrections import. The adapted
-    labels stand beside the base labels, in columns such as PanNuke_adapted; nucpipe view, export and report show them
-    with --labels adapted. Accuracy is measured on corrections that are left out, place by place. A library that no
+    labels stand beside the base labels, in columns such as PanNuke_adapted; nucpipe export and report take them with
+    --adapted. Accuracy is measured on corrections that are left out, place by place. A library that no
     correction speaks of keeps its labels, and so does one that becomes worse.
     """
     from pipeline.adaptation.adapt import learn, write

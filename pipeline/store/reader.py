@@ -270,14 +270,12 @@ class Store:
         info: what the store says of itself.
         rows: the nuclei of the whole store that these are, by number, ascending.
         regions: of interest, which the user drew; None where no file of them was given. They are not in the store.
-        shows_adapted: whether labels and probabilities are the adapted ones, see :meth:`adapted`.
     """
 
     path: Path
     info: StoreInfo
     rows: range | npt.NDArray[np.int64]
     regions: RegionsOfInterest | None = field(default=None, compare=False)
-    shows_adapted: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -331,11 +329,22 @@ class Store:
                 f"{self.path.parent}: has no adapted labels; correct some nuclei and run nucpipe adapt first."
             )
         rows = np.asarray(self.rows)[~self._read(f"table/obs/{NOT_A_NUCLEUS}")]
-        return replace(self, rows=self.rows if len(rows) == len(self.rows) else rows, shows_adapted=True)
+        return replace(self, rows=self.rows if len(rows) == len(self.rows) else rows).with_labels(adapted=True)
 
     def base(self) -> Store:
         """Return these nuclei with the labels and probabilities of the run."""
-        return replace(self, shows_adapted=False)
+        return self.with_labels(adapted=False)
+
+    def with_labels(self, adapted: bool) -> Store:
+        """Return the same nuclei with the adapted labels, which the store must have, or with those of the run."""
+        settings = {key: value for key, value in self.info.settings.items() if key != "labels"}
+        settings |= {"labels": "adapted"} if adapted else {}
+        return replace(self, info=replace(self.info, settings=settings))
+
+    @property
+    def shows_adapted(self) -> bool:
+        """Whether labels and probabilities are the adapted ones, see :meth:`adapted`."""
+        return self.info.settings.get("labels") == "adapted"
 
     def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Store:
         """Return those of these nuclei that have at least that area and detection probability.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -201,7 +201,7 @@ class Corrector:
         no_nuclei[np.asarray(shown.rows)] = False
 
         def compute(library: str) -> npt.NDArray[np.float32]:
-            return replace(store, shows_adapted=True).probabilities[:, store.info.outputs.slices[library]]
+            return store.with_labels(adapted=True).probabilities[:, store.info.outputs.slices[library]]
 
         self.nuclei.show_adapted(Adapted(store.adapted_libraries, no_nuclei, compute, self._decide))
 

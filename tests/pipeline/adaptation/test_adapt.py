@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -229,3 +230,35 @@ def test_a_result_in_python_has_both_sets(tmp_path: Path) -> None:
     labels = result.adapted().labels("PanNuke")
     assert (labels.to_numpy() == np.array(LABELS, object)[truth])[ROWS].all()
     assert not (result.labels("PanNuke").to_numpy() == np.array(LABELS, object)[truth])[ROWS].all()
+
+
+def test_exports_and_reports_show_either_set(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    folder = store.path.parent
+    assert call("export", folder, "--to", "csv", "--adapted", "--out", tmp_path / "no.csv")[0] == 2
+    x, y = store.centroids_l0[int(REST[3])]
+    correct(store, truth, ROWS, Correction(x, y, "", "not_a_nucleus"))
+    assert call("adapt", folder)[0] == 0
+    tables = {}
+    for option in ([], ["--adapted"]):
+        out = tmp_path / f"{len(option)}.csv"
+        assert call("export", folder, "--to", "csv", "--out", out, *option)[0] == 0
+        tables[len(option)] = pd.read_csv(out, index_col="id")
+    adapted = open_store(store.path).adapted()
+    assert tables[0]["PanNuke"].tolist() == [LABELS[n] for n in store.label_numbers("PanNuke")]
+    assert tables[1]["PanNuke"].tolist() == [LABELS[n] for n in adapted.label_numbers("PanNuke")]
+    assert (len(tables[0]), len(tables[1])) == (600, 599)
+    np.testing.assert_allclose(tables[1]["PanNuke_p"], adapted.label_probabilities("PanNuke"), atol=1e-4)
+    assert call("export", folder, "--to", "geojson", "--out", tmp_path / "a.geojson", "--adapted")[0] == 0
+    features = json.loads((tmp_path / "a.geojson").read_text("utf-8"))["features"]
+    names = [feature["properties"]["classification"]["name"] for feature in features]
+    assert names == tables[1][store.info.outputs.libraries[-1].name].tolist()
+    assert call("export", folder, "--to", "anndata", "--out", tmp_path / "a.h5ad")[0] == 0
+    table = anndata.read_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(table.layers["adapted"][np.asarray(adapted.rows)], adapted.probabilities)
+    np.testing.assert_array_equal(table.X, store.probabilities)
+    assert call("report", folder, "--adapted")[0] == 0
+    assert not (folder / "report.html").exists()
+    text = (folder / "report-adapted.html").read_text("utf-8")
+    assert ">labels<" in text
+    assert ">adapted<" in text
