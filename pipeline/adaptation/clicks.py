@@ -69,7 +69,7 @@ def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArr
             by_row.setdefault(row, []).append(c)
     no_nuclei = sorted(row for row, said in by_row.items() if not all(c.is_nucleus for c in said))
     rows = sorted(set(by_row) - set(no_nuclei))
-    says = _Table(outputs)
+    says = LabelTable(outputs)
     untaught: Counter[str] = Counter()
     allowed = [says.of(by_row[row], untaught) for row in rows]
     return Clicks(
@@ -83,7 +83,7 @@ def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArr
     )
 
 
-class _Table:
+class LabelTable:
     """What each label says of every library."""
 
     def __init__(self, outputs: LabelSpace) -> None:
@@ -96,7 +96,7 @@ class _Table:
         """Return (columns,) what one nucleus' corrections allow."""
         allowed = np.zeros(len(self.outputs), bool)
         own = {self.outputs.library(c.library).name: c for c in said}
-        rows = {name: self._row(name, c.label) for name, c in own.items()}
+        rows = {name: self.row(name, c.label) for name, c in own.items()}
         for name, columns in self.outputs.slices.items():
             if name in own:
                 allowed[columns] = rows[name][columns]
@@ -110,7 +110,8 @@ class _Table:
                 allowed[columns] = together & (together != self.trained[columns]).any()
         return allowed
 
-    def _row(self, library: str, label: str) -> npt.NDArray[np.bool_]:
+    def row(self, library: str, label: str) -> npt.NDArray[np.bool_]:
+        """Return (columns,) bool, what a nucleus that bears one label may be in every library."""
         if (library, label) not in self.known:
             self.known[library, label] = self.matching.targets(library, label) & self.trained
         return self.known[library, label]

@@ -194,5 +194,5 @@ def locate(corrections: Sequence[Correction], store: Store) -> npt.NDArray[np.in
     """
     if not corrections or not len(store):
         return np.full(len(corrections), -1, np.int64)
-    distance, row = cKDTree(store.centroids_l0).query([(c.x, c.y) for c in corrections])
+    distance, row = cKDTree(store.centroids_l0).query(np.array([(c.x, c.y) for c in corrections]))
     return np.where(distance * store.info.mpp <= MATCH_UM, row, -1).astype(np.int64)
