@@ -77,7 +77,7 @@ def cheap_models(workers: int):
     outputs = LabelSpace(published_libraries(), (True,) * 35)
     network = JointClassifier(35, "test_efficientnet", 64).eval()
     described = {"segmentor": {"name": "dark"}, "classifier": {"name": "random"}}
-    return Models(Dark(), Predictor(lambda: Enlarged(network), outputs, threads=workers), described)
+    return Models(Dark(), Predictor(lambda: Enlarged(network, network.size_px), outputs, threads=workers), described)
 
 
 def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier.libraries import LabelSpace
-from classifier.spec import PATCH_PX, TWO_VIEWS, check_kind
+from classifier.spec import PATCH_PX, TWO_VIEWS, check_kind, stored_features
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
 from nucpipe.errors import ModelError, UsageError
@@ -37,10 +37,12 @@ class JointClassifier(nn.Module):
         columns: the number of outputs.
         strides: of an EfficientNet's stem and of each of its stages where they are not the published ones (see
             :func:`set_strides`); else empty.
+        projection: from pooled features to the few that a run stores; None where the model has none.
     """
 
     mean: Tensor
     std: Tensor
+    projection: nn.Linear | None
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class JointClassifier(nn.Module):
         super().__init__()
         self.size_px = size_px
         self.columns = columns
+        self.projection = None
         self.strides = strides
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=columns, drop_rate=dropout)
         if strides:
@@ -66,6 +69,17 @@ class JointClassifier(nn.Module):
         """Logits (N, columns) of RGB patches (N, 3, H, W), uint8 or float in 0-255."""
         logits: Tensor = self.backbone((patches.float() - self.mean) / self.std)
         return logits
+
+    def pooled(self, patches: Tensor) -> Tensor:
+        """Features (N, F) that the last layer makes logits of."""
+        backbone: Any = self.backbone
+        maps = backbone.forward_features((patches.float() - self.mean) / self.std)
+        features: Tensor = backbone.forward_head(maps, pre_logits=True)
+        return features
+
+    def last_layer(self) -> nn.Linear:
+        """Return what makes logits of pooled features."""
+        return self.backbone.get_classifier()  # type: ignore[operator, no-any-return]
 
 
 def set_strides(backbone: nn.Module, strides: tuple[int, ...]) -> None:
@@ -187,10 +201,14 @@ class TwoViewClassifier(nn.Module):
         size_px: side of the enlarged patch.
         mean, std: of RGB in 0-1.
         dropout: of the joined features.
+
+    Attributes:
+        projection: from pooled features to the few that a run stores; None where the model has none.
     """
 
     mean: Tensor
     std: Tensor
+    projection: nn.Linear | None
 
     def __init__(
         self,
@@ -205,7 +223,7 @@ class TwoViewClassifier(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.columns, self.size_px = columns, size_px
+        self.columns, self.size_px, self.projection = columns, size_px, None
         patch: Any = timm.create_model(backbone, pretrained=False, num_classes=0)
         if strides:
             set_strides(patch, (1, *strides))
@@ -228,13 +246,21 @@ class TwoViewClassifier(nn.Module):
             contexts: (N, 4, C, C) likewise, with a fourth channel of how far a pixel is there, 0-255; none is for a
                 nucleus whose context is not known.
         """
+        logits: Tensor = self.head(self.dropout(self.pooled(patches, contexts)))
+        return logits
+
+    def pooled(self, patches: Tensor, contexts: Tensor) -> Tensor:
+        """Features (N, F) of both views, that the last layer makes logits of."""
         patch = self.patch((patches.float() - self.mean) / self.std)
         there = contexts[:, 3:].float() / 255
         colour = (contexts[:, :3].float() - self.mean) / self.std * (there > 0)
         known = there.amax((2, 3))
         context = known * self.context(torch.cat([colour, there], 1)) + (1 - known) * self.no_context
-        logits: Tensor = self.head(self.dropout(torch.cat([patch, context], 1)))
-        return logits
+        return torch.cat([patch, context], 1)
+
+    def last_layer(self) -> nn.Linear:
+        """Return what makes logits of pooled features."""
+        return self.head
 
 
 Classifier = JointClassifier | TwoViewClassifier
@@ -243,19 +269,57 @@ Classifier = JointClassifier | TwoViewClassifier
 class Enlarged(nn.Module):
     """A network behind the enlargement of its patches."""
 
-    def __init__(self, model: JointClassifier) -> None:
+    def __init__(self, model: nn.Module, size_px: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.size_px = model, size_px
 
     def forward(self, crops: Tensor) -> Tensor:
         """Return (N, 3, S, S) to (N, columns)."""
-        logits: Tensor = self.model(enlarge(crops, self.model.size_px))
+        logits: Tensor = self.model(enlarge(crops, self.size_px))
         return logits
 
 
-def of_patches(model: Classifier) -> nn.Module:
-    """Return a classifier, in evaluation mode, of patches of any side, and of contexts if it looks at them."""
-    return (model if isinstance(model, TwoViewClassifier) else Enlarged(model)).eval()
+class Pooled(nn.Module):
+    """A classifier's pooled features in its logits' place."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """Return (N, F)."""
+        return self.model.pooled(*views)
+
+
+class WithFeatures(nn.Module):
+    """A classifier's logits and, behind them, the projection of its pooled features."""
+
+    def __init__(self, model: Classifier, projection: nn.Linear) -> None:
+        super().__init__()
+        self.model, self.projection = model, projection
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """Return (N, columns + features)."""
+        pooled = self.model.pooled(*views)
+        return torch.cat([self.model.last_layer()(pooled), self.projection(pooled)], 1)
+
+
+GIVES = ("logits", "pooled", "logits and features")
+
+
+def of_patches(model: Classifier, gives: str = "logits") -> nn.Module:
+    """Return a classifier, in evaluation mode, of patches of any side, and of contexts if it looks at them.
+
+    Args:
+        model: the classifier.
+        gives: one of ``GIVES``; there are no features where the model has no projection.
+    """
+    network: nn.Module = model
+    if gives == "pooled":
+        network = Pooled(model)
+    elif gives == "logits and features" and model.projection is not None:
+        network = WithFeatures(model, model.projection)
+    return (network if isinstance(model, TwoViewClassifier) else Enlarged(network, model.size_px)).eval()
 
 
 def build(header: ModelHeader) -> Classifier:
@@ -265,6 +329,7 @@ def build(header: ModelHeader) -> Classifier:
         ModelError: the header is not a classifier's, or names a backbone that timm does not know.
     """
     check_kind(header)
+    model: Classifier
     try:
         backbone, size_px = str(header.architecture["backbone"]), int(header.architecture["size_px"])
         columns = len(LabelSpace.from_dict(header.outputs))
@@ -276,10 +341,13 @@ def build(header: ModelHeader) -> Classifier:
             context = header.architecture["context"]
             check_name(str(context["backbone"]))
             context_strides = tuple(map(int, context.get("strides", ())))
-            return TwoViewClassifier(
+            model = TwoViewClassifier(
                 columns, backbone, str(context["backbone"]), strides, context_strides, size_px, header.mean, header.std
-            ).eval()
-        model = JointClassifier(columns, backbone, size_px, header.mean, header.std, strides=strides)
+            )
+        else:
+            model = JointClassifier(columns, backbone, size_px, header.mean, header.std, strides=strides)
+        if features := stored_features(header):
+            model.projection = nn.Linear(model.last_layer().in_features, features)
     except Exception as error:  # whatever a header that anybody wrote leads timm and torch to raise
         raise ModelError(f"model '{header.name}' cannot be built ({error}); it may need a newer timm.") from error
     return model.eval()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +19,37 @@ class Predictions:
     Attributes:
         probabilities: (N, 35) float32; within each library's group of columns a row sums to 1, and a label that no
             sample has taught has exactly 0.
+        features: (N, F) float16, a projection of what the classifier's last layer saw; None where the model carries
+            no projection.
     """
 
     probabilities: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float16] | None = None
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Return all rows of ``parts`` (at least one), in order."""
-        return cls(np.concatenate([p.probabilities for p in parts]))
+        """Return all rows of ``parts`` (at least one, all with features or all without), in order."""
+        features = [p.features for p in parts if p.features is not None]
+        if features and len(features) < len(parts):
+            raise ValueError("some nuclei have features and some have none")
+        return cls(np.concatenate([p.probabilities for p in parts]), np.concatenate(features) if features else None)
+
+    @classmethod
+    def empty(cls, outputs: LabelSpace, features: int = 0) -> Predictions:
+        """Return those of no nucleus, of a classifier that gives so many features."""
+        none = np.zeros((0, features), np.float16) if features else None
+        return cls(np.zeros((0, len(outputs)), np.float32), none)
+
+    def select(self, rows: npt.NDArray[Any] | slice) -> Predictions:
+        """Return some rows: a mask, places or a slice."""
+        return Predictions(self.probabilities[rows], None if self.features is None else self.features[rows])
+
+    def without_features(self) -> Predictions:
+        """Return the probabilities alone."""
+        return replace(self, features=None)
 
 
 def probabilities(logits: npt.NDArray[np.float32], outputs: LabelSpace) -> npt.NDArray[np.float32]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from classifier.libraries import LabelSpace
 from classifier.predictions import Predictions, probabilities
-from classifier.spec import CONTEXT_PX, PATCH_PX, TWO_VIEWS, read_outputs
+from classifier.spec import CONTEXT_PX, PATCH_PX, TWO_VIEWS, read_features, read_outputs
 from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import read_header
@@ -36,9 +36,10 @@ class Predictor:
         threads: processors that it may use.
         key: names the network, so that it can be kept for the next time.
         context: whether the network looks at the context, too.
+        features: how many numbers the network gives behind the logits.
 
     Attributes:
-        context: the same.
+        context, features: the same.
         max_concurrency: how many calls at once use the device fully.
     """
 
@@ -51,8 +52,9 @@ class Predictor:
         threads: int = 1,
         key: str | None = None,
         context: bool = False,
+        features: int = 0,
     ) -> None:
-        self.outputs, self.context = outputs, context
+        self.outputs, self.context, self.features = outputs, context, features
         self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
@@ -66,6 +68,10 @@ class Predictor:
                 self._runtimes[side_px] = self._ready(inputs=inputs)
             return self._runtimes[side_px]
 
+    def empty(self) -> Predictions:
+        """Return what it says of no nucleus."""
+        return Predictions.empty(self.outputs, self.features)
+
     def __call__(self, crops: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8] | None = None) -> Predictions:
         """Return the labels of patches.
 
@@ -75,11 +81,13 @@ class Predictor:
                 Not looked at by a network without context.
         """
         if not len(crops):
-            return Predictions(np.zeros((0, len(self.outputs)), np.float32))
+            return self.empty()
         views = [crops]
         if self.context:
             views.append(np.zeros((len(crops), CONTEXT_PX, CONTEXT_PX, 4), np.uint8) if contexts is None else contexts)
-        return Predictions(probabilities(self.runtime(crops.shape[1])(*views), self.outputs))
+        given = self.runtime(crops.shape[1])(*views)
+        logits, features = np.split(given, [len(self.outputs)], axis=1)
+        return Predictions(probabilities(logits, self.outputs), features.astype(np.float16) if self.features else None)
 
 
 def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:
@@ -97,10 +105,10 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
     def build() -> nn.Module:
         from classifier.network import load_classifier, of_patches
 
-        return of_patches(load_classifier(path)[0])
+        return of_patches(load_classifier(path)[0], "logits and features")
 
     header = read_header(path)
     outputs = read_outputs(path, header)
     key = network_key(path, [Path(__file__).with_name("network.py")])
     context = header.architecture.get("type") == TWO_VIEWS
-    return Predictor(build, outputs, device, precision, threads, key, context)
+    return Predictor(build, outputs, device, precision, threads, key, context, read_features(path, header))

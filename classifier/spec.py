@@ -21,6 +21,22 @@ TWO_VIEWS = "two-view"
 """Type of an architecture that looks at the context, too."""
 
 
+FEATURES = 64
+"""Numbers that a run stores of each nucleus: a projection of what the classifier's last layer sees."""
+
+
+def stored_features(header: ModelHeader) -> int:
+    """Return how many features a classifier's file can give of a nucleus; 0 where it carries no projection.
+
+    Raises:
+        ValueError: it says another thing than a number that can be.
+    """
+    count = header.architecture.get("features", 0)
+    if not isinstance(count, int) or not 0 <= count <= FEATURES:
+        raise ValueError(f"{count!r} features")
+    return count
+
+
 def check_kind(header: ModelHeader) -> None:
     """See that a model is a classifier.
 
@@ -51,3 +67,19 @@ def read_outputs(path: Path, header: ModelHeader) -> LabelSpace:
         return LabelSpace.from_dict(header.outputs)
     except Exception as error:  # whatever a header that anybody wrote leads to
         raise ModelError(f"{path}: its labels cannot be read ({error}).") from error
+
+
+def read_features(path: Path, header: ModelHeader) -> int:
+    """Return how many features a classifier gives of a nucleus.
+
+    Args:
+        path: of its file, for messages.
+        header: of that file.
+
+    Raises:
+        ModelError: the header says no number that can be.
+    """
+    try:
+        return stored_features(header)
+    except ValueError as error:
+        raise ModelError(f"{path}: its features cannot be read ({error}).") from error

@@ -37,6 +37,7 @@ class RunConfig:
         nuclei: a file of nuclei that another tool found, or a folder of them, in detection's place.
         min_area, min_detection: least area (square micrometres) and least detection probability of a nucleus that is
             kept; None: the segmentor's own default, or no least one for ``nuclei``.
+        features: store the classifier's features of each nucleus, where its model file carries a projection for them.
         profile: draw ``profile.png``, a timeline of the run.
     """
 
@@ -58,6 +59,7 @@ class RunConfig:
     min_area: float | None = None
     min_detection: float | None = None
     tta: bool = False
+    features: bool = True
     profile: bool = False
 
     @property

@@ -123,6 +123,14 @@ class Result:
         """
         return replace(self, store=self.store.filtered(min_area, min_detection))
 
+    def adapted(self) -> Result:
+        """Return the same result with the labels that ``nucpipe adapt`` wrote, without what is no nucleus.
+
+        Raises:
+            UsageError: there are no adapted labels.
+        """
+        return replace(self, store=self.store.adapted())
+
     def labels(self, library: str, bbox: BBox | None = None) -> pd.Series[str]:
         """Return each nucleus's label in one library's words.
 

@@ -140,7 +140,7 @@ def store_info(slide: Slide, models: ModelIdentity, config: RunConfig) -> StoreI
         origin_l0=slide.origin_l0,
         outputs=models.outputs,
         models=described_models(models.described, config, slide.path),
-        settings=result_settings(config, models.precision, models.default_filter),
+        settings=result_settings(config, models.precision, models.default_filter, models.features),
         nucpipe_version=__version__,
         slide_fingerprint=slide_fingerprint(slide.path),
     )
@@ -218,11 +218,12 @@ def run_regions(
     workers = config.workers or available_processors()
     external_l0 = None if prepared.external_nuclei is None else prepared.external_nuclei.nuclei_l0
     slide, grid, search, timer = prepared.slide, prepared.grid, prepared.search, clock.timer
+    stored = bool(prepared.info.features)
     keep, size = config.nucleus_filter(models.detector.default_filter), config.batch_size
     for done in process_regions(slide, grid, search, regions, models, size, workers, external_l0, timer, keep):
         assert_lock_held()
         with timer.measure("write"):
-            journal.write(done.region.index, done.nuclei_l0, done.labels)
+            journal.write(done.region.index, done.nuclei_l0, done.labels if stored else done.labels.without_features())
         timer.count(len(done.nuclei_l0), prepared.mm2(done.region))
         advance(len(done.nuclei_l0), prepared.mm2(done.region))
     clock.used(workers, models.classifier.max_concurrency)

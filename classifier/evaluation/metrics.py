@@ -41,9 +41,20 @@ def predict_logits(
         device, precision: where and how it runs.
         context: whether one that looks at the context, too, is shown it.
     """
+    return _predict(model, "logits", model.columns, samples, device, precision, context)
+
+
+def predict_pooled(model: Classifier, samples: PatchDataset, device: str, precision: str) -> npt.NDArray[np.float32]:
+    """Return the features that the last layer sees of every sample: (N, F) float32; otherwise as above."""
+    return _predict(model, "pooled", model.last_layer().in_features, samples, device, precision, True)
+
+
+def _predict(
+    model: Classifier, gives: str, columns: int, samples: PatchDataset, device: str, precision: str, context: bool
+) -> npt.NDArray[np.float32]:
     two_views = isinstance(model, TwoViewClassifier)
     inputs = (Input(PATCH_PX), Input(CONTEXT_PX, 4)) if two_views else (Input(PATCH_PX),)
-    runtime = select_backend(lambda: of_patches(model), device, precision, available_processors(), ROWS, inputs)
+    runtime = select_backend(lambda: of_patches(model, gives), device, precision, available_processors(), ROWS, inputs)
 
     def predict(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         views = [samples.patches(rows, PATCH_PX)]
@@ -55,7 +66,7 @@ def predict_logits(
     rows = np.arange(len(samples))
     with ThreadPoolExecutor(runtime.max_concurrency) as pool:
         parts = list(pool.map(predict, (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))))
-    return np.concatenate([np.zeros((0, model.columns), np.float32), *parts])
+    return np.concatenate([np.zeros((0, columns), np.float32), *parts])
 
 
 def auroc(positive: npt.NDArray[np.bool_], score: Floats) -> float | None:

@@ -87,6 +87,7 @@ def architecture_of(path: Path, context: bool | None = None) -> dict[str, Any]:
 
 def _load(path: Path) -> tuple[Classifier, str, LabelSpace]:
     model, header, outputs = load_classifier(path)
+    model.projection = None  # it fits those weights alone; a training ends with one of its own
     return model, str(header.architecture["backbone"]), outputs
 
 
@@ -102,12 +103,6 @@ def _take_over(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
         more = stem.new_zeros(len(stem), own.in_channels - stem.shape[1], *stem.shape[2:])
         weights[STEM] = torch.cat([stem, more], 1)
     network.load_state_dict(weights, strict=False)
-
-
-def _head(model: Classifier) -> nn.Linear:
-    if isinstance(model, TwoViewClassifier):
-        return model.head
-    return model.backbone.get_classifier()  # type: ignore[operator, no-any-return]
 
 
 def _start_from(
@@ -135,7 +130,7 @@ def _start_from(
         other.load_state_dict(trainer.mean_weights([one for one, _ in others]))
     except ValueError as error:
         raise DataError(f"--start-from: {', '.join(map(str, paths))} cannot be averaged; {error}.") from error
-    head, other_head = _head(model), _head(other)
+    head, other_head = model.last_layer(), other.last_layer()
     of_head = {id(parameter) for parameter in other_head.parameters()}
     names = {name for name, parameter in other.named_parameters() if id(parameter) in of_head}
     weights = {name: tensor for name, tensor in other.state_dict().items() if name not in names}

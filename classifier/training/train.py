@@ -25,6 +25,7 @@ from classifier.training.config import ClassifierTraining
 from classifier.training.distillation import Teacher, add_teacher_labels, distillation_loss, teacher_logits
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
+from classifier.training.projection import add_projection
 from classifier.training.pseudo_labels import pseudo_label
 from classifier.training.start import new_model
 from nucpipe._version import __version__
@@ -86,8 +87,10 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     tensors, steps = fit(config, train, held, outputs, teacher, say, factors)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
+    add_projection(config.out, config.out, train, config.seed, config.device, config.computed_in)
     # The figures are of the file as it is written, in half precision and at its own size.
     model, header, outputs = load_classifier(config.out)
+    tensors = model.state_dict()
     logits = predict_logits(model, held, config.device, config.computed_in)
     outputs, errors = calibrate(logits, held, outputs, say)
     figures = evaluate_logits(logits, held, outputs, matching.partial)
@@ -126,6 +129,12 @@ def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
         train, held = split_groups(open_dataset(path), config.hold_out)
         opened.append(LibraryData(names[name.lower()], tuple(train), tuple(held)))
     return opened
+
+
+def training_samples(config: ClassifierTraining) -> PatchDataset:
+    """Return the nuclei that a training learns from."""
+    matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
+    return PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in open_libraries(config))
 
 
 def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> PatchDataset:

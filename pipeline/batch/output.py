@@ -179,7 +179,7 @@ def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
         "slide_fingerprint": identity(job.slide),
         "mpp": config.mpp,
         "models": described_models(models.described, config, Path(job.slide.name)),
-        "settings": result_settings(config, models.precision, models.default_filter),
+        "settings": result_settings(config, models.precision, models.default_filter, models.features),
         "primary": config.primary,
         "geojson": config.geojson,
     }

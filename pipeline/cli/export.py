@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import filtered
+from pipeline.cli.options import adapted_option, filtered
 from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_for_qupath, export_result
 
 
@@ -54,6 +54,7 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_f
     metavar="NAME",
     help="Only nuclei in this one of --regions; repeat it for several.",
 )
+@adapted_option
 @filtered
 @click.option("--centroids", is_flag=True, help="Points instead of outlines.")
 @click.option(
@@ -79,6 +80,7 @@ def export(
     threshold: float | None,
     min_area: float | None,
     min_detection: float | None,
+    adapted: bool,
     **options: Any,
 ) -> None:
     """Write a finished result in another format.
@@ -95,15 +97,18 @@ def export(
     labels           OME-Zarr label images: nuclei, and classes
     """
     from classifier.decision_rule import DecisionRule
-    from pipeline.result import is_result, open_result, open_results
+    from pipeline.result import Result, is_result, open_result, open_results
+
+    def kept(one: Result) -> Result:
+        return (one.adapted() if adapted else one).filtered(min_area, min_detection)
 
     rule = None if decide is None and threshold is None else DecisionRule.chosen(decide, threshold)
     wanted = ExportOptions(rule=rule, **options)
     if form == "qupath" and result.is_dir() and not is_result(result):
         target = out or result / "qupath"
-        results = [one.filtered(min_area, min_detection) for one in open_results(result)]
+        results = [kept(one) for one in open_results(result)]
         written = [(target, export_for_qupath(results, wanted, target, overwrite))]
     else:
-        written = export_result(open_result(result).filtered(min_area, min_detection), form, wanted, out, overwrite)
+        written = export_result(kept(open_result(result)), form, wanted, out, overwrite)
     for path, count in written:
         click.echo(f"{count:,} nuclei -> {path}")

@@ -11,7 +11,21 @@ import click
 from nucpipe._version import __version__
 from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
-from pipeline.cli import classify, doctor, evaluate, export, info, libraries, measure, report, run, serve, train, view
+from pipeline.cli import (
+    adapt,
+    classify,
+    doctor,
+    evaluate,
+    export,
+    info,
+    libraries,
+    measure,
+    report,
+    run,
+    serve,
+    train,
+    view,
+)
 from pipeline.cli.stopping import Terminated, stop_on_signals
 
 GO_ON = ("run", "demo", "train")
@@ -57,6 +71,8 @@ COMMANDS = (
     classify.classify,
     export.export,
     measure.measure,
+    adapt.adapt,
+    adapt.corrections,
     train.train,
     evaluate.evaluate,
     info.info,

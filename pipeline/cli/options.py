@@ -74,6 +74,11 @@ def filtered(command: F) -> F:
     return command
 
 
+adapted_option = click.option(
+    "--adapted", is_flag=True, help="With the labels that nucpipe adapt wrote, without what is no nucleus."
+)
+
+
 def decided(command: F) -> F:
     """As a decorator, the options of :func:`decide_options`."""
     for option in reversed(decide_options()):

@@ -65,6 +65,11 @@ def run_options(command: F) -> F:
         *filter_options("the segmentor's, see nucpipe models"),
         click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
         click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
+        click.option(
+            "--no-features",
+            is_flag=True,
+            help="Do not store the classifier's features (128 bytes a nucleus), which nucpipe adapt learns from.",
+        ),
         click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
         click.option(
             "--precision",
@@ -162,9 +167,9 @@ def demo(out: str, **options: Any) -> None:
     click.echo(f"in Python: anndata.read_zarr('{folder / 'nuclei.zarr' / 'table'}')")
 
 
-def config_of(no_geojson: bool, **options: Any) -> RunConfig:
+def config_of(no_geojson: bool, no_features: bool, **options: Any) -> RunConfig:
     """Return the settings that the command line asked for."""
-    return RunConfig(**options, geojson=not no_geojson)
+    return RunConfig(**options, geojson=not no_geojson, features=not no_features)
 
 
 def run_with(

@@ -172,6 +172,31 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
     train_classifier(config, click.echo)
 
 
+@train.command()
+@library_option()
+@click.option("--model", required=True, metavar="NAME|PATH", help="The classifier, such as fast.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Model file to write (.safetensors).")
+@click.option("--hold-out", multiple=True, metavar="NAME", help="As in its training: what is left out here, too.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, **options: Any) -> None:
+    """Give a classifier what makes runs store features.
+
+    The features are the principal components, over the annotated nuclei, of what its last layer sees. Weights, labels
+    and figures stay as they are; nucpipe train classifier ends with this step by itself.
+    """
+    from classifier.training.config import ClassifierTraining
+    from classifier.training.projection import add_projection
+    from classifier.training.train import training_samples
+    from pipeline.inference.models import find_model
+
+    options = parsed_options({**options, "out": out})
+    config = ClassifierTraining(libraries=data, **options)
+    samples = training_samples(config)
+    kept = add_projection(find_model("classifier", model), out, samples, config.seed, config.device, config.computed_in)
+    click.echo(f"wrote {out}: {kept.features} features, {kept.share:.0%} of the variance over {kept.nuclei} nuclei")
+
+
 def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))

@@ -15,9 +15,9 @@ from classifier.decision_rule import decide
 from nucpipe.files import cannot_write, written_whole
 from pipeline.export.select import columns_of, is_multilabel
 from pipeline.store.anndata_encoding import VERSIONS, add_array, add_string_array
-from pipeline.store.reader import CHUNK_ROWS_X, Store
+from pipeline.store.reader import ADAPTED, CHUNK_ROWS_X, Store
 
-BY_ROW = ("X", "obs", "obsm")
+BY_ROW = ("X", "obs", "obsm", "layers")
 """The elements of a table that have a row for each nucleus."""
 
 
@@ -60,6 +60,7 @@ def write_h5ad(store: Store, path: Path) -> int:
 
 def copy_table(store: Store, target: Target) -> None:
     """Write the table of these nuclei, with labels by the store's rule."""
+    store = store.base()  # the table has both sets of labels
     source = zarr.open_group(store.path / "table", mode="r")
     by_row: dict[str, Any] = {}
     target.group("", dict(source.attrs))
@@ -110,6 +111,11 @@ def _decided(part: Store) -> dict[str, npt.NDArray[Any]]:
     for library in part.info.outputs.libraries:
         values[f"obs/{library.name}/codes"] = np.asarray(columns[library.name].codes, np.int8)  # type: ignore[union-attr]
         values[f"obs/{library.name}_p"] = np.asarray(columns[f"{library.name}_p"])
+    if adapted := part.adapted_libraries:
+        columns = columns_of(part.with_labels(adapted=True))
+        for name in adapted:
+            values[f"obs/{name}{ADAPTED}/codes"] = np.asarray(columns[name].codes, np.int8)  # type: ignore[union-attr]
+            values[f"obs/{name}{ADAPTED}_p"] = np.asarray(columns[f"{name}_p"])
     if is_multilabel(part):
         given = decide(part.probabilities, part.info.outputs, part.info.rule)
         values["layers/given"] = given.astype(np.int8)

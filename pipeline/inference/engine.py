@@ -149,7 +149,8 @@ def process_regions(
             stages = (Stage("read", readers, read_only_pixels), Stage("outline", processors, take_external))
         found = executor.map_ordered(stages, regions, depth=workers + REGIONS_AHEAD)
         classify = Stage("classify", classifier, lambda views: models.classifier(*views))
-        yield from classify_found(executor, classify, len(models.outputs), found, batch_size, BATCHES_AHEAD * workers)
+        empty = models.classifier.empty()
+        yield from classify_found(executor, classify, empty, found, batch_size, BATCHES_AHEAD * workers)
 
 
 def working_px(detector: Detector) -> int:
@@ -239,7 +240,7 @@ def within(content_w: BoxW, read_box_w: BoxW, stride: int) -> BoxW:
 def classify_found(
     executor: StageExecutor,
     classify: Stage,
-    columns: int,
+    empty: Predictions,
     found: Iterable[DetectedRegion],
     batch_size: int,
     batches_ahead: int,
@@ -249,7 +250,7 @@ def classify_found(
     Args:
         crew: does it.
         classify: from views to labels.
-        columns: of the labels.
+        empty: what it gives of no nucleus.
         found: in the order that they are wanted in.
         batch_size: nuclei in a batch.
         batches_ahead: how many batches may be under way; while there are more, no further region is asked for.
@@ -279,7 +280,7 @@ def classify_found(
             done.append(executor.result(batches.popleft()))
         while waiting and len(waiting[0][1]) <= sum(map(len, done)):
             region, nuclei_l0 = waiting.popleft()
-            yield LabelledRegion(region, nuclei_l0, take(done, len(nuclei_l0), columns))
+            yield LabelledRegion(region, nuclei_l0, take(done, len(nuclei_l0), empty))
 
     for item in found:
         waiting.append((item.region, item.nuclei_l0))
@@ -294,14 +295,14 @@ def classify_found(
     yield from collect(0)
 
 
-def take(done: deque[Predictions], count: int, columns: int) -> Predictions:
+def take(done: deque[Predictions], count: int, empty: Predictions) -> Predictions:
     """Take the first ``count`` rows out of ``done``."""
-    parts = [Predictions(np.zeros((0, columns), np.float32))]
+    parts = [empty]
     while count:
         first = done.popleft()
         if len(first) > count:
-            done.appendleft(Predictions(first.probabilities[count:]))
-            first = Predictions(first.probabilities[:count])
+            done.appendleft(first.select(slice(count, None)))
+            first = first.select(slice(count))
         parts.append(first)
         count -= len(first)
     return Predictions.concatenate(parts)

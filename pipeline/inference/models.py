@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classifier.spec import read_outputs
+from classifier.spec import read_features, read_outputs
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader, fingerprint, read_header
 from nucpipe.backends.processors import available_processors, limit_heaps
@@ -35,12 +35,14 @@ class ModelIdentity:
         outputs: the classifier's columns.
         precision: that they compute in, ``fp32``, ``bf16`` or ``fp16``.
         default_filter: the nuclei that the segmentor keeps unless a run says otherwise.
+        features: how many numbers the classifier can give of a nucleus, beside its labels.
     """
 
     described: dict[str, dict[str, Any]]
     outputs: LabelSpace
     precision: str
     default_filter: NucleusFilter = KEEP_ALL
+    features: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,9 @@ class Models:
     @property
     def identity(self) -> ModelIdentity:
         """Identity of the models, on which a result depends."""
-        return ModelIdentity(self.described, self.outputs, self.precision, self.detector.default_filter)
+        return ModelIdentity(
+            self.described, self.outputs, self.precision, self.detector.default_filter, self.classifier.features
+        )
 
 
 def bundled_models(kind: str) -> dict[str, Path]:
@@ -154,9 +158,10 @@ def identify_models(segmentor: str, classifier: str, device_name: str, precision
         ModelError: a model file is broken or of the wrong kind.
     """
     paths = {"segmentor": find_model("segmentor", segmentor), "classifier": find_model("classifier", classifier)}
-    outputs = read_outputs(paths["classifier"], read_header(paths["classifier"]))
+    header = read_header(paths["classifier"])
+    outputs, features = read_outputs(paths["classifier"], header), read_features(paths["classifier"], header)
     precision = pick_precision(precision_name, pick_device(device_name))
-    return ModelIdentity(_described(paths), outputs, precision, default_filter(paths["segmentor"]))
+    return ModelIdentity(_described(paths), outputs, precision, default_filter(paths["segmentor"]), features)
 
 
 def _described(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:

@@ -82,6 +82,7 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "min_detection_p": ("--min-detection", _least),
     "decide": ("--decide", _rule),
     "precision": ("--precision", _text),
+    "features": ("stored features (see --no-features)", _least),
     "primary": ("--primary", _text),
     "tta": ("--tta", _switch),
     "geojson": ("nuclei.geojson", _switch),

@@ -105,7 +105,8 @@ class Journal:
             "area_um2": nuclei.area_um2,
             "probabilities": labels.probabilities,
         }
-        for name, optional in (("types", nuclei.types), ("measures", nuclei.measures), ("ids", nuclei.ids)):
+        extras = {"types": nuclei.types, "measures": nuclei.measures, "ids": nuclei.ids, "features": labels.features}
+        for name, optional in extras.items():
             if optional is not None:
                 arrays[name] = optional
         payload = io.BytesIO()
@@ -142,7 +143,7 @@ class Journal:
                 measures=arrays.get("measures"),
                 ids=arrays.get("ids"),
             )
-            return nuclei, Predictions(arrays["probabilities"])
+            return nuclei, Predictions(arrays["probabilities"], arrays.get("features"))
 
     def remove(self) -> None:
         """Remove the journal from the disk, if there is one. Killed in the middle, what is left is still a journal.

@@ -79,14 +79,14 @@ def iterate_ordered(journal: Regions, found: RegionIndex) -> Iterator[tuple[Nucl
 
 def _sorted_row(row: int, parts: Iterable[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Predictions]:
     inside = [
-        (nuclei.select(which), Predictions(labels.probabilities[which]))
+        (nuclei.select(which), labels.select(which))
         for nuclei, labels in parts
         for which in [blocks_of(nuclei)[:, 1] == row]
     ]
     nuclei, labels = _concatenated(inside)
     x, y = _hundredths(nuclei).T
     order = np.lexsort((nuclei.detection_p, nuclei.area_um2, x, y, blocks_of(nuclei)[:, 0]))
-    return nuclei.select(order), Predictions(labels.probabilities[order])
+    return nuclei.select(order), labels.select(order)
 
 
 def _concatenated(parts: list[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Predictions]:

@@ -40,6 +40,11 @@ SCHEMA_VERSION = 1
 CHUNK_ROWS = 65536  # of a column
 CHUNK_ROWS_X = 16384  # of the probabilities
 CHUNK_POINTS = 262144  # of the outlines
+ADAPTED = "_adapted"
+"""Ends the name of a column of adapted labels, see ``pipeline.store.adapted``."""
+ADAPTED_X = "layers/adapted"
+NOT_A_NUCLEUS = "not_a_nucleus"
+"""A column beside adapted labels, and what a correction without a library says: found, but no nucleus."""
 GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is opened anyway costs no more
 
 
@@ -98,6 +103,11 @@ class StoreInfo:
     def nucleus_filter(self) -> NucleusFilter:
         """The least area and detection probability of the nuclei that were kept."""
         return NucleusFilter.from_dict(self.settings)
+
+    @property
+    def features(self) -> int:
+        """How many features of the classifier are stored of each nucleus; 0 for none."""
+        return int(self.settings.get("features", 0))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
@@ -185,9 +195,12 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     table = add_group(root, "table", "anndata")
     types = {"segmentor_type": info.segmentor_types} if info.segmentor_types else {}
     obs = add_dataframe(table, "obs", [*names, *types, *numbers])
+    obsm = add_group(table, "obsm", "dict")
+    features = {"features": info.features} if info.features else {}
     arrays = [
         add_array(table, "X", (count, len(outputs)), np.float32, CHUNK_ROWS_X),
-        add_array(add_group(table, "obsm", "dict"), "spatial", (count, 2), np.float64, CHUNK_ROWS),
+        add_array(obsm, "spatial", (count, 2), np.float64, CHUNK_ROWS),
+        *(add_array(obsm, name, (count, width), np.float16, CHUNK_ROWS_X) for name, width in features.items()),
         add_string_array(obs, "_index", count, CHUNK_ROWS),
         *(add_categorical(obs, lib.name, lib.labels, count, CHUNK_ROWS) for lib in outputs.libraries),
         *(add_categorical(obs, name, labels, count, CHUNK_ROWS) for name, labels in types.items()),
@@ -209,6 +222,8 @@ def table_rows(nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> dict[str
     }
     for k, name in enumerate(MEASURES):
         values[f"table/obs/{name}"] = np.full(len(nuclei), np.nan) if nuclei.measures is None else nuclei.measures[:, k]
+    if info.features and labels.features is not None:
+        values["table/obsm/features"] = labels.features
     if nuclei.types is not None and info.segmentor_types:
         values["table/obs/segmentor_type/codes"] = nuclei.types
     numbers = best_labels(labels.probabilities, info.outputs, info.rule)
@@ -287,6 +302,49 @@ class Store:
         near = replace(self, rows=rows)
         x, y = near.centroids_l0.T
         return replace(self, rows=rows[(x >= x0) & (x < x1) & (y >= y0) & (y < y1)])
+
+    @property
+    def adapted_libraries(self) -> tuple[str, ...]:
+        """The libraries of which the store holds adapted labels, too; empty where ``nucpipe adapt`` wrote none."""
+        columns = self._obs_columns()
+        return tuple(lib.name for lib in self.info.outputs.libraries if lib.name + ADAPTED in columns)
+
+    def _obs_columns(self) -> list[str]:
+        try:
+            attributes = json.loads((self.path / "table/obs/zarr.json").read_text("utf-8"))["attributes"]
+        except OSError:  # a store in memory
+            return []
+        return list(attributes["column-order"])
+
+    def adapted(self) -> Store:
+        """Return these nuclei with their adapted labels and probabilities, without what is said to be no nucleus.
+
+        Libraries that were not adapted have their base labels.
+
+        Raises:
+            UsageError: the store has no adapted labels.
+        """
+        if NOT_A_NUCLEUS not in self._obs_columns():
+            raise UsageError(
+                f"{self.path.parent}: has no adapted labels; correct some nuclei and run nucpipe adapt first."
+            )
+        rows = np.asarray(self.rows)[~self._read(f"table/obs/{NOT_A_NUCLEUS}")]
+        return replace(self, rows=self.rows if len(rows) == len(self.rows) else rows).with_labels(adapted=True)
+
+    def base(self) -> Store:
+        """Return these nuclei with the labels and probabilities of the run."""
+        return self.with_labels(adapted=False)
+
+    def with_labels(self, adapted: bool) -> Store:
+        """Return the same nuclei with the adapted labels, which the store must have, or with those of the run."""
+        settings = {key: value for key, value in self.info.settings.items() if key != "labels"}
+        settings |= {"labels": "adapted"} if adapted else {}
+        return replace(self, info=replace(self.info, settings=settings))
+
+    @property
+    def shows_adapted(self) -> bool:
+        """Whether labels and probabilities are the adapted ones, see :meth:`adapted`."""
+        return self.info.settings.get("labels") == "adapted"
 
     def filtered(self, min_area: float | None = None, min_detection: float | None = None) -> Store:
         """Return those of these nuclei that have at least that area and detection probability.
@@ -371,7 +429,12 @@ class Store:
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
         """(N, columns) float32, of every label of every library."""
-        return self._read("table/X")
+        return self._read(f"table/{ADAPTED_X}" if self.shows_adapted else "table/X")
+
+    @property
+    def features(self) -> npt.NDArray[np.float16] | None:
+        """(N, F) float16, a projection of what the classifier's last layer saw; None where the run stored none."""
+        return self._read("table/obsm/features") if self.info.features else None
 
     @property
     def detection_p(self) -> npt.NDArray[np.float32]:
@@ -402,7 +465,7 @@ class Store:
         Raises:
             UsageError: the store has no such library.
         """
-        return self._read(f"table/obs/{self.info.outputs.library(library).name}/codes")
+        return self._read(f"table/obs/{self._label_column(library)}/codes")
 
     def label_probabilities(self, library: str) -> npt.NDArray[np.float32]:
         """Return (N,) float32, the probability of each nucleus's label in that library; NaN where it has none.
@@ -410,7 +473,11 @@ class Store:
         Raises:
             UsageError: the store has no such library.
         """
-        return self._read(f"table/obs/{self.info.outputs.library(library).name}_p")
+        return self._read(f"table/obs/{self._label_column(library)}_p")
+
+    def _label_column(self, library: str) -> str:
+        name = self.info.outputs.library(library).name
+        return name + ADAPTED if self.shows_adapted and name in self.adapted_libraries else name
 
     def contours(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Return the outlines: offsets (N+1,) int64 from 0, and points (M, 2) float32, x and y in level-0 pixels.

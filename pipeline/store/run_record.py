@@ -118,14 +118,25 @@ def described_models(models: dict[str, dict[str, Any]], config: RunConfig, slide
     return {**models, "segmentor": {"name": f"nuclei of {path.name}", "fingerprint": fingerprint(path)}}
 
 
-def result_settings(config: RunConfig, precision: str, default_filter: NucleusFilter) -> dict[str, Any]:
-    """Return the settings that change nuclei or labels, as JSON can hold them; files count by name and content."""
+def result_settings(
+    config: RunConfig, precision: str, default_filter: NucleusFilter, features: int = 0
+) -> dict[str, Any]:
+    """Return the settings that change what is stored, as JSON can hold them; files count by name and content.
+
+    Args:
+        config: the settings.
+        precision: that the models compute in.
+        default_filter: of the segmentor.
+        features: how many the classifier gives of a nucleus.
+    """
     settings: dict[str, Any] = {
         "tissue": file_settings(config.tissue),
         "precision": precision,
         "decide": config.rule.to_dict(),
         **config.nucleus_filter(default_filter).to_dict(),
     }
+    if features and config.features:
+        settings["features"] = features
     return settings | ({"tta": True} if config.tta else {})
 
 

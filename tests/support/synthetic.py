@@ -75,16 +75,20 @@ class DarkSpots(Detector):
         return find_nuclei(prediction, mpp / 2, frame_scale=0.5)
 
 
-def models(seed: int = 0, context: bool = False) -> Models:
+def models(seed: int = 0, context: bool = False, features: int = 0) -> Models:
     """Dark spots, and a classifier with random weights that may look at the context; two labels are untrained."""
     torch.manual_seed(seed)
     trained = [True] * 35
     trained[13] = trained[2] = False
     outputs = LabelSpace(published_libraries(), tuple(trained))
-    network = of_patches(
+    network = (
         TwoViewClassifier(len(outputs), "test_efficientnet", "test_efficientnet")
         if context
         else JointClassifier(len(outputs), "test_efficientnet", 64)
     )
+    if features:
+        network.projection = torch.nn.Linear(network.last_layer().in_features, features)
+    patches = of_patches(network, "logits and features")
     described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
-    return Models(DarkSpots(), Predictor(lambda: network, outputs, threads=2, context=context), described)
+    predictor = Predictor(lambda: patches, outputs, threads=2, context=context, features=features)
+    return Models(DarkSpots(), predictor, described)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -13,18 +14,21 @@ from typing import Any
 import cv2
 import numpy as np
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from classifier.patches import patch_box_w
-from nucpipe.errors import NucpipeError, UsageError
+from nucpipe.errors import DataError, NucpipeError, UsageError
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.resample import Image
+from pipeline.store.reader import NOT_A_NUCLEUS
 from pipeline.web.server import with_safe_headers
+from pipeline.web.viewer.correct import Corrector
 from pipeline.web.viewer.describe import describe_nucleus, describe_result
 from pipeline.web.viewer.draw import Tile, draw_nuclei
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
@@ -35,6 +39,7 @@ STATIC = Path(str(resources.files("pipeline.web") / "viewer" / "static"))
 SHARED_STATIC = Path(str(resources.files("pipeline.web") / "static"))
 SLIDE_TILES_KEPT = 512  # about 40 MB; the tiles of a slide without a pyramid take long to make
 MAX_UNCERTAIN = 200  # nuclei a request
+MAX_CORNERS = 10_000  # of a line drawn round nuclei
 CROP_PX = 224  # side of a crop as it is sent, which is what the classifier sees
 
 
@@ -45,6 +50,7 @@ class Viewed:
     Attributes:
         result: the result.
         nuclei: its nuclei.
+        corrector: takes corrections of their labels.
         slide: the slide; None where it is not at hand.
         primary: name of the library that is shown first.
         note: why the slide is not at hand; "" where it is.
@@ -53,6 +59,7 @@ class Viewed:
 
     result: Result
     nuclei: NucleiMap
+    corrector: Corrector
     slide: Slide | None
     primary: str
     note: str = ""
@@ -68,6 +75,11 @@ def viewer_app(viewed: Viewed) -> Starlette:
         Route("/api/counts", pages.counts),
         Route("/api/nuclei/at", pages.nucleus_at),
         Route("/api/nuclei/uncertain", pages.uncertain),
+        Route("/api/nuclei/suggested", pages.suggested),
+        Route("/api/nuclei/inside", pages.inside, methods=["POST"]),
+        Route("/api/corrections", pages.corrections, methods=["GET"]),
+        Route("/api/corrections", pages.correct, methods=["POST"]),
+        Route("/api/corrections/undo", pages.undo, methods=["POST"]),
         Route("/api/nuclei/{number:int}", pages.nucleus),
         Route("/api/nuclei/{number:int}/crop.png", pages.crop),
         Route("/tiles/slide/{level:int}/{column:int}_{line:int}.jpg", pages.slide_tile),
@@ -80,7 +92,7 @@ def viewer_app(viewed: Viewed) -> Starlette:
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
-    status = 400 if isinstance(error, UsageError) else 500
+    status = 400 if isinstance(error, UsageError | DataError) else 500
     return JSONResponse({"error": str(error)}, status)
 
 
@@ -106,7 +118,7 @@ class _Pages:
     def describe(self, _: Request) -> Response:
         viewed = self.viewed
         facts = describe_result(viewed.result, viewed.nuclei, viewed.primary, viewed.note, viewed.kept)
-        return JSONResponse({**facts, "version": self.version})
+        return JSONResponse({**facts, "version": self.version, "corrections": self._corrections()})
 
     def counts(self, request: Request) -> Response:
         return JSONResponse(self.viewed.nuclei.counts(self._choice(request)).tolist())
@@ -115,18 +127,18 @@ class _Pages:
         number = request.path_params["number"]
         if not 0 <= number < len(self.store):
             return _missing("nucleus")
-        return JSONResponse(describe_nucleus(self.store, number))
+        return JSONResponse(self._described(number))
 
     def nucleus_at(self, request: Request) -> Response:
         x, y, tolerance = (_number(request, name) for name in ("x", "y", "tolerance"))
         number = self.viewed.nuclei.at(x, y, min(max(tolerance, 0.0), 1000.0), self._choice(request))
-        return JSONResponse(None if number is None else describe_nucleus(self.store, number))
+        return JSONResponse(None if number is None else self._described(number))
 
     def uncertain(self, request: Request) -> Response:
         choice = self._choice(request)
         start, count = (int(_number(request, name)) for name in ("start", "count"))
         rows = self.viewed.nuclei.least_certain(choice, max(start, 0), min(max(count, 0), MAX_UNCERTAIN))
-        numbers, p = self.viewed.nuclei.labels(choice.library)
+        numbers, p = self.viewed.nuclei.labels(choice.library, choice.adapted)
         labels = self.store.info.outputs.library(choice.library).labels
         return JSONResponse(
             [
@@ -134,6 +146,58 @@ class _Pages:
                 for row, number, value in zip(rows.tolist(), numbers[rows].tolist(), p[rows].tolist(), strict=True)
             ]
         )
+
+    def suggested(self, request: Request) -> Response:
+        """Return the numbers of nuclei that are worth a correction next."""
+        choice = self._choice(request)
+        candidates = np.flatnonzero(self.viewed.nuclei.shown(slice(None), choice))
+        count = min(max(int(_number(request, "count")), 0), MAX_UNCERTAIN)
+        return JSONResponse(self.viewed.corrector.suggested(choice.library, candidates, count).tolist())
+
+    async def inside(self, request: Request) -> Response:
+        """Return the numbers of the nuclei inside a line that was drawn."""
+        polygon = np.array(_list(await _json(request), "polygon"), np.float32)
+        if polygon.ndim != 2 or polygon.shape[1:] != (2,) or not 3 <= len(polygon) <= MAX_CORNERS:
+            raise UsageError("polygon: expected three or more pairs of x and y.")
+        if not np.isfinite(polygon).all():
+            raise UsageError("polygon: expected numbers.")
+        choice = self._choice(request)
+        return JSONResponse((await run_in_threadpool(self.viewed.nuclei.inside, polygon, choice)).tolist())
+
+    def corrections(self, _: Request) -> Response:
+        return JSONResponse(self._corrections())
+
+    async def correct(self, request: Request) -> Response:
+        """Take a correction of some nuclei: ``numbers`` with ``library`` and ``label``, or with that they are none."""
+        body = await _json(request)
+        numbers = _list(body, "numbers")
+        if not numbers or not all(isinstance(n, int) and 0 <= n < len(self.store) for n in numbers):
+            raise UsageError("numbers: expected those of nuclei.")
+        library, label = str(body.get("library", "")), str(body.get("label", ""))
+        if not label or bool(library) == (label == NOT_A_NUCLEUS):
+            raise UsageError(f"expected a library and one of its labels, or {NOT_A_NUCLEUS} without a library.")
+        rows = np.unique(np.array(numbers, np.int64))
+        await run_in_threadpool(self.viewed.corrector.correct, rows, library, label)
+        return JSONResponse(self._corrections())
+
+    async def undo(self, request: Request) -> Response:
+        await _json(request)
+        await run_in_threadpool(self.viewed.corrector.undo)
+        return JSONResponse(self._corrections())
+
+    def _corrections(self) -> dict[str, Any]:
+        corrector, nuclei = self.viewed.corrector, self.viewed.nuclei
+        return {
+            "count": corrector.count,
+            "canUndo": corrector.can_undo,
+            "contradictions": corrector.contradictions,
+            "generation": nuclei.generation if nuclei.adapted is not None else 0,
+            "adapted": [] if nuclei.adapted is None else list(nuclei.adapted.libraries),
+        }
+
+    def _described(self, number: int) -> dict[str, Any]:
+        facts = describe_nucleus(self.store, number, self.viewed.nuclei.adapted)
+        return {**facts, "corrected": self.viewed.corrector.of(number)}
 
     def crop(self, request: Request) -> Response:
         """Return what the classifier saw of a nucleus."""
@@ -179,11 +243,38 @@ class _Pages:
         except ValueError:
             raise UsageError(f"off={off}: expected numbers of labels with commas between them.") from None
         kept = NucleusFilter(_number(request, "area", 0.0), _number(request, "detection", 0.0))
-        return Choice(library, numbers, _number(request, "p", 0.0), kept)
+        adapted = request.query_params.get("labels", "base") != "base"
+        return Choice(library, numbers, _number(request, "p", 0.0), kept, adapted)
 
     @staticmethod
     def _kept(content: bytes, kind: str) -> Response:
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
+
+
+async def _json(request: Request) -> dict[str, Any]:
+    """Return what a page of ours sent.
+
+    A page of another site can send no JSON here: browsers ask first, and are not answered.
+
+    Raises:
+        UsageError: it is not a JSON object.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise UsageError("expected JSON (Content-Type: application/json).")
+    try:
+        body = json.loads(await request.body() or b"{}")
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise UsageError("expected a JSON object.")
+    return body
+
+
+def _list(body: dict[str, Any], name: str) -> list[Any]:
+    value = body.get(name)
+    if not isinstance(value, list):
+        raise UsageError(f"{name}: expected a list.")
+    return value
 
 
 def _number(request: Request, name: str, default: float | None = None) -> float:

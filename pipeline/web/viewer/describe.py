@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from classifier.decision_rule import decide
 from classifier.libraries import no_label_colour
 from pipeline.export.figures.scale_bar import LENGTHS_UM, length_text
 from pipeline.result import Result
 from pipeline.store.reader import Store
-from pipeline.web.viewer.nuclei import Choice, NucleiMap
+from pipeline.web.viewer.nuclei import Adapted, Choice, NucleiMap
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, OVERLAP_PX, TILE_PX, Pyramid
 from segmentation.nuclei import NucleusFilter
 
@@ -62,11 +63,20 @@ def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
     }
 
 
-def describe_nucleus(store: Store, number: int) -> dict[str, Any]:
-    """Return one nucleus: its place, its outline, and the probability of every label, the likeliest first."""
+def describe_nucleus(store: Store, number: int, adapted: Adapted | None = None) -> dict[str, Any]:
+    """Return one nucleus: its place, its outline, and the probability of every label, the likeliest first.
+
+    Args:
+        store: the whole store.
+        number: of the nucleus.
+        adapted: labels after corrections; they are told besides.
+    """
     one = replace(store, rows=np.array([number]))
     probabilities = one.probabilities
-    chosen = decide(probabilities, store.info.outputs, store.info.rule)[0]
+    after = probabilities.copy()
+    if adapted is not None:
+        for name in adapted.libraries:
+            after[0, store.info.outputs.slices[name]] = adapted.probabilities(name)[number]
     x, y = one.centroids_l0[0]
     return {
         "number": number,
@@ -76,22 +86,29 @@ def describe_nucleus(store: Store, number: int) -> dict[str, Any]:
         "area_um2": float(one.area_um2[0]),
         "detection_p": float(one.detection_p[0]),
         "outline": one.contours()[1].tolist(),
-        "labels": {
-            library.name: sorted(
-                (
-                    {"name": label, "colour": colour, "p": float(p), "chosen": bool(yes)}
-                    for label, colour, p, yes, known in zip(
-                        library.labels,
-                        library.colours,
-                        probabilities[0, columns],
-                        chosen[columns],
-                        store.info.outputs.trained[columns],
-                        strict=True,
-                    )
-                    if known
-                ),
-                key=lambda label: -label["p"],
-            )
-            for library, columns in zip(store.info.outputs.libraries, store.info.outputs.slices.values(), strict=True)
-        },
+        "labels": _described_labels(store, probabilities),
+        "adapted": None if adapted is None else _described_labels(store, after),
+    }
+
+
+def _described_labels(store: Store, probabilities: npt.NDArray[np.float32]) -> dict[str, list[dict[str, Any]]]:
+    outputs = store.info.outputs
+    chosen = decide(probabilities, outputs, store.info.rule)[0]
+    return {
+        library.name: sorted(
+            (
+                {"name": label, "colour": colour, "p": float(p), "chosen": bool(yes)}
+                for label, colour, p, yes, known in zip(
+                    library.labels,
+                    library.colours,
+                    probabilities[0, columns],
+                    chosen[columns],
+                    outputs.trained[columns],
+                    strict=True,
+                )
+                if known
+            ),
+            key=lambda label: -label["p"],
+        )
+        for library, columns in zip(outputs.libraries, outputs.slices.values(), strict=True)
     }

@@ -69,12 +69,12 @@ def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice, filled: bool = Tr
         line_px = 2 if diameter_px >= WIDE_LINE_PX else 1
         for part in nuclei.outlines(tile.box_l0):
             visible = np.flatnonzero(part.touching(tile.box_l0) & nuclei.shown(part.rows, choice))
-            numbers = nuclei.labels(choice.library)[0][part.rows[visible]]
+            numbers = nuclei.labels(choice.library, choice.adapted)[0][part.rows[visible]]
             _draw_outlines(colour, opacity, part.select(visible), tile, colours[numbers], line_px, filled)
     else:
         rows = nuclei.rows_in(tile.box_l0, reach=True)
         rows = rows[nuclei.shown(rows, choice)]
-        numbers = nuclei.labels(choice.library)[0][rows]
+        numbers = nuclei.labels(choice.library, choice.adapted)[0][rows]
         places = np.floor(nuclei.centroids_l0[rows] / np.float32(tile.l0_per_px)).astype(np.int32) - tile.box[:2]
         if diameter_px >= DOT_PX:
             order = nuclei.shuffled(rows)

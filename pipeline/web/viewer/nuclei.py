@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import cv2
@@ -18,6 +18,8 @@ from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 Rows = npt.NDArray[np.int64]
 BoxL0 = tuple[float, float, float, float]
+Labels = tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]
+"""Numbers and probabilities of the labels of all nuclei in one library."""
 
 CELL_L0 = 1024
 """Side of the index's cells; nuclei of one lie together in the store, which has blocks of the same size."""
@@ -36,12 +38,48 @@ class Choice:
         off: numbers of labels that are switched off; the number of labels stands for "no label".
         least_p: nuclei whose label is less probable are hidden.
         kept: nuclei of a smaller area or a lower detection probability are hidden.
+        adapted: whether labels are the adapted ones, and what is no nucleus is hidden.
     """
 
     library: str
     off: frozenset[int] = frozenset()
     least_p: float = 0.0
     kept: NucleusFilter = KEEP_ALL
+    adapted: bool = False
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Labels of all nuclei after corrections.
+
+    Attributes:
+        libraries: that corrections speak of.
+        no_nuclei: (N,) bool, what is said to be no nucleus.
+        compute: gives the probabilities (N, labels) of one of the libraries; called when it is first looked at.
+        decide: gives the numbers (N,) and probabilities (N,) of its labels from these.
+    """
+
+    libraries: tuple[str, ...]
+    no_nuclei: npt.NDArray[np.bool_]
+    compute: Callable[[str], npt.NDArray[np.float32]]
+    decide: Callable[[str, npt.NDArray[np.float32]], Labels]
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _known: dict[str, tuple[npt.NDArray[np.float32], Labels]] = field(default_factory=dict)
+
+    def probabilities(self, library: str) -> npt.NDArray[np.float32]:
+        """Return (N, labels) of one of the libraries."""
+        return self._of(library)[0]
+
+    def labels(self, library: str) -> Labels:
+        """Return (N,) numbers and (N,) probabilities of one of the libraries' labels."""
+        return self._of(library)[1]
+
+    def _of(self, library: str) -> tuple[npt.NDArray[np.float32], Labels]:
+        with self._lock:
+            if library not in self._known:
+                probabilities = self.compute(library)
+                self._known[library] = probabilities, self.decide(library, probabilities)
+            return self._known[library]
 
 
 @dataclass(frozen=True)
@@ -97,6 +135,8 @@ class NucleiMap:
         centroids_l0: (N, 2) float32.
         area_um2, detection_p: (N,) float32.
         diameter_l0: of a disc of the median area; 0 where there are no nuclei.
+        adapted: labels after corrections; None where there are none.
+        generation: how often ``adapted`` was set.
     """
 
     def __init__(self, store: Store) -> None:
@@ -113,7 +153,9 @@ class NucleiMap:
         self._rank = np.random.default_rng(0).permutation(len(cells)).astype(np.int32)
         self._kept: OrderedDict[int, Outlines] = OrderedDict()
         self._lock = threading.Lock()
-        self._labels: dict[str, tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]] = {}
+        self.adapted: Adapted | None = None
+        self.generation = 0
+        self._labels: dict[str, Labels] = {}
 
     def __len__(self) -> int:
         return len(self.centroids_l0)
@@ -126,25 +168,38 @@ class NucleiMap:
     def _reach_l0(self) -> float:
         return REACH_UM / self.store.info.mpp
 
-    def labels(self, library: str) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    def show_adapted(self, adapted: Adapted | None) -> None:
+        """Set the labels after corrections."""
+        self.adapted = adapted
+        self.generation += 1
+
+    def labels(self, library: str, adapted: bool = False) -> Labels:
         """Return (N,) the number of each nucleus's label, -1 for none, and (N,) its probability, NaN where it has none.
+
+        Args:
+            library: its name.
+            adapted: as corrections have them, where they speak of the library.
 
         Raises:
             UsageError: no such library.
         """
+        if adapted and (now := self.adapted) is not None and library in now.libraries:
+            return now.labels(library)
         if library not in self._labels:
             self._labels[library] = (self.store.label_numbers(library), self.store.label_probabilities(library))
         return self._labels[library]
 
     def shown(self, rows: Rows | slice, choice: Choice) -> npt.NDArray[np.bool_]:
         """Return which of these nuclei are shown."""
-        numbers, p = self.labels(choice.library)
+        numbers, p = self.labels(choice.library, choice.adapted)
         count = len(self.store.info.outputs.library(choice.library).labels)
         on = np.ones(count + 1, bool)  # the last one is number -1
         on[[number for number in choice.off if number <= count]] = False
         visible: npt.NDArray[np.bool_] = on[numbers[rows]]
         if choice.least_p > 0:
             visible = visible & (p[rows] >= choice.least_p)
+        if choice.adapted and (now := self.adapted) is not None:
+            visible = visible & ~now.no_nuclei[rows]
         return visible & choice.kept.keeps(self.area_um2[rows], self.detection_p[rows])
 
     def counts(self, choice: Choice) -> npt.NDArray[np.int64]:
@@ -152,7 +207,8 @@ class NucleiMap:
 
         A label that is switched off has the number that switching it on would show.
         """
-        numbers = self.labels(choice.library)[0][self.shown(slice(None), replace(choice, off=frozenset()))]
+        shown = self.shown(slice(None), replace(choice, off=frozenset()))
+        numbers = self.labels(choice.library, choice.adapted)[0][shown]
         count = len(self.store.info.outputs.library(choice.library).labels)
         return np.bincount(np.where(numbers < 0, count, numbers), minlength=count + 1)
 
@@ -221,7 +277,7 @@ class NucleiMap:
 
     def least_certain(self, choice: Choice, start: int, count: int) -> Rows:
         """Return numbers of the nuclei whose label is least probable, of those that are shown and have one."""
-        _, p = self.labels(choice.library)
+        _, p = self.labels(choice.library, choice.adapted)
         rows = np.flatnonzero(self.shown(slice(None), choice) & ~np.isnan(p))
         stop = min(start + count, len(rows))
         if stop <= start:
@@ -229,3 +285,14 @@ class NucleiMap:
         if stop < len(rows):
             rows = rows[np.argpartition(p[rows], stop - 1)[:stop]]
         return rows[np.lexsort((rows, p[rows]))][start:stop]
+
+    def inside(self, polygon_l0: npt.NDArray[np.float32], choice: Choice) -> Rows:
+        """Return numbers of the nuclei that are shown and whose centroid lies in a polygon (K, 2), K at least 3."""
+        import shapely
+
+        # A line by hand may cross itself.
+        area = shapely.make_valid(shapely.Polygon(polygon_l0))
+        rows = self.rows_in(area.bounds) if not area.is_empty else np.zeros(0, np.int64)
+        rows = rows[self.shown(rows, choice)]
+        inside: Rows = rows[shapely.contains_xy(area, self.centroids_l0[rows])]
+        return inside

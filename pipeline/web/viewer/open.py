@@ -8,6 +8,7 @@ from nucpipe.errors import NucpipeError, OutputError
 from pipeline.result import STORE_NAME, open_result
 from pipeline.slide.base import Slide
 from pipeline.web.viewer.app import Viewed
+from pipeline.web.viewer.correct import Corrector
 from pipeline.web.viewer.nuclei import NucleiMap
 
 
@@ -32,6 +33,7 @@ def open_viewed(
         OutputError: no finished result.
         UsageError: no such library; ``slide`` is not there; nuclei are asked for that the run left out.
         SlideError: ``slide`` cannot be read or is another one.
+        DataError: the corrections beside the result cannot be read.
     """
     result = open_result(_one_result(path))
     library = result.store.info.outputs.library(primary or result.primary).name
@@ -44,7 +46,8 @@ def open_viewed(
         if slide is not None:
             raise
         note = str(error)
-    return Viewed(result, NucleiMap(result.store), opened, library, note, kept)
+    nuclei = NucleiMap(result.store)
+    return Viewed(result, nuclei, Corrector(result, nuclei), opened, library, note, kept)
 
 
 def _one_result(path: Path) -> Path:

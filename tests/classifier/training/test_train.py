@@ -257,7 +257,7 @@ def test_no_steps_from_several_models_give_their_mean_measured_anew(config: Clas
     header = train_classifier(mean, quiet)
     tensors = [load_file(path) for path in paths]
     for name, value in load_file(mean.out).items():
-        if value.is_floating_point():
+        if value.is_floating_point() and not name.startswith("projection"):  # that is made anew
             expected = torch.stack([t[name].float() for t in tensors]).mean(0)
             torch.testing.assert_close(value.float(), expected, atol=1e-3, rtol=1e-3)
     assert header.architecture["started_from"] == "0, 1, 2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from pipeline.adaptation.corrections import read_corrections
 from tests.support.browser import run_drawn, viewed
 from tests.support.synthetic import Drawn, draw_slide
 
@@ -19,6 +21,7 @@ selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 from selenium import webdriver  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 pytestmark = pytest.mark.browser
@@ -309,3 +312,96 @@ def test_the_card_never_hides_the_nucleus_that_was_clicked(
         assert sides == ({"left", "right"} if window[0] > 1000 else {"top", "bottom"})
     finally:
         browser.set_window_size(1200, 900)
+
+
+def corrected(browser: Driver) -> int:
+    """How many nuclei the page knows as corrected; -1 before it was told."""
+    return int(browser.execute_script("return document.body.dataset.corrections ?? -1"))
+
+
+def relabelled(browser: Driver, count: int) -> None:
+    until(browser, lambda b: corrected(b) == count)
+    settled(browser)
+
+
+def test_corrections_by_key_mouse_and_a_line_recolour_the_slide(
+    browser: Driver, drawn: Drawn, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = run_drawn(drawn, tmp_path)
+    file = folder / "corrections.csv"
+    x, y = drawn.centres[40]
+    with viewed(folder) as address:
+        facts = httpx.get(f"{address}api/result").json()
+        labels = next(one for one in facts["libraries"] if one["name"] == "PanNuke")["labels"]
+        opened(browser, f"{address}#x={x}&y={y}&zoom=4")
+        before = canvas(browser)
+        assert not browser.find_element(By.ID, "label-set").is_displayed()
+        ActionChains(browser).move_to_element(browser.find_element(By.ID, "slide")).click().perform()
+        until(browser, lambda b: b.find_element(By.ID, "nucleus").is_displayed())
+        number = int(link(browser)["nucleus"])
+        base = httpx.get(f"{address}api/nuclei/{number}").json()["labels"]["PanNuke"]
+        given = base[-1]["name"]  # the least likely one
+        place = [label["name"] for label in labels].index(given)
+        buttons = browser.find_elements(By.CSS_SELECTOR, "#give button")
+        assert [one.text.split("\n")[-1] for one in buttons] == [
+            *(label["name"].replace("_", " ") for label in labels[:-1]),
+            "not a nucleus",
+        ]
+        ActionChains(browser).key_down(Keys.SHIFT).send_keys("ABCDE"[place]).key_up(Keys.SHIFT).perform()
+        relabelled(browser, 1)
+        assert [(c.library, c.label) for c in read_corrections(file)] == [("PanNuke", given)]
+        assert browser.find_element(By.ID, "corrected").text == "1 nucleus corrected; all others follow."
+        assert "1.00" in browser.find_element(By.CSS_SELECTOR, "#probabilities .system:last-child").text
+        pressed = browser.find_elements(By.CSS_SELECTOR, "#give button[aria-pressed=true]")
+        assert [one.text.split("\n")[-1] for one in pressed] == [given]
+        until(browser, lambda b: "→" in b.find_element(By.ID, "labels").text)
+        screenshot = request.config.cache.mkdir("viewer") / "corrected.png"  # to be looked at
+        browser.save_screenshot(str(screenshot))
+        ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+        settled(browser)
+        after = canvas(browser)
+        assert seen(after, labels[place]["colour"]) > seen(before, labels[place]["colour"])
+
+        # The labels of the run are one key away.
+        ActionChains(browser).send_keys("b").perform()
+        until(browser, lambda b: link(b).get("labels") == "base")
+        settled(browser)
+        np.testing.assert_array_equal(canvas(browser), before)
+        until(browser, lambda b: "→" not in b.find_element(By.ID, "labels").text)
+        browser.find_element(By.CSS_SELECTOR, "#label-set button[value=adapted]").click()
+        until(browser, lambda b: "labels" not in link(b))
+        settled(browser)
+        np.testing.assert_array_equal(canvas(browser), after)
+
+        # A line round several.
+        ActionChains(browser).send_keys("d").perform()
+        line = browser.find_element(By.ID, "line")
+        move = ActionChains(browser).move_to_element_with_offset(line, -180, -180).click_and_hold()
+        for dx, dy in ((360, 0), (0, 360), (-360, 0), (0, -300)):
+            move = move.move_by_offset(dx, dy)
+        move.release().perform()
+        until(browser, lambda b: "nuclei: in PanNuke they are" in b.find_element(By.ID, "chosen").text)
+        several = int(browser.find_element(By.ID, "chosen").text.split()[0])
+        inside = (np.abs(drawn.centres - (x, y)) < 45).all(1)
+        assert abs(several - inside.sum()) <= 1
+        browser.save_screenshot(str(screenshot.with_name("line.png")))
+        browser.find_elements(By.CSS_SELECTOR, "#give button")[place].click()
+        relabelled(browser, several)
+        assert len(read_corrections(file)) == several
+
+        # Not a nucleus: it goes; and back, step by step.
+        ActionChains(browser).send_keys("s").perform()
+        until(browser, lambda b: "nucleus" in link(b))
+        settled(browser)
+        ActionChains(browser).key_down(Keys.SHIFT).send_keys("X").key_up(Keys.SHIFT).perform()
+        relabelled(browser, several + 1)
+        assert read_corrections(file)[-1].label == "not_a_nucleus"
+        ActionChains(browser).send_keys("z").perform()
+        relabelled(browser, several)
+        browser.find_element(By.ID, "undo").click()
+        relabelled(browser, 1)
+        ActionChains(browser).send_keys(Keys.ESCAPE, "z").perform()
+        until(browser, lambda b: corrected(b) == 0)
+        assert not file.exists()
+        opened(browser, f"{address}#x={x}&y={y}&zoom=4")
+        np.testing.assert_array_equal(canvas(browser), before)

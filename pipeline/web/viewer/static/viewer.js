@@ -10,7 +10,8 @@ const mm = (px) => (px * result.mpp / 1000).toPrecision(3);
 const size = `${mm(width)} × ${mm(height)} mm`;
 
 // What is shown. The address keeps all of it, so that a link leads back to it.
-const state = { library: result.primary, off: new Set(), leastP: 0, area: result.area, detection: result.detection, filled: true, nucleus: null };
+const state = { library: result.primary, off: new Set(), leastP: 0, area: result.area, detection: result.detection, filled: true, nucleus: null, base: false };
+let corrections = result.corrections, chosen = [];  // numbers of the nuclei that a correction would speak of
 let uncertainStart = 0, uncertain = [], uncertainAt = -1;
 
 const libraryOf = (name) => result.libraries.find((one) => one.name.toLowerCase() === String(name).toLowerCase());
@@ -25,11 +26,20 @@ function element(tag, properties = {}, ...children) {
 function choice(more = {}) {
   return new URLSearchParams({
     library: state.library, off: [...state.off].sort((a, b) => a - b).join(","), p: state.leastP,
-    area: state.area, detection: state.detection, ...more, v: result.version,
+    area: state.area, detection: state.detection, labels: labelSet(), ...more, v: result.version,
   });
 }
+// Adapted labels have another address after each correction, so that no old tile is shown.
+const isAdapted = () => corrections.generation > 0 && !state.base;
+const labelSet = () => isAdapted() ? `adapted.${corrections.generation}` : "base";
 async function ask(path, parameters) {
   const answer = await fetch(`${path}?${parameters}`);
+  const content = await answer.json();
+  if (!answer.ok) throw new Error(content.error);
+  return content;
+}
+async function send(path, body) {
+  const answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   const content = await answer.json();
   if (!answer.ok) throw new Error(content.error);
   return content;
@@ -93,9 +103,9 @@ function drawNuclei() {
   });
 }
 let waiting;
-function changed() {
+function changed(afterMs = 120) {
   clearTimeout(waiting);
-  waiting = setTimeout(() => { drawNuclei(); fillCounts(); uncertainStart = 0; fillGallery(); writeLink(); }, 120);
+  waiting = setTimeout(() => { drawNuclei(); fillCounts(); uncertainStart = 0; fillGallery(); writeLink(); }, afterMs);
 }
 
 function extent() {
@@ -121,6 +131,7 @@ function writeLink() {
   if (state.area !== result.area) place.area = state.area;
   if (state.detection !== result.detection) place.detection = state.detection;
   if (!state.filled) place.fill = 0;
+  if (state.base && corrections.generation) place.labels = "base";
   if (state.nucleus !== null) place.nucleus = state.nucleus;
   history.replaceState(null, "", "#" + new URLSearchParams(place));
 }
@@ -133,12 +144,13 @@ async function readLink() {
   state.area = Math.max(0, Number(link.get("area") ?? result.area) || 0);
   state.detection = Math.min(1, Math.max(0, Number(link.get("detection") ?? result.detection) || 0));
   state.filled = link.get("fill") !== "0";
+  state.base = link.get("labels") === "base";
   const [x, y, zoom] = ["x", "y", "zoom"].map((name) => Number(link.get(name)));
   const placed = link.has("x") && [x, y, zoom].every(Number.isFinite) && zoom > 0;
   showControls();
   if (placed) goTo(x, y, zoom, true);
-  const chosen = Number(link.get("nucleus"));
-  if (link.has("nucleus") && Number.isInteger(chosen) && chosen >= 0 && chosen < result.nuclei) await choose(chosen, !placed);
+  const one = Number(link.get("nucleus"));
+  if (link.has("nucleus") && Number.isInteger(one) && one >= 0 && one < result.nuclei) await choose(one, !placed);
   else forget();
 }
 function showPlace() {
@@ -170,7 +182,9 @@ function showControls() {
     swatch.style.background = colour(label.colour);
     const count = element("span", { className: "count", textContent: number(label.count) });
     count.dataset.label = i;
-    const row = element("label", {}, box, swatch, element("span", { textContent: words(label.name) }), count);
+    const before = element("span", { className: "before" });
+    before.dataset.label = i;
+    const row = element("label", {}, box, swatch, element("span", { textContent: words(label.name) }), before, count);
     if (!label.count) row.classList.add("never");
     return [element("li", {}, row)];
   }));
@@ -194,6 +208,12 @@ async function fillCounts() {
   for (const shown of $("labels").querySelectorAll(".count")) {
     shown.textContent = number(counts[shown.dataset.label]);
   }
+  // The counts of the run stand beside those after corrections.
+  const base = isAdapted() ? await ask("/api/counts", choice({ labels: "base" })) : null;
+  if (String(asked) !== String(choice())) return;
+  for (const shown of $("labels").querySelectorAll(".before")) {
+    shown.textContent = base ? `${number(base[shown.dataset.label])} →` : "";
+  }
   const seen = counts.reduce((sum, n, label) => state.off.has(label) ? sum : sum + n, 0);
   $("facts").textContent = `${seen < result.nuclei ? `${number(seen)} of ` : ""}${number(result.nuclei)} nuclei · ${size}`;
 }
@@ -201,7 +221,9 @@ function chooseLibrary(name) {
   if (name === state.library) return;
   state.library = name;
   state.off.clear();
+  suggested = [];
   showControls();
+  showCorrecting(said);
   changed();
 }
 function switchAll(on) {
@@ -216,8 +238,10 @@ function switchAll(on) {
 let outline = null, outlineBox = null;
 function forget() {
   state.nucleus = null;
+  $("line").replaceChildren();
   if (outline) viewer.removeOverlay(outline);
   outline = null;
+  chosen = [];
   $("nucleus").hidden = true;
   markGallery();
 }
@@ -245,6 +269,7 @@ async function choose(n, move) { show(await ask(`/api/nuclei/${n}`, ""), move, m
 function show(nucleus, move, mayPan) {
   forget();
   state.nucleus = nucleus.number;
+  chosen = [nucleus.number];
   const xs = nucleus.outline.map(([x]) => x), ys = nucleus.outline.map(([, y]) => y);
   const x0 = Math.min(...xs), y0 = Math.min(...ys), w = Math.max(...xs) - x0, h = Math.max(...ys) - y0;
   outline = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -268,7 +293,8 @@ function show(nucleus, move, mayPan) {
   };
   $("measures").replaceChildren(...Object.entries(measures).flatMap(([name, value]) =>
     [element("dt", { textContent: name }), element("dd", { textContent: value })]));
-  $("probabilities").replaceChildren(...Object.entries(nucleus.labels).map(([name, labels]) =>
+  showCorrecting(nucleus.corrected);
+  $("probabilities").replaceChildren(...Object.entries(isAdapted() && nucleus.adapted || nucleus.labels).map(([name, labels]) =>
     element("div", { className: "system" }, element("b", { textContent: name }),
       ...labels.filter((label, k) => k < 2 || label.chosen || label.p >= 0.05).map((label) => {
         const fill = element("i");
@@ -282,6 +308,124 @@ function show(nucleus, move, mayPan) {
   markGallery();
   writeLink();
 }
+
+// ---- corrections
+
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", NONE = "not_a_nucleus";
+let suggested = [], drawnLine = null, said = {};
+const correctable = (library) => [...library.labels.entries()].filter(([i]) => i < library.labels.length - 1);
+
+// The labels that the chosen nuclei may be given, each with its key.
+function showCorrecting(corrected = {}) {
+  said = corrected;
+  const library = libraryOf(state.library);
+  const label = (text, key, pressed, onclick, dot) => {
+    const button = element("button", { title: `${text} (Shift+${key})`, onclick }, element("kbd", { textContent: key }));
+    if (dot) {
+      const swatch = element("span", { className: "swatch" });
+      swatch.style.background = colour(dot);
+      button.append(swatch);
+    }
+    button.append(text);
+    button.setAttribute("aria-pressed", pressed);
+    return button;
+  };
+  const buttons = correctable(library).map(([i, one]) =>
+    label(words(one.name), LETTERS[i], said[library.name] === one.name, () => correct(library.name, one.name), one.colour));
+  buttons.push(label("not a nucleus", "X", "" in said, () => correct("", NONE)));
+  $("give").replaceChildren(...buttons);
+  $("chosen").textContent = chosen.length > 1 ? `${number(chosen.length)} nuclei: in ${library.name} they are …` : `In ${library.name} it is …`;
+}
+function showCorrections() {
+  const n = corrections.count;
+  $("corrected").textContent = n ? `${number(n)} ${n === 1 ? "nucleus" : "nuclei"} corrected; all others follow.`
+    : "None yet: choose a nucleus and say what it is.";
+  $("undo").disabled = !corrections.canUndo;
+  $("label-set").hidden = !corrections.generation;
+  for (const button of $("label-set").children) {
+    button.setAttribute("aria-checked", (button.value === "base") !== isAdapted());
+  }
+  $("contradictions").replaceChildren(...corrections.contradictions.map((text) => element("li", { textContent: text })));
+}
+async function taken(answer) {
+  corrections = answer;
+  state.base = false;
+  showCorrections();
+  changed(0);
+  if (chosen.length === 1) show(await ask(`/api/nuclei/${chosen[0]}`, ""), false, false);
+  document.body.dataset.corrections = corrections.count;
+}
+async function correct(library, label) {
+  if (!chosen.length) { say("choose a nucleus first"); return; }
+  const numbers = chosen;
+  try {
+    const answer = await send("/api/corrections", { numbers, library, label });
+    if (numbers.length > 1) forget();
+    await taken(answer);
+    say("");
+  } catch (error) { say(error.message); }
+}
+async function undo() {
+  if (!corrections.canUndo) return;
+  try { await taken(await send("/api/corrections/undo", {})); } catch (error) { say(error.message); }
+}
+function showBase(base) {
+  if (!corrections.generation) return;
+  state.base = base;
+  showCorrections();
+  changed(0);
+  if (state.nucleus !== null) choose(state.nucleus, false);
+}
+async function suggestNext() {
+  if (!suggested.length) suggested = await ask("/api/nuclei/suggested", choice({ count: 8, off: "" }));
+  const next = suggested.shift();
+  if (next === undefined) { say("nothing to suggest"); return; }
+  await choose(next, true);
+}
+
+// A line drawn by hand round several nuclei.
+const isDrawing = () => document.body.classList.contains("drawing");
+function drawRound(on) {
+  document.body.classList.toggle("drawing", on);
+  $("draw").setAttribute("aria-pressed", on);
+  viewer.setMouseNavEnabled(!on);
+  if (on) { forget(); writeLink(); }
+  drawnLine = null;
+}
+function extendLine(event) {
+  const room = $("slide").getBoundingClientRect();
+  const at = [event.clientX - room.left, event.clientY - room.top];
+  const point = viewer.viewport.pointFromPixel(new OpenSeadragon.Point(...at));
+  drawnLine.screen.push(at.join(" "));
+  drawnLine.place.push([point.x * width, point.y * width]);
+  drawnLine.path.setAttribute("d", `M${drawnLine.screen.join("L")}Z`);
+}
+$("line").onpointerdown = (event) => {
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  $("line").replaceChildren(path);
+  $("line").setPointerCapture(event.pointerId);
+  drawnLine = { path, screen: [], place: [] };
+  extendLine(event);
+};
+$("line").onpointermove = (event) => { if (drawnLine) extendLine(event); };
+$("line").onpointerup = async () => {
+  const line = drawnLine;
+  drawRound(false);
+  if (!line || line.place.length < 3) { forget(); return; }
+  try {
+    const found = await send(`/api/nuclei/inside?${choice()}`, { polygon: line.place });
+    forget();
+    if (found.length === 1) { await choose(found[0], false); return; }
+    if (!found.length) { say("no nuclei in there"); return; }
+    chosen = found;
+    $("line").replaceChildren(line.path);
+    $("crop").hidden = true;
+    $("measures").replaceChildren();
+    $("probabilities").replaceChildren();
+    $("nucleus").hidden = false;
+    showCorrecting();
+  } catch (error) { say(error.message); }
+};
 
 // ---- the least certain
 
@@ -347,6 +491,10 @@ function fill(filled) {
   drawNuclei();
   writeLink();
 }
+$("undo").onclick = undo;
+$("suggest").onclick = suggestNext;
+$("draw").onclick = () => drawRound(!isDrawing());
+for (const button of $("label-set").children) button.onclick = () => showBase(button.value === "base");
 $("filled").onchange = (event) => fill(event.target.checked);
 $("show-slide").onchange = (event) => slideLayer?.setOpacity(event.target.checked ? 1 : 0);
 $("copy").onclick = async () => {
@@ -361,6 +509,8 @@ viewer.addHandler("canvas-click", async (event) => {
   if (found) show(found, false, true); else { forget(); writeLink(); }
 });
 viewer.addHandler("update-viewport", showPlace);
+// What was drawn lies on the screen, not on the slide.
+viewer.addHandler("animation-start", () => { if (chosen.length > 1) { forget(); writeLink(); } });
 viewer.addHandler("animation-finish", () => { writeLink(); placeCard(false); });
 viewer.addHandler("resize", () => placeCard(false));
 viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
@@ -368,15 +518,24 @@ addEventListener("hashchange", async () => { await readLink(); changed(); });
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "INPUT" && event.target.type !== "checkbox") return;
   const key = event.key;
+  if (event.shiftKey && /^[a-z]$/i.test(key)) {
+    const one = correctable(libraryOf(state.library)).find(([i]) => LETTERS[i] === key.toUpperCase());
+    if (one) correct(state.library, one[1].name); else if (key.toUpperCase() === "X") correct("", NONE);
+    return;
+  }
   if (key >= "1" && key <= String(Math.min(9, result.libraries.length))) chooseLibrary(result.libraries[Number(key) - 1].name);
   else if (key === "n") step(1);
   else if (key === "p") step(-1);
   else if (key === "f") fill(!state.filled);
   else if (key === "h") nucleiLayer?.setOpacity(nucleiLayer.getOpacity() > 0 ? 0 : $("opacity").value / 100);
+  else if (key === "b") showBase(!state.base);
+  else if (key === "z") undo();
+  else if (key === "s") suggestNext();
+  else if (key === "d") drawRound(!isDrawing());
   else if (key === "0") viewer.viewport.goHome();
   else if (key === "+" || key === "=") viewer.viewport.zoomBy(1.6);
   else if (key === "-") viewer.viewport.zoomBy(1 / 1.6);
-  else if (key === "Escape") { forget(); writeLink(); }
+  else if (key === "Escape") { drawRound(false); forget(); writeLink(); }
 });
 
 // ---- begin
@@ -391,6 +550,7 @@ if (!hasSlide) {
 viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), true);
 extent();
 await readLink();
+showCorrections();
 drawNuclei();
 fillCounts();
 fillGallery();

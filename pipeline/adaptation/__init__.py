@@ -1,0 +1,1 @@
+"""Corrections of labels on a slide, and what they teach of all its nuclei."""

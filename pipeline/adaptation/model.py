@@ -1,0 +1,186 @@
+"""Labels of a slide's nuclei after some of them were corrected: a small regression on top of the classifier.
+
+For each library on its own, the logit of label k of a nucleus is ``s log p_k + b_k + w_k f``: p_k the classifier's
+probability, f the nucleus' standardised features. Without corrections s = 1, b = 0 and w = 0, which are the base
+labels; a Gaussian prior holds them there (a ridge penalty), so that a few corrections move little and many as much as
+they agree on. It is multinomial logistic regression with the base log odds as a feature of its own. A correction that
+allows several labels counts by the sum of their probabilities. With few corrections w stays 0: then only the shares of
+the labels are corrected, as Saerens et al. (2002) correct a classifier's priors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+
+from classifier.libraries import LabelSpace
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+LEAST_P = 1e-4
+"""Smaller probabilities count as this one: no correction could outweigh the logarithm of 0."""
+SCALE_PENALTY, SHARE_PENALTY, WEIGHT_PENALTY = 10.0, 2.0, 5.0
+"""Of (s - 1)^2 / 2, of b^2 / 2 and of w^2 / 2: the inverse variances of the prior. Chosen on OCELOT's images."""
+FEW = 5
+"""With fewer corrected nuclei of a library its weights of features stay 0."""
+ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class LibraryModel:
+    """One library's correction, over the labels that something taught.
+
+    Attributes:
+        columns: (T,) the places of its taught labels among all columns.
+        scale: s.
+        shares: (T,) b.
+        weights: (F, T) w.
+        nuclei: how many corrected nuclei taught it.
+    """
+
+    columns: npt.NDArray[np.int64]
+    scale: float
+    shares: Doubles
+    weights: Doubles
+    nuclei: int
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What corrections taught, of the libraries that they speak of.
+
+    Attributes:
+        libraries: by name; others keep their base labels.
+        mean, deviation: (F,) of the features of the slide that was corrected.
+    """
+
+    libraries: dict[str, LibraryModel]
+    mean: Floats
+    deviation: Floats
+
+    def apply(self, base: Floats, features: npt.NDArray[Any]) -> Floats:
+        """Return the adapted probabilities (N, columns) of nuclei; those of other libraries are the base ones.
+
+        Args:
+            base: (N, columns) the classifier's probabilities.
+            features: (N, F), see :func:`features_of`.
+        """
+        adapted = base.copy()
+        values = features.astype(np.float32, copy=False)
+        for name, model in self.libraries.items():
+            adapted[:, model.columns] = self.of_library(name, base, values)
+        return adapted
+
+    def of_library(self, name: str, base: Floats, features: Floats) -> Floats:
+        """Return the adapted probabilities (N, T) of one library's taught labels; otherwise as :meth:`apply`."""
+        model = self.libraries[name]
+        logits = np.log(np.maximum(base[:, model.columns], np.float32(LEAST_P)))
+        logits *= np.float32(model.scale)
+        shares = model.shares.astype(np.float32)
+        if model.weights.any():
+            weights = (model.weights / self.deviation[:, None]).astype(np.float32)
+            logits += features @ weights
+            shares = shares - self.mean @ weights
+        logits += shares
+        logits -= logits.max(1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        return logits
+
+
+def features_of(base: Floats, stored: npt.NDArray[np.float16] | None, outputs: LabelSpace) -> npt.NDArray[Any]:
+    """Return (N, F) what the regression looks at: the stored features or, where there are none, the base log odds."""
+    if stored is not None:
+        return stored
+    return np.log(np.maximum(base[:, np.asarray(outputs.trained)], np.float32(LEAST_P)))
+
+
+def standardisation(features: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation (F,) over nuclei (N, F), at least one; a constant has the deviation 1."""
+    mean = features.mean(0, dtype=np.float64)
+    deviation = features.std(0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+
+def fit(
+    base: Floats,
+    features: npt.NDArray[Any],
+    allowed: npt.NDArray[np.bool_],
+    outputs: LabelSpace,
+    standard: tuple[Floats, Floats],
+    few: int = FEW,
+) -> Adaptation:
+    """Return what corrected nuclei teach.
+
+    Args:
+        base: (M, columns) the classifier's probabilities of the corrected nuclei.
+        features: (M, F) theirs, see :func:`features_of`.
+        allowed: (M, columns) what they may be, see :class:`pipeline.adaptation.clicks.Clicks`.
+        outputs: the columns.
+        standard: from :func:`standardisation`, over all nuclei of the slide.
+        few: with fewer corrected nuclei only the shares of the labels are learnt.
+    """
+    mean, deviation = standard
+    scaled = ((features.astype(np.float32) - mean) / deviation).astype(np.float64)
+    trained = np.flatnonzero(outputs.trained)
+    libraries = {}
+    for name, part in outputs.slices.items():
+        columns = trained[(trained >= part.start) & (trained < part.stop)]
+        rows = np.flatnonzero(allowed[:, columns].any(1))
+        if len(rows):
+            logs = np.log(np.maximum(base[np.ix_(rows, columns)], LEAST_P)).astype(np.float64)
+            inputs = scaled[rows] if len(rows) >= few else np.zeros((len(rows), 0))
+            libraries[name] = _fit_library(columns, logs, inputs, allowed[np.ix_(rows, columns)], scaled.shape[1])
+    return Adaptation(libraries, mean, deviation)
+
+
+def _fit_library(
+    columns: npt.NDArray[np.int64], logs: Doubles, inputs: Doubles, allowed: npt.NDArray[np.bool_], features: int
+) -> LibraryModel:
+    labels = len(columns)
+
+    def parts(values: Doubles) -> tuple[float, Doubles, Doubles]:
+        return float(values[0]), values[1 : labels + 1], values[labels + 1 :].reshape(inputs.shape[1], labels)
+
+    def loss(values: Doubles) -> tuple[float, Doubles]:
+        scale, shares, weights = parts(values)
+        logits = scale * logs + shares + inputs @ weights
+        logits -= logits.max(1, keepdims=True)
+        powers = np.exp(logits)
+        # A label that is allowed but hopeless must not lead to the logarithm of 0.
+        right = np.maximum(np.where(allowed, powers, 0), np.where(allowed, 1e-300, 0))
+        total, of_right = powers.sum(1, keepdims=True), right.sum(1, keepdims=True)
+        pull = powers / total - right / of_right
+        value = float(np.log(total / of_right).sum()) + 0.5 * (
+            SCALE_PENALTY * (scale - 1) ** 2
+            + SHARE_PENALTY * float(shares @ shares)
+            + WEIGHT_PENALTY * float((weights**2).sum())
+        )
+        slopes = [
+            [float((pull * logs).sum()) + SCALE_PENALTY * (scale - 1)],
+            pull.sum(0) + SHARE_PENALTY * shares,
+            (inputs.T @ pull + WEIGHT_PENALTY * weights).reshape(-1),
+        ]
+        return value, np.concatenate(slopes)
+
+    start = np.zeros(1 + labels + inputs.shape[1] * labels)
+    start[0] = 1
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": ITERATIONS})
+    scale, shares, weights = parts(found.x)
+    whole = weights if inputs.shape[1] else np.zeros((features, labels))
+    return LibraryModel(columns, scale, shares, whole, len(logs))
+
+
+def confirmed(probabilities: Floats, allowed: npt.NDArray[np.bool_], outputs: LabelSpace) -> Floats:
+    """Return probabilities (M, columns) of corrected nuclei: in each library 0 for what they are not, and of sum 1."""
+    result = probabilities.copy()
+    for part in outputs.slices.values():
+        rows = np.flatnonzero(allowed[:, part].any(1))
+        kept = np.where(allowed[rows, part], np.maximum(probabilities[rows, part], np.float32(1e-12)), 0)
+        result[rows, part] = kept / kept.sum(1, keepdims=True)
+    return result

@@ -1,0 +1,135 @@
+"""``nucpipe adapt`` and ``nucpipe corrections``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nucpipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.adaptation.adapt import Changed, Learnt
+
+
+@click.command()
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    "others",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="OTHER",
+    help="Apply what the corrections of RESULT teach to this result too, as of the same patient; repeat it.",
+)
+@click.option("--even-worse", is_flag=True, help="Write labels, too, that cross-validation finds worse than before.")
+@click.option("--undo", is_flag=True, help="Remove the adapted labels of RESULT (and of --to) again.")
+def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) -> None:
+    """Give all nuclei of a slide labels that follow its corrections.
+
+    RESULT is a slide's folder with a corrections.csv, from nucpipe view or nucpipe corrections import. The adapted
+    labels stand beside the base labels, in columns such as PanNuke_adapted; nucpipe export and report take them with
+    --adapted. Accuracy is measured on corrections that are left out, place by place. A library that no
+    correction speaks of keeps its labels, and so does one that becomes worse.
+    """
+    from pipeline.adaptation.adapt import learn, write
+    from pipeline.result import open_result
+    from pipeline.store.adapted import remove_adapted
+
+    source = open_result(result)
+    targets = [open_result(other) for other in others]
+    if undo:
+        for one in (source, *targets):
+            there = remove_adapted(one.store.path)
+            click.echo(f"{one.name}: {'adapted labels removed' if there else 'has no adapted labels'}")
+        return
+    learnt = learn(source)
+    _say_learnt(source.name, learnt)
+    left_out = [] if even_worse else learnt.worse
+    if left_out:
+        click.echo(
+            f"Worse than before, so left as they are: {', '.join(left_out)} (--even-worse writes them all the same)."
+        )
+    if not set(learnt.adaptation.libraries) - set(left_out) and not len(learnt.clicks.no_nuclei):
+        raise UsageError(f"{source.name}: nothing became better, so nothing is written; correct more nuclei.")
+    _say_changed(source.name, len(source), write(source, learnt, left_out))
+    if targets:
+        click.echo(
+            "To other slides: corrections hold for their own slide, and were no help on slides of other patients when "
+            "that was measured; often they harmed. Look at the result before you use it."
+        )
+    for target in targets:
+        _say_changed(target.name, len(target), write(target, learnt, left_out, source))
+
+
+def _say_learnt(name: str, learnt: Learnt) -> None:
+    clicks = learnt.clicks
+    no_nuclei = f", {len(clicks.no_nuclei)} said to be no nuclei" if len(clicks.no_nuclei) else ""
+    click.echo(f"{name}: {len(clicks)} corrected nuclei{no_nuclei}")
+    if clicks.lost:
+        click.echo(f"  {clicks.lost} corrections lie where this result has no nucleus; they are not used")
+    for contradiction in clicks.contradictions:
+        click.echo(f"  contradiction, not used: {contradiction}")
+    for label, count in clicks.untaught:
+        click.echo(
+            f"  {label}: given {count} times, but this classifier was never taught it; nucpipe train can teach it"
+        )
+    for library, model in learnt.adaptation.libraries.items():
+        measured = learnt.accuracy.get(library)
+        how = "too few to measure"
+        if measured is not None:
+            plain, balanced = (f"{before:.3f} -> {after:.3f}" for before, after in (measured.plain, measured.balanced))
+            how = f"accuracy {plain}, balanced {balanced} on {measured.nuclei} corrected nuclei left out in turn"
+        click.echo(f"  {library}: {model.nuclei} corrected nuclei speak of it; {how}")
+
+
+def _say_changed(name: str, nuclei: int, changed: Changed) -> None:
+    parts = [f"{library} {count:,}" for library, count in changed.labels.items()]
+    click.echo(f"{name}: other labels than before, of {nuclei:,} nuclei: {', '.join(parts) or 'none'}")
+
+
+@click.group()
+def corrections() -> None:
+    """Corrections of labels that were made elsewhere."""
+
+
+@corrections.command(name="import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("result", type=click.Path(path_type=Path))
+@click.option(
+    "--library", metavar="LIBRARY", help="Whose labels the classes in a GeoJSON are.  [default: the run's primary]"
+)
+def import_corrections(file: Path, result: Path, library: str | None) -> None:
+    """Take corrections of a slide over from a file.
+
+    FILE is a GeoJSON that QuPath exported after classes of nuclei were changed there (nuclei keep their ids; those
+    whose class is as nucpipe gave it say nothing), or another person's corrections.csv. They are added to
+    corrections.csv in RESULT; what contradicts what is there is listed, kept, and not used until it is settled.
+    """
+    from pipeline.adaptation.corrections import (
+        CORRECTIONS,
+        check_labels,
+        contradictions,
+        merged,
+        read_corrections,
+        write_corrections,
+    )
+    from pipeline.adaptation.qupath import corrections_from_geojson
+    from pipeline.result import open_result
+
+    opened = open_result(result)
+    target = opened.folder / CORRECTIONS
+    before = read_corrections(target)
+    if not file.is_file():
+        raise UsageError(f"{file}: no such file; expected a GeoJSON of QuPath, or a corrections.csv.")
+    if file.suffix.lower() == ".csv":
+        new = read_corrections(file)
+        check_labels(new, opened.store.info.outputs, file)
+    else:
+        new = corrections_from_geojson(file, opened.store, library or opened.primary)
+    after = merged(before, new)
+    write_corrections(target, after)
+    click.echo(f"{len(after) - len(before)} corrections added, {len(after)} in {target}")
+    for contradiction in contradictions(after):
+        click.echo(f"  contradiction, not used: {contradiction}")

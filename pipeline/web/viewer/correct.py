@@ -1,0 +1,214 @@
+"""Corrections while a result is viewed: kept in its file at once, and all nuclei relabelled after each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from classifier.decision_rule import best_labels, label_probabilities
+from classifier.libraries import LabelSpace
+from pipeline.adaptation.clicks import Clicks, clicks_of
+from pipeline.adaptation.corrections import (
+    CORRECTIONS,
+    Correction,
+    check_labels,
+    contradictions,
+    locate,
+    now,
+    read_corrections,
+    replaced,
+    write_corrections,
+)
+from pipeline.adaptation.model import confirmed, features_of, fit, standardisation
+from pipeline.adaptation.suggest import suggest
+from pipeline.result import Result
+from pipeline.store.reader import NOT_A_NUCLEUS
+from pipeline.web.viewer.nuclei import Adapted, Labels, NucleiMap
+
+Rows = npt.NDArray[np.int64]
+MOST_AT_ONCE = 20_000
+"""Nuclei that one correction may speak of."""
+
+
+@dataclass
+class _Slide:
+    """What relabelling needs of all nuclei."""
+
+    base: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
+    standard: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+@dataclass
+class _State:
+    said: list[Correction] = field(default_factory=list)
+    undone_by: list[tuple[list[Correction], list[Correction]]] = field(default_factory=list)
+
+
+class Corrector:
+    """The corrections of a result that is viewed. Safe to be used from several threads.
+
+    Args:
+        result: with ``corrections.csv`` beside it, or without.
+        nuclei: its nuclei; their adapted labels are set after every correction.
+
+    Raises:
+        DataError: ``corrections.csv`` cannot be read, or names labels that there are not.
+    """
+
+    def __init__(self, result: Result, nuclei: NucleiMap) -> None:
+        self.path, self.store, self.nuclei = result.folder / CORRECTIONS, result.store.base(), nuclei
+        self._lock = threading.Lock()
+        self._state = _State()
+        self._rows: dict[tuple[float, float], int] = {}
+        self._slide: _Slide | None = None
+        self._clicks = clicks_of([], self.store, np.zeros(0, np.int64))
+        with self._lock:
+            self._read()
+            if self._state.said:
+                self._relabel()
+            elif self.store.adapted_libraries:
+                self._show_stored()
+
+    @property
+    def count(self) -> int:
+        """How many nuclei are corrected."""
+        return len({c.place for c in self._state.said})
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether something was corrected here that can be undone."""
+        return bool(self._state.undone_by)
+
+    @property
+    def contradictions(self) -> list[str]:
+        """What is said of nuclei that contradicts itself, and is not used."""
+        return [str(one) for one in contradictions(self._state.said)]
+
+    def of(self, number: int) -> dict[str, str]:
+        """Return what is said of a nucleus: its label by library, or ``NOT_A_NUCLEUS`` under ""."""
+        return {c.library: c.label for c in self._state.said if self._rows.get(c.place) == number}
+
+    def corrected(self) -> Rows:
+        """Return the numbers of all corrected nuclei."""
+        return np.array(sorted({row for c in self._state.said if (row := self._rows[c.place]) >= 0}), np.int64)
+
+    def correct(self, rows: Rows, library: str, label: str) -> None:
+        """Say what nuclei are: a label of a library, or ``NOT_A_NUCLEUS`` with the library "".
+
+        Raises:
+            DataError: no such label.
+            UsageError: no such library.
+            OutputError: the file cannot be written.
+        """
+        rows = rows[:MOST_AT_ONCE]
+        if label != NOT_A_NUCLEUS:
+            known = self.store.info.outputs.library(library)
+            known.resolve(label)
+            library = known.name
+        some = type(self.store)(self.store.path, self.store.info, np.sort(rows))
+        when = now()
+        new = [
+            Correction(round(x, 2), round(y, 2), library, label, str(uuid), when)
+            for (x, y), uuid in zip(some.centroids_l0.tolist(), some.ids, strict=True)
+        ]
+        with self._lock:
+            self._read()
+            self._rows |= {c.place: row for c, row in zip(new, some.rows, strict=True)}
+            before = self._state.said
+            after = replaced(before, new)
+            kept = set(after)
+            self._set(after)
+            self._state.undone_by.append((new, [c for c in before if c not in kept]))
+
+    def undo(self) -> bool:
+        """Take the last correction back; tell whether there was one."""
+        with self._lock:
+            if not self._state.undone_by:
+                return False
+            self._read()
+            added, removed = self._state.undone_by[-1]
+            gone = set(added)
+            self._set([*(c for c in self._state.said if c not in gone), *removed])
+            self._state.undone_by.pop()
+            return True
+
+    def suggested(self, library: str, candidates: Rows, count: int) -> Rows:
+        """Return the nuclei that a correction would teach most of, see :func:`pipeline.adaptation.suggest.suggest`."""
+        with self._lock:
+            slide = self._whole_slide()
+            part = self.store.info.outputs.slices[library]
+            base = slide.base[:, part]
+            adapted = self.nuclei.adapted
+            seen = base if adapted is None or library not in adapted.libraries else adapted.probabilities(library)
+            corrected = self.corrected()
+        size = self.store.info.size_l0
+        return suggest(base, seen, self.nuclei.centroids_l0, size, candidates, corrected, count, len(corrected))
+
+    def _read(self) -> None:
+        """Take in what stands in the file now; another program may have added to it."""
+        said = read_corrections(self.path)
+        check_labels(said, self.store.info.outputs, self.path)
+        if new := [c for c in said if c.place not in self._rows]:
+            self._rows |= {c.place: row for c, row in zip(new, locate(new, self.store).tolist(), strict=True)}
+        self._state.said = said
+
+    def _set(self, said: Sequence[Correction]) -> None:
+        write_corrections(self.path, said)
+        self._state.said = list(said)
+        self._relabel()
+
+    def _relabel(self) -> None:
+        said = self._state.said
+        places = np.array([self._rows[c.place] for c in said], np.int64)
+        self._clicks = clicks_of(said, self.store, places)
+        self.nuclei.show_adapted(self._adapted(self._clicks) if said else None)
+
+    def _adapted(self, clicks: Clicks) -> Adapted:
+        slide, outputs, rows = self._whole_slide(), self.store.info.outputs, clicks.rows
+        model = fit(slide.base[rows], slide.features[rows], clicks.allowed, outputs, slide.standard)
+
+        def compute(library: str) -> npt.NDArray[np.float32]:
+            part = outputs.slices[library]
+            adapted = slide.base[:, part].copy()
+            taught = model.libraries[library].columns - part.start
+            adapted[:, taught] = model.of_library(library, slide.base, slide.features)
+            adapted[rows] = confirmed(adapted[rows], clicks.allowed[:, part], self._alone(library))
+            return adapted
+
+        no_nuclei = np.zeros(len(slide.base), bool)
+        no_nuclei[clicks.no_nuclei] = True
+        return Adapted(tuple(model.libraries), no_nuclei, compute, self._decide)
+
+    def _decide(self, library: str, probabilities: npt.NDArray[np.float32]) -> Labels:
+        space = self._alone(library)
+        numbers = best_labels(probabilities, space, self.store.info.rule)
+        return numbers[library], label_probabilities(probabilities, space, numbers)[library]
+
+    def _alone(self, library: str) -> LabelSpace:
+        """Return one library's columns as a label space of their own."""
+        outputs = self.store.info.outputs
+        return LabelSpace((outputs.library(library),), outputs.trained[outputs.slices[library]])
+
+    def _show_stored(self) -> None:
+        """Show what ``nucpipe adapt`` wrote, as of another slide's corrections."""
+        shown, store = self.store.adapted(), self.store
+        no_nuclei = np.ones(len(store), bool)
+        no_nuclei[np.asarray(shown.rows)] = False
+
+        def compute(library: str) -> npt.NDArray[np.float32]:
+            return store.with_labels(adapted=True).probabilities[:, store.info.outputs.slices[library]]
+
+        self.nuclei.show_adapted(Adapted(store.adapted_libraries, no_nuclei, compute, self._decide))
+
+    def _whole_slide(self) -> _Slide:
+        if self._slide is None:
+            base = self.store.probabilities
+            features = features_of(base, self.store.features, self.store.info.outputs)
+            standard = standardisation(features) if len(base) else (np.zeros(0, np.float32), np.zeros(0, np.float32))
+            self._slide = _Slide(base, features.astype(np.float32), standard)
+        return self._slide

@@ -1,0 +1,264 @@
+"""``nucpipe adapt``: a second set of labels beside the base labels, from corrections to the store and back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+import nucpipe
+from classifier.predictions import Predictions
+from nucpipe.errors import UsageError
+from pipeline.adaptation.clicks import clicks_of
+from pipeline.adaptation.corrections import Correction, write_corrections
+from pipeline.cli.main import main
+from pipeline.result import open_result
+from pipeline.store.adapted import made_from, remove_adapted
+from pipeline.store.journal import Journal
+from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from segmentation.nuclei import Nuclei
+from tests.support.stores import published_outputs, random_store
+
+OUTPUTS = published_outputs()
+PANNUKE = OUTPUTS.slices["PanNuke"]
+LABELS = OUTPUTS.library("PanNuke").labels
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(a) for a in arguments])
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def slide(
+    folder: Path, features: bool = True, seed: int = 0, name: str = "slide", certain: bool = False
+) -> tuple[Store, np.ndarray]:
+    """A store whose PanNuke labels are right in six nuclei of ten; its features tell the truth, which is returned.
+
+    With ``certain`` all nuclei have the first label, and their features say nothing.
+    """
+    made = random_store(folder / "random", 600, seed=seed, name=name)
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 3, 600)
+    wrong = rng.random(600) < 0.4
+    p = made.probabilities.copy()
+    p[:, PANNUKE] = 0.05 + 0.75 * np.eye(5)[np.where(wrong, (truth + 1) % 3, truth)]
+    stored = rng.normal(size=(600, 8)).astype(np.float16)
+    stored[:, :3] += 2 * np.eye(3, dtype=np.float16)[truth]
+    if certain:
+        p[:, PANNUKE], stored[:] = 0.05 + 0.75 * np.eye(5)[0], 0
+    offsets, points = made.contours()
+    nuclei = Nuclei(made.centroids_l0, offsets, points, made.detection_p, made.area_um2)
+    settings = {"features": 8} if features else {}
+    models = {"segmentor": {"name": "s"}, "classifier": {"name": "c", "fingerprint": "f"}}
+    info = StoreInfo(name, made.info.size_l0, 0.25, (0, 0), OUTPUTS, models, settings, "0.1.0")
+    journal = Journal.open(folder / "journal", {})
+    journal.write(0, nuclei, Predictions(p.astype(np.float32), stored if features else None))
+    finish(journal, [0], folder / "nuclei.zarr", info)
+    journal.remove()
+    store = open_store(folder / "nuclei.zarr")
+    np.testing.assert_array_equal(store.centroids_l0, made.centroids_l0)
+    shutil.rmtree(folder / "random")
+    return store, truth
+
+
+def correct(store: Store, truth: np.ndarray, rows: np.ndarray, *more: Correction) -> None:
+    said = [Correction(*store.centroids_l0[row], "PanNuke", LABELS[truth[row]]) for row in rows]
+    write_corrections(store.path.parent / "corrections.csv", [*said, *more])
+
+
+ROWS = np.random.default_rng(5).permutation(600)[:80]
+REST = np.setdiff1d(np.arange(600), ROWS)
+
+
+@pytest.mark.parametrize("features", [True, False])
+def test_adapted_labels_stand_beside_the_base_labels(tmp_path: Path, features: bool) -> None:
+    store, truth = slide(tmp_path / "r", features)
+    base = {path: content for path, content in files_of(store.path).items() if path != "table/obs/zarr.json"}
+    gone = int(REST[0])
+    correct(store, truth, ROWS, Correction(*store.centroids_l0[gone], "", "not_a_nucleus"))
+    status, said = call("adapt", tmp_path / "r", *([] if features else ["--even-worse"]))
+    assert status == 0, said
+    assert "80 corrected nuclei, 1 said to be no nuclei" in said
+    after = files_of(store.path)
+    assert {path: after[path] for path in base} == base
+    store = open_store(store.path)
+    assert "PanNuke" in store.adapted_libraries
+    np.testing.assert_array_equal(store.label_numbers("PanNuke"), store.probabilities[:, PANNUKE].argmax(1))
+    adapted = store.adapted()
+    assert len(adapted) == 599
+    assert gone not in adapted.rows
+    kept = np.asarray(adapted.rows)
+    right = adapted.label_numbers("PanNuke") == truth[kept]
+    assert right[np.isin(kept, ROWS)].all()
+    before = (store.label_numbers("PanNuke") == truth)[REST].mean()
+    if features:
+        assert right[np.isin(kept, REST)].mean() > before + 0.1
+    np.testing.assert_allclose(adapted.probabilities[:, PANNUKE].sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(adapted.label_probabilities("PanNuke"), adapted.probabilities[:, PANNUKE].max(1))
+    table = anndata.read_zarr(store.path / "table")
+    assert table.obs["PanNuke_adapted"].cat.categories.tolist() == list(LABELS)
+    np.testing.assert_array_equal(
+        table.obs["PanNuke_adapted"].cat.codes.to_numpy()[kept], adapted.label_numbers("PanNuke")
+    )
+    np.testing.assert_array_equal(table.layers["adapted"][kept], adapted.probabilities)
+    assert table.obs["not_a_nucleus"].sum() == 1
+    facts = made_from(store)
+    assert facts["libraries"]["PanNuke"]["corrected_nuclei"] == 80
+    assert facts["features"] == ("stored" if features else "base log odds")
+    assert json.loads(table.uns["adaptation"]) == facts
+
+
+def test_undo_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    before = files_of(store.path)
+    correct(store, truth, ROWS)
+    assert call("adapt", tmp_path / "r")[0] == 0
+    assert call("adapt", tmp_path / "r")[0] == 0  # in the place of the first
+    assert files_of(store.path).keys() > before.keys()
+    assert call("adapt", tmp_path / "r", "--undo") == (0, "slide: adapted labels removed\n")
+    after = files_of(store.path)
+    assert after.keys() == before.keys()
+    assert {path for path in before if after[path] != before[path]} <= {"table/obs/zarr.json"}
+    listed = [json.loads(files["table/obs/zarr.json"]) for files in (before, after)]
+    assert listed[0] == listed[1]
+    assert call("adapt", tmp_path / "r", "--undo") == (0, "slide: has no adapted labels\n")
+    with pytest.raises(UsageError, match="no adapted labels"):
+        open_store(store.path).adapted()
+    assert (tmp_path / "r" / "corrections.csv").exists()
+
+
+def test_what_a_killed_process_left_is_not_seen_and_does_no_harm(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    correct(store, truth, ROWS)
+    listed = (store.path / "table/obs/zarr.json").read_bytes()
+    assert call("adapt", tmp_path / "r")[0] == 0
+    (store.path / "table/obs/zarr.json").write_bytes(listed)  # killed before the last rename
+    (store.path / "adapted.partial").mkdir()
+    again = open_store(store.path)
+    assert again.adapted_libraries == ()
+    assert "PanNuke_adapted" not in anndata.read_zarr(store.path / "table").obs
+    assert not remove_adapted(store.path)
+    assert not (store.path / "table/layers").exists()
+    assert call("adapt", tmp_path / "r")[0] == 0
+    assert "PanNuke" in open_store(store.path).adapted_libraries
+
+
+def test_what_became_worse_is_not_written_unless_it_is_asked_for(tmp_path: Path) -> None:
+    store, _ = slide(tmp_path / "r", certain=True)
+    # Every nucleus is labelled 0, and each half of the slide is said to be of one label: a place that is left out is
+    # then labelled as the other half, and wrong where the base label was right.
+    right_half = store.centroids_l0[:, 0] > np.median(store.centroids_l0[ROWS, 0])
+    correct(store, right_half.astype(int), ROWS)
+    status, said = call("adapt", tmp_path / "r")
+    worse = next(line for line in said.splitlines() if line.startswith("Worse than before, so left as they are: "))
+    assert "PanNuke" in worse
+    assert "PanNuke" not in open_store(store.path).adapted_libraries
+    assert status == (2 if "nothing became better" in said else 0)
+    status, said = call("adapt", tmp_path / "r", "--even-worse")
+    assert status == 0
+    assert "PanNuke" in open_store(store.path).adapted_libraries
+
+
+def test_other_slides_get_the_labels_too_with_a_warning(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "a")
+    other, truths = slide(tmp_path / "b", seed=7, name="other")
+    correct(store, truth, ROWS)
+    status, said = call("adapt", tmp_path / "a", "--to", tmp_path / "b")
+    assert status == 0, said
+    assert "other patients" in said
+    adapted = open_store(other.path).adapted()
+    assert (adapted.label_numbers("PanNuke") == truths).mean() > 0.65
+    assert made_from(open_store(other.path))["corrections_of"] == "slide"
+    bare, _ = slide(tmp_path / "c", features=False, name="bare")
+    status, said = call("adapt", tmp_path / "a", "--to", tmp_path / "c")
+    assert status == 2
+    assert "only one of the two results stores features" in said
+    assert not open_store(bare.path).adapted_libraries
+
+
+def test_without_usable_corrections_it_says_so(tmp_path: Path) -> None:
+    store, _ = slide(tmp_path / "r")
+    assert "there are no corrections" in call("adapt", tmp_path / "r")[1]
+    write_corrections(tmp_path / "r" / "corrections.csv", [Correction(-900, -900, "PanNuke", "dead")])
+    status, said = call("adapt", tmp_path / "r")
+    assert status == 2
+    assert "1 lie where this result has no nucleus" in said
+    assert open_store(store.path).adapted_libraries == ()
+
+
+def test_the_label_table_carries_a_correction_to_other_libraries(tmp_path: Path) -> None:
+    store, _ = slide(tmp_path / "r")
+    x, y = store.centroids_l0[4]
+    said = [Correction(x, y, "PanNuke", "inflammatory")]
+    clicks = clicks_of(said, store)
+    assert clicks.rows.tolist() == [4]
+
+    def names(row: np.ndarray) -> set[str]:
+        return {f"{lib} {label}" for (lib, label), yes in zip(OUTPUTS.columns, row, strict=True) if yes}
+
+    # NuCLS's plasma_cell is untrained in these outputs.
+    assert names(clicks.allowed[0]) == {
+        "PanNuke inflammatory",
+        "BreCaHAD non_tumor",
+        "CoNSeP inflammatory",
+        *(f"MoNuSAC {label}" for label in ("lymphocyte", "neutrophil", "macrophage")),
+        *(f"NuCLS {label}" for label in ("lymphocyte", "macrophage", "neutrophil", "eosinophil")),
+    }
+    both = clicks_of([*said, Correction(x, y, "NuCLS", "lymphocyte")], store)
+    assert names(both.allowed[0]) >= {"NuCLS lymphocyte", "MoNuSAC lymphocyte", "PanNuke inflammatory"}
+    assert "MoNuSAC neutrophil" not in names(both.allowed[0])
+    untaught = clicks_of([Correction(x, y, "NuCLS", "plasma_cell")], store)
+    assert untaught.untaught == (("NuCLS plasma_cell", 1),)
+    assert names(untaught.allowed[0]) == {"BreCaHAD non_tumor", "CoNSeP inflammatory", "PanNuke inflammatory"}
+
+
+def test_a_result_in_python_has_both_sets(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    correct(store, truth, ROWS)
+    assert call("adapt", tmp_path / "r")[0] == 0
+    result = nucpipe.open(tmp_path / "r")
+    assert isinstance(result, type(open_result(tmp_path / "r")))
+    labels = result.adapted().labels("PanNuke")
+    assert (labels.to_numpy() == np.array(LABELS, object)[truth])[ROWS].all()
+    assert not (result.labels("PanNuke").to_numpy() == np.array(LABELS, object)[truth])[ROWS].all()
+
+
+def test_exports_and_reports_show_either_set(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    folder = store.path.parent
+    assert call("export", folder, "--to", "csv", "--adapted", "--out", tmp_path / "no.csv")[0] == 2
+    x, y = store.centroids_l0[int(REST[3])]
+    correct(store, truth, ROWS, Correction(x, y, "", "not_a_nucleus"))
+    assert call("adapt", folder)[0] == 0
+    tables = {}
+    for option in ([], ["--adapted"]):
+        out = tmp_path / f"{len(option)}.csv"
+        assert call("export", folder, "--to", "csv", "--out", out, *option)[0] == 0
+        tables[len(option)] = pd.read_csv(out, index_col="id")
+    adapted = open_store(store.path).adapted()
+    assert tables[0]["PanNuke"].tolist() == [LABELS[n] for n in store.label_numbers("PanNuke")]
+    assert tables[1]["PanNuke"].tolist() == [LABELS[n] for n in adapted.label_numbers("PanNuke")]
+    assert (len(tables[0]), len(tables[1])) == (600, 599)
+    np.testing.assert_allclose(tables[1]["PanNuke_p"], adapted.label_probabilities("PanNuke"), atol=1e-4)
+    assert call("export", folder, "--to", "geojson", "--out", tmp_path / "a.geojson", "--adapted")[0] == 0
+    features = json.loads((tmp_path / "a.geojson").read_text("utf-8"))["features"]
+    names = [feature["properties"]["classification"]["name"] for feature in features]
+    assert names == tables[1][store.info.outputs.libraries[-1].name].tolist()
+    assert call("export", folder, "--to", "anndata", "--out", tmp_path / "a.h5ad")[0] == 0
+    table = anndata.read_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(table.layers["adapted"][np.asarray(adapted.rows)], adapted.probabilities)
+    np.testing.assert_array_equal(table.X, store.probabilities)
+    assert call("report", folder, "--adapted")[0] == 0
+    assert not (folder / "report.html").exists()
+    text = (folder / "report-adapted.html").read_text("utf-8")
+    assert ">labels<" in text
+    assert ">adapted<" in text
