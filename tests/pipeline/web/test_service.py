@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import shutil
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +37,8 @@ from pipeline.store.run_record import SilentReporter
 from pipeline.web.server import listen
 from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
+from pipeline.web.service.errors import ApiError
+from pipeline.web.service.pixel_budget import PixelBudget
 from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
 
 MODELS = models()
@@ -310,6 +315,83 @@ def test_sizes_are_limited_before_anything_is_decoded() -> None:
         files = [("images", ("a.png", png(np.zeros((64, 64, 3), np.uint8))))] * 3
         expect(client.post("/v1/labels", files=files, data={"mpp": 0.25}), 413, "too_large", "3 images")
         assert ask(client, png(np.zeros((100, 100, 3), np.uint8))).status_code == 200
+
+
+def test_patches_are_cut_at_once_and_no_image_is_kept() -> None:
+    white = png(np.full((1000, 1000, 3), 255, np.uint8))
+    with served() as client:
+        files = [("images", (f"{k}.png", white)) for k in range(12)]
+        tracemalloc.start()
+        try:
+            answer = client.post("/v1/labels", files=files, data={"mpp": MPP})
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert len(answer.json()["images"]) == 12
+    # One image takes 3 MB, all of them 36 MB.
+    assert most < 20e6
+
+
+def test_the_pixels_of_a_request_are_limited_together() -> None:
+    image = png(np.full((100, 100, 3), 255, np.uint8))
+    with served(ServeConfig(max_pixels=25_000)) as client:
+
+        def labels(count: int) -> httpx.Response:
+            files = [("images", (f"{k}.png", image)) for k in range(count)]
+            return client.post("/v1/labels", files=files, data={"mpp": MPP})
+
+        assert labels(2).status_code == 200
+        expect(labels(3), 413, "too_large", "more than 25,000 pixels in 3 images together")
+
+
+def test_the_pixels_of_all_requests_are_limited_together() -> None:
+    async def requests() -> None:
+        budget = PixelBudget(20_000, max_waiting=2, timeout_s=0.1)
+        await budget.take(8_000)
+        async with budget.lent(12_000):
+            with pytest.raises(ApiError) as late:
+                await budget.take(1)
+            assert (late.value.status, late.value.message) == (503, "too many large images at a time; try again later.")
+            turns = [asyncio.create_task(budget.take(pixels)) for pixels in (30_000, 5_000)]
+            await asyncio.sleep(0)
+            with pytest.raises(ApiError) as full:
+                await budget.take(1)
+            assert full.value.message == "2 requests wait already; try again later."
+            turns[0].cancel()  # who has gone holds nobody up
+        await turns[1]
+        budget.give_back(5_000)
+        budget.give_back(8_000)
+        await budget.take(30_000)  # alone
+
+    asyncio.run(requests())
+
+
+def test_a_request_that_has_given_up_returns_its_pixels() -> None:
+    """The first holds its image as long as the detector does; those that wait let go of theirs."""
+    image = png(draw_slide(100, 100).image)
+    config, slow = ServeConfig(max_pixels=10_000, timeout_s=0.5), Slow()
+    with served(config, replace(MODELS, detector=slow)) as client:
+        try:
+            assert [ask(client, image).status_code for _ in range(4)] == [504] * 4
+        finally:
+            slow.may_go_on.set()
+
+
+def test_the_bytes_of_all_requests_are_limited_together() -> None:
+    with served(ServeConfig(max_bytes=1000, timeout_s=5)) as client, contextlib.ExitStack() as stack:
+        url = client.base_url
+        head = "POST /v1/labels HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
+        head += "content-type: multipart/form-data; boundary=b\r\n\r\n"
+        part = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(4):
+            slow = stack.enter_context(socket.create_connection((url.host, url.port or 0), timeout=30))
+            slow.sendall(head.encode() + part + bytes(990 - len(part)))  # and never the rest
+        assert client.get("/health").status_code == 200
+        for _ in range(200):
+            answer = client.post("/v1/labels", files={"images": ("a.png", bytes(500))}, data={"mpp": MPP})
+            if answer.status_code == 503:
+                break
+        expect(answer, 503, "busy", "too many large requests at a time")
 
 
 def test_a_request_that_trickles_is_given_up() -> None:
