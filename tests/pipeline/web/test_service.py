@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import shutil
 import socket
 import subprocess
@@ -27,14 +28,13 @@ from click.testing import CliRunner
 
 pytest.importorskip("fastapi", reason="FastAPI is not installed")
 
-import uvicorn
-
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models
 from pipeline.run_slide import run_slide
 from pipeline.store.run_record import SilentReporter
-from pipeline.web.server import listen
+from pipeline.web.connections import ConnectionLimits, QuietAccepts
+from pipeline.web.server import LIMITS, Server, listen
 from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
 from pipeline.web.service.errors import ApiError
@@ -45,11 +45,13 @@ MODELS = models()
 
 
 @contextmanager
-def served(config: ServeConfig | None = None, with_models: Models = MODELS) -> Iterator[httpx.Client]:
+def served(
+    config: ServeConfig | None = None, with_models: Models = MODELS, limits: ConnectionLimits = LIMITS
+) -> Iterator[httpx.Client]:
     """A client of a service that runs in this process, behind a real socket."""
     listener = listen("127.0.0.1", 0)
     app = service_app(with_models, config or ServeConfig(), "PanNuke")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = Server(app, limits=limits)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -401,6 +403,93 @@ def test_a_request_that_trickles_is_given_up() -> None:
             head = "POST /v1/nuclei HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
             connection.sendall(f"{head}content-type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def connected(client: httpx.Client, stack: contextlib.ExitStack, sent: str) -> socket.socket:
+    """A connection on which so much has been sent."""
+    address = client.base_url.host, client.base_url.port or 0
+    connection = stack.enter_context(socket.create_connection(address, timeout=30))
+    connection.sendall(sent.encode())
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side closes a connection, within half a minute."""
+    try:
+        while connection.recv(2**16):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_a_head_that_does_not_end_is_given_up() -> None:
+    with served(limits=ConnectionLimits(head_s=0.2)) as client, contextlib.ExitStack() as stack:
+        whole = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for sent in ("", "GET /health HTTP/1.1\r\nhost: loc", whole + "GET /health HT"):
+            assert ended(connected(client, stack, sent))
+        assert client.get("/health").status_code == 200
+
+
+def test_slow_connections_stop_nobody() -> None:
+    """Connections that send nothing, half a head or half a body make way; no answer is lost for them."""
+    half = "POST /v1/nuclei HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n"
+    slow, image = Slow(), png(draw_slide(120, 120).image)
+    limits = ConnectionLimits(most=8, head_s=1e6)
+    with (
+        served(ServeConfig(timeout_s=1e6), replace(MODELS, detector=slow), limits) as client,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            answer = pool.submit(ask, client, image)
+            assert slow.begun.acquire(timeout=30)
+            lines = [connected(client, stack, sent) for sent in ("", "GET /he", half) for _ in range(20)]
+            with httpx.Client(base_url=client.base_url, timeout=60) as other:
+                assert other.get("/health").status_code == 200
+            assert all(ended(one) for one in lines[:40])
+        finally:
+            slow.may_go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_connection_too_many_gets_503_where_all_are_answered() -> None:
+    slow, image = Slow(), png(draw_slide(120, 120).image)
+    limits = ConnectionLimits(most=1)
+    with (
+        served(None, replace(MODELS, detector=slow), limits) as client,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            answer = pool.submit(ask, client, image)
+            assert slow.begun.acquire(timeout=30)
+            assert connected(client, stack, "").recv(100).startswith(b"HTTP/1.1 503 ")
+        finally:
+            slow.may_go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_an_answer_that_is_not_read_is_given_up() -> None:
+    with served(limits=ConnectionLimits(unread_s=0.3)) as client, contextlib.ExitStack() as stack:
+        one = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        connection = connected(client, stack, one * 1000)  # some 20 MB, more than the system takes for us
+        poll = select.poll()
+        poll.register(connection, select.POLLHUP | select.POLLERR)
+        assert poll.poll(30_000)
+        assert client.get("/health").status_code == 200
+
+
+def test_accepting_fails_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    loop, quiet = asyncio.new_event_loop(), QuietAccepts()
+    for _ in range(1000):
+        quiet(loop, {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many files")})
+    assert [record.getMessage() for record in caplog.records] == [
+        "no connection can be accepted for a moment ([Errno 24] Too many files)."
+    ]
+    loop.close()
 
 
 def test_the_token_opens_what_it_guards() -> None:
