@@ -16,7 +16,7 @@ from nucpipe.errors import SlideError
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
 from pipeline.slide.channels import as_rgb, on_white
-from pipeline.slide.limits import check_bomb
+from pipeline.slide.limits import check_bomb, check_pages
 from pipeline.slide.pixel_size import Mpp, pixel_size
 from pipeline.slide.resample import Box, Image
 from pipeline.slide.tiff import broken_tiff, main_series, stated_mpp
@@ -60,6 +60,7 @@ def stated_size(path: Path, kind: str) -> tuple[int, int]:
         SlideError: broken, or a TIFF that is not 8-bit RGB.
     """
     if kind == "tiff":
+        check_pages(path)
         with broken_tiff(path), tifffile.TiffFile(path) as file:
             page = main_series(path, file).keyframe
             return page.imagewidth, page.imagelength
