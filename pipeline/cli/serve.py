@@ -55,7 +55,9 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
     "--batch-size", type=click.IntRange(1), default=DEFAULT.batch_size, show_default=True, help="Nuclei at a time."
 )
 @click.option("--max-mb", type=float, default=64, show_default=True, help="Most megabytes of a request.")
-@click.option("--max-pixels", type=int, default=25_000_000, show_default=True, help="Most pixels of an image.")
+@click.option(
+    "--max-pixels", type=int, default=25_000_000, show_default=True, help="Most pixels of a request's images."
+)
 @click.option("--max-waiting", type=int, default=64, show_default=True, help="Requests that wait; more are refused.")
 @click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Seconds to an answer.")
 def serve(host: str, port: int, token_file: Path | None, max_mb: float, **options: Any) -> None:

@@ -14,6 +14,7 @@ from nucpipe.errors import SlideError, UsageError
 from pipeline.regions.geojson import GEOJSON_ERRORS, Annotation, read_annotations
 from pipeline.slide.base import Slide
 from pipeline.slide.resample import Image
+from pipeline.slide.time_limit import within_time
 
 Mask = npt.NDArray[np.bool_]
 BoxL0 = tuple[float, float, float, float]
@@ -126,10 +127,11 @@ def tissue_from(option: str, slide: Slide) -> TissueMask:
 
     Raises:
         UsageError: no such file.
-        SlideError: the file cannot be read or is not of this slide.
+        SlideError: the file cannot be read or is not of this slide, or the tissue is not found in time (see
+            :mod:`pipeline.slide.time_limit`).
     """
     if option == "auto":
-        return tissue_mask(slide)
+        return within_time(slide.path, "finding its tissue", lambda: tissue_mask(slide))
     if option == "none":
         return TissueMask.of(np.ones((1, 1), bool), slide)
     check_tissue_option(option)

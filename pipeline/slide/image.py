@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
 from pipeline.slide.channels import as_rgb, on_white
 from pipeline.slide.identity import printable
-from pipeline.slide.limits import check_bomb
+from pipeline.slide.limits import check_bomb, check_pages
 from pipeline.slide.pixel_size import Mpp, pixel_size
 from pipeline.slide.resample import Box, Image
 from pipeline.slide.tiff import broken_tiff, main_series, stated_mpp
@@ -43,12 +44,12 @@ EIGHT_BIT_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
 class ImageSlide(Slide):
     """An image of one level in memory. EXIF's orientation is not applied: coordinates are those of the file."""
 
-    def __init__(self, path: Path, mpp: float | None, kind: str, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, path: Path, mpp: float | None, kind: str) -> None:
         """Read the image; ``kind`` is ``png``, ``jpeg`` or ``tiff``. Its size is checked before it is decoded."""
         if kind == "tiff":
-            self._pixels, stated = _read_tiff(path, max_pixels)
+            self._pixels, stated = _read_tiff(path)
         else:
-            self._pixels, stated = _read_pil(path, kind, max_pixels), None
+            self._pixels, stated = _read_pil(path, kind), None
         height, width = self._pixels.shape[:2]
         super().__init__(path, (Level((width, height), 1.0),), pixel_size(path, mpp, lambda: stated), kind)
 
@@ -62,33 +63,59 @@ class ImageSlide(Slide):
         self._pixels = np.empty((0, 0, 3), np.uint8)
 
 
-def _read_pil(path: Path, kind: str, max_pixels: int) -> Image:
+def stated_size(path: Path, kind: str) -> tuple[int, int]:
+    """Return the (width, height) that a plain image states, without decoding it.
+
+    Args:
+        path: the file.
+        kind: ``png``, ``jpeg`` or ``tiff``.
+
+    Raises:
+        SlideError: broken, or a TIFF that is not 8-bit RGB.
+    """
+    if kind == "tiff":
+        check_pages(path)
+        with broken_tiff(path), tifffile.TiffFile(path) as file:
+            page = main_series(path, file).keyframe
+            return page.imagewidth, page.imagelength
+    with _opened(path, kind) as image:
+        return image.size
+
+
+def _read_pil(path: Path, kind: str) -> Image:
     """Read a PNG or JPEG: (h, w, 3) uint8 RGB. Their densities (72 dpi) are print sizes, not pixel sizes."""
+    with _opened(path, kind) as image:
+        _check_size(path, *image.size)
+        if kind == "png" and _png_bits(path) > 8:  # of which PIL would drop the lower ones
+            raise SlideError(f"{path.name}: expected one 8-bit RGB image, found 16 bits a channel; convert it.")
+        with suppress(Exception):  # EXIF that is broken says nothing
+            _warn_of_orientation(path, image.getexif().get(ORIENTATION))
+        if image.mode not in EIGHT_BIT_MODES:
+            raise SlideError(f"{path.name}: expected an 8-bit colour image, found PIL's mode {image.mode}.")
+        image.load()
+        if image.has_transparency_data:
+            return on_white(np.asarray(image.convert("RGBA")))
+        return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path, kind: str) -> Iterator[ImageFile]:
+    """Open a PNG or JPEG; what is broken in it is a SlideError."""
     try:
         # The format's own class instead of Image.open, whose guard against large images is far below ours.
         with PIL_CLASSES[kind](path) as image:
-            _check_size(path, *image.size, max_pixels)
-            if kind == "png" and _png_bits(path) > 8:  # of which PIL would drop the lower ones
-                raise SlideError(f"{path.name}: expected one 8-bit RGB image, found 16 bits a channel; convert it.")
-            with suppress(Exception):  # EXIF that is broken says nothing
-                _warn_of_orientation(path, image.getexif().get(ORIENTATION))
-            if image.mode not in EIGHT_BIT_MODES:
-                raise SlideError(f"{path.name}: expected an 8-bit colour image, found PIL's mode {image.mode}.")
-            image.load()
-            if image.has_transparency_data:
-                return on_white(np.asarray(image.convert("RGBA")))
-            return np.asarray(image.convert("RGB"))
+            yield image
     except (OSError, SyntaxError, ValueError) as error:
         raise SlideError(
             f"{path.name}: expected a {kind.upper()} image; it is cut off or broken ({cause(error)}). Copy it again."
         ) from error
 
 
-def _read_tiff(path: Path, max_pixels: int) -> tuple[Image, Mpp | None]:
+def _read_tiff(path: Path) -> tuple[Image, Mpp | None]:
     """Return the main image of a TIFF -> (h, w, 3) uint8 RGB and the pixel size that it states."""
     with broken_tiff(path), tifffile.TiffFile(path) as file:
         series = main_series(path, file)
-        _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength, max_pixels)
+        _check_size(path, series.keyframe.imagewidth, series.keyframe.imagelength)
         _warn_of_orientation(path, series.keyframe.tags.valueof(ORIENTATION))
         return as_rgb(series.asarray(), series.axes), stated_mpp(file, series)
 
@@ -110,10 +137,10 @@ def _warn_of_orientation(path: Path, orientation: object) -> None:
         )
 
 
-def _check_size(path: Path, width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
         raise SlideError(
-            f"{path.name}: {width} x {height} pixels are too many for a plain image (at most {max_pixels:,}); "
+            f"{path.name}: {width} x {height} pixels are too many for a plain image (at most {MAX_PIXELS:,}); "
             "convert it to a tiled TIFF, for example with: vips tiffsave IN OUT.tif --tile --pyramid"
         )
     check_bomb(path, width, height)

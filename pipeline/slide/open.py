@@ -14,10 +14,12 @@ from nucpipe.errors import SlideError
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import is_dicom
 from pipeline.slide.image import ImageSlide
+from pipeline.slide.limits import check_pages, check_there
 from pipeline.slide.openslide import OpenSlideSlide
 from pipeline.slide.tiatoolbox import ToolboxSlide
 from pipeline.slide.tiff import broken_tiff
 from pipeline.slide.tiff_zarr import open_ngff, open_tiff
+from pipeline.slide.time_limit import within_time
 
 MAGIC = {
     b"\x89PNG\r\n\x1a\n": "png",
@@ -28,6 +30,7 @@ MAGIC = {
     b"II+\0": "tiff",  # BigTIFF
     b"MM\0+": "tiff",
 }
+TIFF = tuple(magic for magic, kind in MAGIC.items() if kind == "tiff")
 HEAD_BYTES = 16
 
 EXPECTED = (
@@ -44,12 +47,26 @@ def open_slide(path: Path, mpp: float | None = None) -> Slide:
         mpp: micrometres per level-0 pixel; None takes what the file states.
 
     Raises:
-        SlideError: no such file, no slide, broken, or without a pixel size that can be true.
+        SlideError: no such file, no slide, broken, without a pixel size that can be true, or not open after its time
+            (see :mod:`pipeline.slide.time_limit`).
     """
     head = b"" if path.is_dir() else _head(path)
+    return within_time(path, "opening it", lambda: _open(path, head, mpp))
+
+
+def _open(path: Path, head: bytes, mpp: float | None) -> Slide:
+    if is_tiff := head.startswith(TIFF):
+        check_pages(path)
     for reader in READERS:
         if reader.recognises(path, head):
-            return reader.open(path, mpp)
+            slide = reader.open(path, mpp)
+            if is_tiff or path.is_dir():
+                try:
+                    check_there(path, slide.size_l0)
+                except SlideError:
+                    slide.close()
+                    raise
+            return slide
     what = "the folder holds none of these" if path.is_dir() else "the file is something else, or cut off"
     raise SlideError(f"{path.name}: {EXPECTED}; {what}.")
 

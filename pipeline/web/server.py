@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import socket
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,11 +16,15 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nucpipe.errors import UsageError
+from pipeline.web.connections import Connection, ConnectionLimits, LimitedConfig, QuietAccepts, allow_files
 
 LOOPBACK = "127.0.0.1"
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
 """As a browser names this machine in its requests."""
+LIMITS = ConnectionLimits()
+BACKLOG = 128
+"""Connections that the system keeps until they are accepted."""
 HEADERS = {
     # Nothing from elsewhere: pages work offline, and what they show stays here.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'",
@@ -78,7 +85,7 @@ def listen(host: str, port: int, or_next: bool = False) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(128)
+        listener.listen(BACKLOG)
         return listener
     except (OSError, OverflowError) as error:
         if listener is not None:
@@ -95,24 +102,49 @@ def address(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
-def serve(app: ASGIApp, listener: socket.socket, begun: Callable[[], None], log_level: str = "warning") -> None:
+class Server(uvicorn.Server):
+    """A server of one application on one socket, whose slow and surplus connections are closed.
+
+    Args:
+        app: the application.
+        begun: called once it answers.
+        limits: of its connections.
+    """
+
+    def __init__(
+        self, app: ASGIApp, begun: Callable[[], None] = lambda: None, limits: ConnectionLimits = LIMITS
+    ) -> None:
+        # Of a client's mistakes the client is told, and not the log.
+        options = {"log_level": "error", "server_header": False, "timeout_graceful_shutdown": 5, "backlog": BACKLOG}
+        super().__init__(LimitedConfig(app, allow_files(limits), **options))
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)
+        self._begun = begun
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does."""
+        asyncio.get_running_loop().set_exception_handler(QuietAccepts())
+        await super().startup(sockets)
+        self._begun()
+
+    async def on_tick(self, counter: int) -> bool:
+        """As uvicorn does, ten times a second."""
+        now = time.monotonic()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection) and not connection.gone:
+                connection.close_if_slow(now)
+        return await super().on_tick(counter)
+
+
+def serve(app: ASGIApp, listener: socket.socket, begun: Callable[[], None]) -> None:
     """Serve until the user stops it (Ctrl-C) or the process receives SIGTERM.
 
     Args:
         app: the application.
         listener: what it listens on.
         begun: called once it answers.
-        log_level: of uvicorn.
     """
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            begun()
-
-    config = uvicorn.Config(app, log_level=log_level, server_header=False, timeout_graceful_shutdown=5)
     try:
-        Server(config).run([listener])
+        Server(app, begun).run([listener])
     except KeyboardInterrupt:
         pass  # uvicorn has ended everything in order and passes the signal on
     finally:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -25,7 +26,6 @@ from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.inference.models import Models
-from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
 from pipeline.store.memory import MemoryStore
 from pipeline.store.reader import StoreInfo
@@ -33,15 +33,19 @@ from pipeline.web.server import with_safe_headers
 from pipeline.web.service import schemas
 from pipeline.web.service.config import ServeConfig
 from pipeline.web.service.errors import ApiError, documented, handle_errors
-from pipeline.web.service.images import nucleus_patch, read_image
+from pipeline.web.service.images import read_image, read_nucleus, stated_pixels
 from pipeline.web.service.metrics import Metrics
+from pipeline.web.service.pixel_budget import PixelBudget
 from pipeline.web.service.request_limits import RequestLimits
 from pipeline.web.service.worker import Busy, CropsJob, ImageJob, Worker
 from segmentation.nuclei import Nuclei
 
 STATIC = Path(str(resources.files("pipeline.web") / "service" / "static"))
 AT_ONCE = 4
-"""Images that are decoded, and answers that are written, at a time: each may take some 100 MB."""
+"""Images that are decoded, and answers that are written, at a time."""
+MAX_IMAGES_HELD = 2
+"""Images of the most pixels that are held at a time, or as many smaller ones as have as many pixels together: the
+largest takes some 300 MB while it is decoded."""
 
 T = TypeVar("T")
 Mpp = Annotated[
@@ -71,22 +75,47 @@ class Service:
     metrics: Metrics
     primary: str
     gate: asyncio.Semaphore
+    budget: PixelBudget
 
     @property
     def models(self) -> Models:
         """The models."""
         return self.worker.models
 
-    async def nuclei_of(self, image: Slide) -> tuple[Nuclei, Predictions]:
-        """Return the nuclei of an image, when its turn has come."""
-        job = ImageJob(image)
-        self._submit(job)
-        return await self._answer(job.answer)
+    async def nuclei_of(self, image: UploadFile, mpp: float) -> tuple[tuple[int, int], Nuclei, Predictions]:
+        """Return (width, height) of an image that was sent, and its nuclei, when its turn has come."""
+        pixels = await self.in_thread(partial(stated_pixels, image.file, mpp, self.config.max_pixels))
+        await self.budget.take(pixels)
+        try:
+            job = ImageJob(await self.in_thread(partial(read_image, image.file, mpp)))
+            size = job.image.size_l0
+            self._submit(job)
+        except BaseException:
+            self.budget.give_back(pixels)
+            raise
+        # Once the worker has let go of the image, also where the client has given up before.
+        asyncio.wrap_future(job.answer).add_done_callback(lambda answer: self._image_done(answer, pixels))
+        return size, *await self._answer(job.answer)
 
-    async def labels_of(self, images: list[Slide]) -> Predictions:
-        """Return the labels of images of single nuclei, of one pixel size, at least one."""
-        crops = await self.in_thread(lambda: np.stack([nucleus_patch(image) for image in images]))
-        job = CropsJob(crops)
+    def _image_done(self, answer: asyncio.Future[Any], pixels: int) -> None:
+        answer.cancelled() or answer.exception()  # looked at, or asyncio says that nobody did
+        self.budget.give_back(pixels)
+
+    async def labels_of(self, images: list[UploadFile], mpp: float) -> Predictions:
+        """Return the labels of images of single nuclei that were sent, at least one; one of them is held at a time."""
+        patches, left = [], self.config.max_pixels
+        for image in images:
+            try:
+                pixels = await self.in_thread(partial(stated_pixels, image.file, mpp, left))
+            except ApiError as error:
+                if error.status != 413 or not patches:
+                    raise
+                message = f"more than {self.config.max_pixels:,} pixels in {len(images):,} images together; send fewer."
+                raise ApiError(413, message) from error
+            left -= pixels
+            async with self.budget.lent(pixels):
+                patches.append(await self.in_thread(partial(read_nucleus, image.file, mpp)))
+        job = CropsJob(np.stack(patches))
         self._submit(job)
         return await self._answer(job.answer)
 
@@ -123,7 +152,8 @@ def service_app(models: Models, config: ServeConfig, primary: str, batch_size: i
     """
     metrics = Metrics()
     worker = Worker(models, batch_size, config.max_waiting, metrics)
-    service = Service(config, worker, metrics, primary, asyncio.Semaphore(AT_ONCE))
+    budget = PixelBudget(MAX_IMAGES_HELD * config.max_pixels, config.max_waiting, config.timeout_s)
+    service = Service(config, worker, metrics, primary, asyncio.Semaphore(AT_ONCE), budget)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -234,13 +264,11 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         except UsageError as error:
             raise ApiError(422, f"primary: {error}") from error
         rule = _rule(decide, threshold)
-        content = await image.read()
-        slide = await service.in_thread(lambda: read_image(content, mpp, service.config.max_pixels))
-        found, labels = await service.nuclei_of(slide)
+        size, found, labels = await service.nuclei_of(image, mpp)
         service.metrics.nuclei.inc(len(found))
         name = slide_name(Path(image.filename or "image"))
         info = StoreInfo(
-            name, slide.size_l0, mpp, (0, 0), service.models.outputs, service.models.described,
+            name, size, mpp, (0, 0), service.models.outputs, service.models.described,
             {"decide": rule.to_dict()}, __version__,
         )  # fmt: skip
 
@@ -269,11 +297,7 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         rule = _rule(decide, threshold)
         if len(images) > service.config.max_crops:
             raise ApiError(413, f"{len(images):,} images; at most {service.config.max_crops:,} are allowed.")
-        crops = []
-        for image in images:
-            content = await image.read()
-            crops.append(await service.in_thread(lambda c=content: read_image(c, mpp, service.config.max_pixels)))  # type: ignore[misc]
-        found = (await service.labels_of(crops)).probabilities
+        found = (await service.labels_of(images, mpp)).probabilities
         outputs = service.models.outputs
         named = [
             {"image": image.filename or "", "labels": given, "probabilities": every}

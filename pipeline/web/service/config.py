@@ -13,7 +13,8 @@ class ServeConfig:
 
     Attributes:
         max_bytes: of a request.
-        max_pixels: of an image, as it is sent and as it is read (at 0.25 or 0.5 µm).
+        max_pixels: of a request's images together, as they are sent or as they are read (at 0.25 or 0.5 µm),
+            whichever is more.
         max_crops: images of single nuclei in a request.
         max_waiting: requests that wait for the models; more are turned away.
         timeout_s: seconds from a request to its answer.

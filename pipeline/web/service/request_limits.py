@@ -18,12 +18,16 @@ from pipeline.web.service.metrics import Metrics
 GUARDED = ("/v1/", "/metrics")
 """Paths that need the token; pages and health are for everybody."""
 
+MAX_REQUESTS_HELD = 4
+"""Requests of the most bytes that are held at a time, or as many smaller ones as have as many bytes together."""
+
 
 class RequestLimits:
     """Turns requests away before they are read, or as soon as they are too much; counts all of them."""
 
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
         self.app, self.config, self.metrics = app, config, metrics
+        self._held = 0  # bytes of all requests that are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -32,6 +36,17 @@ class RequestLimits:
             return
         began = time.perf_counter()
         status: int | None = None
+        held = 0
+
+        async def counted_receive() -> Message:
+            nonlocal held
+            message = await limited_receive()
+            arrived = len(message.get("body", b""))
+            held += arrived
+            self._held += arrived
+            if arrived and self._held > MAX_REQUESTS_HELD * self.config.max_bytes:
+                raise HTTPException(503, "too many large requests at a time; try again later.")
+            return message
 
         async def counted_send(message: Message) -> None:
             nonlocal status
@@ -43,13 +58,15 @@ class RequestLimits:
             if (answer := self._refusal(scope)) is not None:
                 await answer(scope, receive, counted_send)
             else:
-                await self.app(scope, self._limited(receive), counted_send)
+                limited_receive = self._limited(receive)
+                await self.app(scope, counted_receive, counted_send)
         except Exception as error:  # of any library below; reported to the client, others are served
             logging.getLogger(__name__).exception("a request failed")
             if status is None:
                 answer = refusal(500, f"unexpected {type(error).__name__}; the service's log tells more.")
                 await answer(scope, receive, counted_send)
         finally:
+            self._held -= held
             # The route's pattern, not the path: clients must not be able to make ever new counters.
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()

@@ -44,6 +44,11 @@ class ImageJob:
     regions_left: int = 0
     parts: list[tuple[Nuclei, Predictions]] = field(default_factory=list)
 
+    def forget_image(self) -> None:
+        """Let go of the pixels; other images of the sheet may take long."""
+        self.image.close()
+        self.image.forget()
+
 
 @dataclass
 class CropsJob:
@@ -69,7 +74,7 @@ class Worker(threading.Thread):
         self._ended = False
 
     def submit(self, job: ImageJob | CropsJob) -> None:
-        """Let a job wait for its turn; cancel its answer and it is passed over.
+        """Let a job wait for its turn; cancel its answer and it is forgotten.
 
         Raises:
             Busy: too many wait already, or the worker has ended.
@@ -80,15 +85,22 @@ class Worker(threading.Thread):
             self._waiting.append(job)
             self._metrics.waiting.set(len(self._waiting))
             self._changed.notify()
+        job.answer.add_done_callback(lambda answer: self._withdraw(job) if answer.cancelled() else None)
+
+    def _withdraw(self, job: ImageJob | CropsJob) -> None:
+        with self._changed:
+            # By identity: comparing jobs would compare their pixels.
+            self._waiting = deque(one for one in self._waiting if one is not job)
+            self._metrics.waiting.set(len(self._waiting))
 
     def end(self) -> None:
         """Finish what has begun, and no more."""
         with self._changed:
             self._ended = True
-            for job in self._waiting:
-                job.answer.cancel()
-            self._waiting.clear()
+            waiting = list(self._waiting)
             self._changed.notify()
+        for job in waiting:
+            job.answer.cancel()
 
     def run(self) -> None:
         """Serve jobs until :meth:`end`."""
@@ -151,11 +163,13 @@ class Worker(threading.Thread):
                 job.parts.append((sheet.in_image(done.region, done.nuclei_l0), done.labels))
                 job.regions_left -= 1
                 if not job.regions_left:
+                    job.forget_image()
                     job.answer.set_result(_together(job.parts))
         except Exception as error:  # reported to the clients; the next ones are served
             logging.getLogger(__name__).exception("a request failed")
             for job in jobs:
                 if not job.answer.done():
+                    job.forget_image()
                     job.answer.set_exception(error)
         finally:
             self._metrics.together.observe(len(jobs))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import select
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,27 +28,30 @@ from click.testing import CliRunner
 
 pytest.importorskip("fastapi", reason="FastAPI is not installed")
 
-import uvicorn
-
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models
 from pipeline.run_slide import run_slide
 from pipeline.store.run_record import SilentReporter
-from pipeline.web.server import listen
+from pipeline.web.connections import ConnectionLimits, QuietAccepts
+from pipeline.web.server import LIMITS, Server, listen
 from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
+from pipeline.web.service.errors import ApiError
+from pipeline.web.service.pixel_budget import PixelBudget
 from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
 
 MODELS = models()
 
 
 @contextmanager
-def served(config: ServeConfig | None = None, with_models: Models = MODELS) -> Iterator[httpx.Client]:
+def served(
+    config: ServeConfig | None = None, with_models: Models = MODELS, limits: ConnectionLimits = LIMITS
+) -> Iterator[httpx.Client]:
     """A client of a service that runs in this process, behind a real socket."""
     listener = listen("127.0.0.1", 0)
     app = service_app(with_models, config or ServeConfig(), "PanNuke")
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = Server(app, limits=limits)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
@@ -312,6 +319,83 @@ def test_sizes_are_limited_before_anything_is_decoded() -> None:
         assert ask(client, png(np.zeros((100, 100, 3), np.uint8))).status_code == 200
 
 
+def test_patches_are_cut_at_once_and_no_image_is_kept() -> None:
+    white = png(np.full((1000, 1000, 3), 255, np.uint8))
+    with served() as client:
+        files = [("images", (f"{k}.png", white)) for k in range(12)]
+        tracemalloc.start()
+        try:
+            answer = client.post("/v1/labels", files=files, data={"mpp": MPP})
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert len(answer.json()["images"]) == 12
+    # One image takes 3 MB, all of them 36 MB.
+    assert most < 20e6
+
+
+def test_the_pixels_of_a_request_are_limited_together() -> None:
+    image = png(np.full((100, 100, 3), 255, np.uint8))
+    with served(ServeConfig(max_pixels=25_000)) as client:
+
+        def labels(count: int) -> httpx.Response:
+            files = [("images", (f"{k}.png", image)) for k in range(count)]
+            return client.post("/v1/labels", files=files, data={"mpp": MPP})
+
+        assert labels(2).status_code == 200
+        expect(labels(3), 413, "too_large", "more than 25,000 pixels in 3 images together")
+
+
+def test_the_pixels_of_all_requests_are_limited_together() -> None:
+    async def requests() -> None:
+        budget = PixelBudget(20_000, max_waiting=2, timeout_s=0.1)
+        await budget.take(8_000)
+        async with budget.lent(12_000):
+            with pytest.raises(ApiError) as late:
+                await budget.take(1)
+            assert (late.value.status, late.value.message) == (503, "too many large images at a time; try again later.")
+            turns = [asyncio.create_task(budget.take(pixels)) for pixels in (30_000, 5_000)]
+            await asyncio.sleep(0)
+            with pytest.raises(ApiError) as full:
+                await budget.take(1)
+            assert full.value.message == "2 requests wait already; try again later."
+            turns[0].cancel()  # who has gone holds nobody up
+        await turns[1]
+        budget.give_back(5_000)
+        budget.give_back(8_000)
+        await budget.take(30_000)  # alone
+
+    asyncio.run(requests())
+
+
+def test_a_request_that_has_given_up_returns_its_pixels() -> None:
+    """The first holds its image as long as the detector does; those that wait let go of theirs."""
+    image = png(draw_slide(100, 100).image)
+    config, slow = ServeConfig(max_pixels=10_000, timeout_s=0.5), Slow()
+    with served(config, replace(MODELS, detector=slow)) as client:
+        try:
+            assert [ask(client, image).status_code for _ in range(4)] == [504] * 4
+        finally:
+            slow.may_go_on.set()
+
+
+def test_the_bytes_of_all_requests_are_limited_together() -> None:
+    with served(ServeConfig(max_bytes=1000, timeout_s=5)) as client, contextlib.ExitStack() as stack:
+        url = client.base_url
+        head = "POST /v1/labels HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
+        head += "content-type: multipart/form-data; boundary=b\r\n\r\n"
+        part = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(4):
+            slow = stack.enter_context(socket.create_connection((url.host, url.port or 0), timeout=30))
+            slow.sendall(head.encode() + part + bytes(990 - len(part)))  # and never the rest
+        assert client.get("/health").status_code == 200
+        for _ in range(200):
+            answer = client.post("/v1/labels", files={"images": ("a.png", bytes(500))}, data={"mpp": MPP})
+            if answer.status_code == 503:
+                break
+        expect(answer, 503, "busy", "too many large requests at a time")
+
+
 def test_a_request_that_trickles_is_given_up() -> None:
     with served(ServeConfig(timeout_s=0.5)) as client:
         url = client.base_url
@@ -319,6 +403,93 @@ def test_a_request_that_trickles_is_given_up() -> None:
             head = "POST /v1/nuclei HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
             connection.sendall(f"{head}content-type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def connected(client: httpx.Client, stack: contextlib.ExitStack, sent: str) -> socket.socket:
+    """A connection on which so much has been sent."""
+    address = client.base_url.host, client.base_url.port or 0
+    connection = stack.enter_context(socket.create_connection(address, timeout=30))
+    connection.sendall(sent.encode())
+    return connection
+
+
+def ended(connection: socket.socket) -> bool:
+    """Whether the other side closes a connection, within half a minute."""
+    try:
+        while connection.recv(2**16):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
+
+
+def test_a_head_that_does_not_end_is_given_up() -> None:
+    with served(limits=ConnectionLimits(head_s=0.2)) as client, contextlib.ExitStack() as stack:
+        whole = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for sent in ("", "GET /health HTTP/1.1\r\nhost: loc", whole + "GET /health HT"):
+            assert ended(connected(client, stack, sent))
+        assert client.get("/health").status_code == 200
+
+
+def test_slow_connections_stop_nobody() -> None:
+    """Connections that send nothing, half a head or half a body make way; no answer is lost for them."""
+    half = "POST /v1/nuclei HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n"
+    slow, image = Slow(), png(draw_slide(120, 120).image)
+    limits = ConnectionLimits(most=8, head_s=1e6)
+    with (
+        served(ServeConfig(timeout_s=1e6), replace(MODELS, detector=slow), limits) as client,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            answer = pool.submit(ask, client, image)
+            assert slow.begun.acquire(timeout=30)
+            lines = [connected(client, stack, sent) for sent in ("", "GET /he", half) for _ in range(20)]
+            with httpx.Client(base_url=client.base_url, timeout=60) as other:
+                assert other.get("/health").status_code == 200
+            assert all(ended(one) for one in lines[:40])
+        finally:
+            slow.may_go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_a_connection_too_many_gets_503_where_all_are_answered() -> None:
+    slow, image = Slow(), png(draw_slide(120, 120).image)
+    limits = ConnectionLimits(most=1)
+    with (
+        served(None, replace(MODELS, detector=slow), limits) as client,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            answer = pool.submit(ask, client, image)
+            assert slow.begun.acquire(timeout=30)
+            assert connected(client, stack, "").recv(100).startswith(b"HTTP/1.1 503 ")
+        finally:
+            slow.may_go_on.set()
+        assert answer.result().status_code == 200
+
+
+def test_an_answer_that_is_not_read_is_given_up() -> None:
+    with served(limits=ConnectionLimits(unread_s=0.3)) as client, contextlib.ExitStack() as stack:
+        one = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        connection = connected(client, stack, one * 1000)  # some 20 MB, more than the system takes for us
+        poll = select.poll()
+        poll.register(connection, select.POLLHUP | select.POLLERR)
+        assert poll.poll(30_000)
+        assert client.get("/health").status_code == 200
+
+
+def test_accepting_fails_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    loop, quiet = asyncio.new_event_loop(), QuietAccepts()
+    for _ in range(1000):
+        quiet(loop, {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many files")})
+    assert [record.getMessage() for record in caplog.records] == [
+        "no connection can be accepted for a moment ([Errno 24] Too many files)."
+    ]
+    loop.close()
 
 
 def test_the_token_opens_what_it_guards() -> None:
