@@ -65,7 +65,7 @@ def run_options(command: F) -> F:
         *filter_options("the segmentor's, see nucpipe models"),
         click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
         click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
-        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
