@@ -21,6 +21,7 @@ ALLOWED = {
     r"^mounting a file system is not allowed": True,  # in most containers
     r"^only glibc keeps": platform.libc_ver()[0] != "glibc",
     r"^OpenVINO is for x86": platform.machine() not in ("x86_64", "AMD64"),
+    r"^hadolint is only there for x86 Linux": (sys.platform, platform.machine()) != ("linux", "x86_64"),
     r"^whether there is a GPU": Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists(),
 }
 

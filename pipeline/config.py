@@ -21,7 +21,7 @@ class RunConfig:
 
     Attributes:
         mpp: pixel size of level 0 in micrometres, where the slide's own statement is missing or wrong.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or mps.
         precision: auto, fp32, bf16 or fp16.
         segmentor, classifier: a bundled model's name, or the path of a model file.
         primary: the library whose labels colour the nuclei.

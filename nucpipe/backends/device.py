@@ -18,19 +18,27 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvgpu", "/dev/nvhost-
 
 
 def pick_device(name: str) -> str:
-    """Return the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` names, as PyTorch calls it.
+    """Return the device that ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` names, as PyTorch calls it.
+
+    ``auto`` takes CUDA, else MPS (Apple's GPUs), else the processor.
 
     Raises:
         UsageError: the name is no device, or that device is not there.
     """
     if name == "cpu" or (name == "auto" and not _gpu_possible()):
         return "cpu"
-    if name not in ("auto", "cuda") and not (name.startswith("cuda:") and name[5:].isdecimal()):
-        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N.")
+    if name not in ("auto", "cuda", "mps") and not (name.startswith("cuda:") and name[5:].isdecimal()):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps.")
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto" and torch.cuda.is_available():
+        return "cuda"
+    if name in ("auto", "mps"):
+        if torch.backends.mps.is_available():
+            return "mps"
+        if name == "auto":
+            return "cpu"
+        raise UsageError("--device mps: PyTorch sees no GPU of Apple's here; use auto or cpu.")
     if int(name[5:] or 0) >= (found := torch.cuda.device_count()):
         raise UsageError(f"--device {name}: PyTorch sees {found} CUDA device(s) here; use cpu or another number.")
     return name
@@ -43,7 +51,8 @@ def _gpu_possible() -> bool:
 def pick_precision(name: str, device: str) -> str:
     """Return the precision that networks compute in on ``device``: ``fp32``, ``bf16`` or ``fp16``.
 
-    ``auto`` takes what is fast without harm: fp16 on CUDA, bf16 on a CPU with instructions for it, else fp32.
+    ``auto`` takes what is fast without harm: fp16 on CUDA, bf16 on a CPU with instructions for it, else fp32; also on
+    MPS, where no lower precision has been compared with it yet.
 
     Raises:
         UsageError: an unknown name, or fp16 on a CPU.
@@ -51,9 +60,9 @@ def pick_precision(name: str, device: str) -> str:
     if name not in PRECISIONS:
         raise UsageError(f"--precision {name}: expected one of {', '.join(PRECISIONS)}.")
     if name == "auto":
-        if device != "cpu":
+        if device.startswith("cuda"):
             return "fp16"
-        return "bf16" if _fast_in_bfloat16() else "fp32"
+        return "bf16" if device == "cpu" and _fast_in_bfloat16() else "fp32"
     if name == "fp16" and device == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device; on a CPU use auto, bf16 or fp32.")
     return name
@@ -66,7 +75,8 @@ def _fast_in_bfloat16() -> bool:
         return "avx512_bf16" in listed.read_text(errors="replace")
     import torch
 
-    return torch.cpu._is_avx512_bf16_supported()
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)  # of no public name, and not on every platform
+    return asked is not None and bool(asked())
 
 
 def autocast_type(precision: str) -> torch.dtype | None:
@@ -79,7 +89,7 @@ def autocast_type(precision: str) -> torch.dtype | None:
 def training_precision(name: str, device: str) -> str:
     """Return the precision that autocast shall use in training: ``bf16`` or ``fp32``.
 
-    ``auto`` takes bfloat16 on CUDA and on a CPU with instructions for it; elsewhere it is many times slower.
+    ``auto`` takes bfloat16 on CUDA and on a CPU with instructions for it; on other CPUs it is many times slower.
 
     Raises:
         UsageError: neither ``auto``, ``fp32`` nor ``bf16``.
@@ -87,5 +97,5 @@ def training_precision(name: str, device: str) -> str:
     if name not in ("auto", "fp32", "bf16"):
         raise UsageError(f"--precision {name}: training knows auto, fp32 and bf16.")
     if name == "auto":
-        return "bf16" if device != "cpu" else pick_precision("auto", device)
+        return "bf16" if device.startswith("cuda") else pick_precision("auto", device)
     return name

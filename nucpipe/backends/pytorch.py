@@ -63,7 +63,7 @@ class PyTorchBackend:
         cast = torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
         if self.device.type != "cuda":
             with torch.inference_mode(), cast:
-                return self._forward(batch)
+                return self._forward([view.to(self.device) for view in batch])
         if not hasattr(self._of_thread, "stream"):
             self._of_thread.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with torch.inference_mode(), torch.cuda.stream(self._of_thread.stream), cast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,9 +18,9 @@ from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.batch.folder import SOURCE, choose_folder, identity
-from pipeline.batch.lock import file_system_now
-from pipeline.batch.plan import Job
-from pipeline.batch.remote import exists, fetched, local_folder, read, send, write
+from pipeline.batch.lock import Lock, file_system_now, held
+from pipeline.batch.plan import Job, is_result
+from pipeline.batch.remote import check_reachable, exists, fetched, local_folder, read, send, write
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity
@@ -37,8 +38,8 @@ SEND_S = 30.0
 """How often an address gets the summary, which is sent whole."""
 
 
-class OutputLocation:
-    """The ``--out`` of a command; as a context manager it tidies the summary at the end.
+class OutputRoot:
+    """Where the results of slides go.
 
     Attributes:
         root: the folder on this disk; in the cache where ``--out`` is an address.
@@ -57,22 +58,12 @@ class OutputLocation:
         self.address = RemotePath(str(out).rstrip("/")) if is_remote(str(out)) else None
         self.root = Path(out) if self.address is None else local_folder(self.address, "results")
         if self.address is not None:
-            before = read(self.address / SUMMARY)
-            (self.root / SUMMARY).unlink(missing_ok=True)
-            if before is not None:
-                self.root.mkdir(parents=True, exist_ok=True)
-                with written_whole(self.root / SUMMARY) as partial:
-                    partial.write_bytes(before)
-        self.summary = Summary(self.root)
-        self._sent, self._is_sent = -math.inf, True
+            check_reachable(self.address)
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             self.began = file_system_now(self.root)
         except OSError as error:
             raise cannot_write(self.root, error) from error
-
-    def with_folder(self, job: Job) -> Job:
-        """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""
-        return choose_folder(job, self.root, self.address)
 
     def folder(self, job: Job) -> Path:
         """Return where a slide's results are made."""
@@ -81,39 +72,6 @@ class OutputLocation:
     def shown(self, job: Job) -> Path | RemotePath:
         """Return where a person finds them."""
         return self.folder(job) if self.address is None else self.address / job.folder
-
-    def summary_line(self, result: SlideResult, job: Job) -> None:
-        """Write a slide's line of the summary; an address gets it now and then, and at the end.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        self._is_sent = not self.summary.write(result, job.folder) and self._is_sent
-        if time.monotonic() - self._sent >= SEND_S:
-            self._send_summary()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the summary tidy.
-
-        Raises:
-            OutputError: it cannot be written, and the block ended well.
-        """
-        try:
-            self._is_sent = not self.summary.tidy() and self._is_sent
-            self._send_summary()
-        except OutputError:
-            if error is None:
-                raise
-
-    def _send_summary(self) -> None:
-        if self.address is not None and not self._is_sent:
-            write(self.address / SUMMARY, self.summary.path.read_bytes())
-            self._sent, self._is_sent = time.monotonic(), True
 
     def config_of(self, job: Job) -> RunConfig:
         """Return a slide's settings, without ``--overwrite`` where another process has just made the result."""
@@ -159,12 +117,82 @@ class OutputLocation:
         shutil.rmtree(folder, ignore_errors=True)
         return replace(result, status="done")
 
+    def remove_published(self) -> None:
+        """Remove what stopped processes left on this disk of results that stand at the address by now.
+
+        Raises:
+            OutputError: the store cannot be asked.
+        """
+        if self.address is None:
+            return
+        for parent, names, _ in os.walk(self.root):
+            if not is_result(Path(parent)):
+                continue
+            names.clear()
+            lock = Lock(Path(parent))
+            if exists(self.address / Path(parent).relative_to(self.root) / RUN_JSON) and lock.acquire():
+                with held(lock):
+                    shutil.rmtree(parent, ignore_errors=True)
+
     def made_meanwhile(self, job: Job) -> bool:
         """Tell whether another process of the same batch has finished the slide since this one began."""
         try:
             return (self.folder(job) / "run.json").stat().st_mtime > self.began
         except OSError:
             return False
+
+
+class OutputLocation(OutputRoot):
+    """The ``--out`` of a command, with the summary of all slides; as a context manager it tidies that at the end."""
+
+    def __init__(self, out: str | Path) -> None:
+        """Make the folder, and see that a summary that stands there is one; raises as :class:`OutputRoot` does."""
+        super().__init__(out)
+        if self.address is not None:
+            before = read(self.address / SUMMARY)
+            (self.root / SUMMARY).unlink(missing_ok=True)
+            if before is not None:
+                with written_whole(self.root / SUMMARY) as partial:
+                    partial.write_bytes(before)
+        self.summary = Summary(self.root)
+        self._sent, self._is_sent = -math.inf, True
+
+    def with_folder(self, job: Job) -> Job:
+        """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""
+        return choose_folder(job, self.root, self.address)
+
+    def summary_line(self, result: SlideResult, job: Job) -> None:
+        """Write a slide's line of the summary; an address gets it now and then, and at the end.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        self._is_sent = not self.summary.write(result, job.folder) and self._is_sent
+        if time.monotonic() - self._sent >= SEND_S:
+            self._send_summary()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the summary tidy.
+
+        Raises:
+            OutputError: it cannot be written, and the block ended well.
+        """
+        try:
+            self._is_sent = not self.summary.tidy() and self._is_sent
+            self._send_summary()
+        except OutputError:
+            if error is None:
+                raise
+
+    def _send_summary(self) -> None:
+        if self.address is not None and not self._is_sent:
+            write(self.address / SUMMARY, self.summary.path.read_bytes())
+            self._sent, self._is_sent = time.monotonic(), True
 
 
 def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:

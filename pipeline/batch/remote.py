@@ -1,15 +1,17 @@
 """Slides and results in object stores: addresses such as ``s3://bucket/slide.svs``, through fsspec.
 
-OpenSlide and the other readers need a file on a disk, so a slide is fetched into a cache, run, and removed; the
+OpenSlide and the other readers need a file on a disk, so a slide is fetched into the cache, run and removed; the
 results are made on the local disk and sent when they are finished.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from nucpipe.cache import cache_folder
 from nucpipe.errors import NucpipeError, OutputError, SlideError, UsageError
 from nucpipe.files import cannot_write
 from nucpipe.optional.extras import install_command
+from pipeline.batch.lock import Lock, held
 from pipeline.slide.causes import cause
 from pipeline.slide.identity import slide_name
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
 
 LAST = ("nuclei.zarr/zarr.json", "run.json")
 """Files that complete a result: sent last, in this order, so that no reader takes a half for whole."""
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""What this disk says; file systems give their servers' answers other numbers."""
+STAGED = "staged"
+"""Name of the lock on a fetched slide."""
 
 
 def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
@@ -42,10 +49,17 @@ def file_system(address: RemotePath) -> tuple[AbstractFileSystem, str]:
     except (ImportError, ValueError) as error:
         package = "s3fs" if protocol in ("s3", "s3a") else f"the fsspec package for {protocol}"
         hint = f"; to add it: {install_command('s3')}" if package == "s3fs" else ""
-        raise UsageError(f"{address}: cannot be reached ({cause(error)}); {package} may be missing{hint}.") from error
+        raise UsageError(f"{address}: cannot be reached ({_why(error)}); {package} may be missing{hint}.") from error
     # What a listing said a while ago need not be true any more.
     found.use_listings_cache = False
     return found, str(path)
+
+
+def _why(error: BaseException) -> str:
+    """Return what the store's library says; fsspec's own time-out says nothing, and what lies behind it does."""
+    while not str(error).strip() and error.__cause__ is not None:
+        error = error.__cause__
+    return cause(error)
 
 
 def list_slides(address: RemotePath, is_slide: Callable[[str], bool]) -> Iterator[tuple[RemotePath, PurePosixPath]]:
@@ -61,7 +75,7 @@ def list_slides(address: RemotePath, is_slide: Callable[[str], bool]) -> Iterato
             return
         inside = files.find(root)
     except Exception as error:  # each file system raises what its library does
-        raise UsageError(f"{address}: cannot be reached ({cause(error)}).") from error
+        raise UsageError(f"{address}: cannot be reached ({_why(error)}).") from error
     base = PurePosixPath(root)
     paths = {PurePosixPath(path).relative_to(base) for path in inside}
     # A zarr is one slide, though it is many objects.
@@ -83,36 +97,78 @@ def local_folder(address: RemotePath, purpose: str) -> Path:
 def fetched(address: RemotePath) -> Iterator[Path]:
     """Yield the slide at an address as a file (or folder) on this disk, for as long as the block runs.
 
+    It has a folder of its own in the cache, with a lock in it, so that several processes may use one slide. Folders
+    whose process was killed are removed first.
+
     Raises:
-        SlideError: it is not there or cannot be fetched.
-        OutputError: there is no room for it.
+        SlideError: it is not there, cannot be fetched, or is larger than what is free on the disk.
+        OutputError: the cache cannot be written.
     """
-    folder = local_folder(address, "slides")
+    stage = cache_folder() / "slides"
+    _remove_abandoned(stage)
+    folder = stage / uuid.uuid4().hex
     path = folder / address.name
+    lock = Lock(folder, STAGED)
+    lock.acquire()
+    with held(lock):
+        try:
+            files, root = file_system(address)
+            sources = {path: root}
+            if address.name.lower().endswith(".mrxs"):  # its pixels lie in a folder beside it
+                sources[path.with_suffix("")] = root[: -len(".mrxs")]
+            _check_room(address, folder, sum(_size(files, source) for source in sources.values()))
+            for target, source in sources.items():
+                _get(files, source, target)
+            yield path
+        finally:
+            for target in (path, path.with_suffix("")):
+                if target.is_dir():
+                    shutil.rmtree(target, ignore_errors=True)
+                else:
+                    target.unlink(missing_ok=True)
+
+
+def _remove_abandoned(stage: Path) -> None:
+    """Remove the fetched slides of processes that have ended."""
+    for folder in stage.iterdir() if stage.is_dir() else ():
+        lock = Lock(folder, STAGED)
+        with suppress(OSError, OutputError):
+            if any(folder.glob(f".{STAGED}.*.lock")) and lock.acquire():
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size(files: AbstractFileSystem, source: str) -> int:
+    """Return the bytes at an address; 0 where the store does not tell."""
     try:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed run left may be half of it
-        folder.mkdir(parents=True)
-        files, root = file_system(address)
-        _get(files, root, path)
-        if address.name.lower().endswith(".mrxs"):  # its pixels lie in a folder beside it
-            _get(files, root[: -len(".mrxs")], path.with_suffix(""))
-        yield path
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return int(files.du(source))
+    except Exception:  # what is missing or cannot be reached is named when it is fetched
+        return 0
+
+
+def _check_room(address: RemotePath, folder: Path, size: int) -> None:
+    if size > (free := shutil.disk_usage(folder).free):
+        raise SlideError(
+            f"{address}: {size / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in {folder.parent}; make room, or let "
+            "NUCPIPE_CACHE name a folder on a larger disk."
+        )
 
 
 def _get(files: AbstractFileSystem, source: str, target: Path) -> None:
     try:
         if files.isdir(source):
             files.get(source.rstrip("/") + "/", str(target) + "/", recursive=True)
-        else:
-            files.get_file(source, str(target))
+            return
+        expected = files.size(source)
+        files.get_file(source, str(target))
     except OSError as error:
-        if error.errno is not None and not isinstance(error, FileNotFoundError):
+        if error.errno in FULL:
             raise cannot_write(target, error) from error
-        raise SlideError(f"{files.unstrip_protocol(source)}: cannot be fetched ({cause(error)}).") from error
+        raise SlideError(f"{files.unstrip_protocol(source)}: cannot be fetched ({_why(error)}).") from error
     except Exception as error:  # each file system raises what its library does
-        raise SlideError(f"{files.unstrip_protocol(source)}: cannot be fetched ({cause(error)}).") from error
+        raise SlideError(f"{files.unstrip_protocol(source)}: cannot be fetched ({_why(error)}).") from error
+    got = target.stat().st_size
+    if expected is not None and got != expected:
+        raise SlideError(f"{files.unstrip_protocol(source)}: broke off after {got} of {expected} bytes; try again.")
 
 
 def version(address: RemotePath) -> str:
@@ -125,7 +181,22 @@ def version(address: RemotePath) -> str:
     try:
         return str(files.ukey(root))
     except Exception as error:  # each file system raises what its library does
-        raise SlideError(f"{address}: cannot be asked for ({cause(error)}).") from error
+        raise SlideError(f"{address}: cannot be asked for ({_why(error)}).") from error
+
+
+def check_readable(address: RemotePath) -> None:
+    """Check that the store of an address answers this process; that one object is missing is no fault of the store.
+
+    Raises:
+        SlideError: wrong credentials, or a store that cannot be reached.
+    """
+    files, root = file_system(address)
+    try:
+        files.info(root)
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # each file system raises what its library does
+        raise SlideError(f"{address}: cannot be asked for ({_why(error)}).") from error
 
 
 def send(folder: Path, names: Sequence[str], address: RemotePath) -> None:
@@ -141,11 +212,14 @@ def send(folder: Path, names: Sequence[str], address: RemotePath) -> None:
     """
     with reaching(address):
         files, root = file_system(address)
+        there = {path for name in names if files.exists(f"{root}/{name}") for path in files.find(f"{root}/{name}")}
         found = (path for name in names for path in [folder / name, *(folder / name).rglob("*")])
         paths = [path.relative_to(folder).as_posix() for path in found if path.is_file()]
-        for name in LAST:  # an older result stops being one before its files are replaced
-            if files.exists(f"{root}/{name}"):
-                files.rm_file(f"{root}/{name}")
+        # An older result stops being one before its files are replaced, and none of them stays beside the new ones.
+        gone = [f"{root}/{name}" for name in LAST] + sorted(there - {f"{root}/{name}" for name in (*paths, *LAST)})
+        for path in (path for path in gone if path in there):
+            with suppress(FileNotFoundError):  # another process that sends the same was faster
+                files.rm_file(path)
         for name in [*(name for name in sorted(paths) if name not in LAST), *(name for name in LAST if name in paths)]:
             files.put_file(str(folder / name), f"{root}/{name}")
 
@@ -187,6 +261,20 @@ def folders_in(address: RemotePath) -> list[str]:
         return [PurePosixPath(one["name"]).name for one in entries if one["type"] == "directory"]
 
 
+def check_reachable(address: RemotePath) -> None:
+    """Check that something can be written below an address, before hours are spent on what shall go there.
+
+    Raises:
+        OutputError: wrong credentials, no such bucket, or a store that does not answer.
+    """
+    with reaching(address):
+        files, root = file_system(address)
+        probe = f"{root}/.nucpipe-{uuid.uuid4().hex}"
+        files.pipe_file(probe, b"can be written")
+        with suppress(Exception):  # who may write may not be allowed to remove
+            files.rm_file(probe)
+
+
 def write(address: RemotePath, content: bytes) -> None:
     """Put content at an address, whole.
 
@@ -206,6 +294,4 @@ def reaching(address: RemotePath) -> Iterator[None]:
     except NucpipeError:
         raise
     except Exception as error:  # each file system raises what its library does
-        raise OutputError(
-            f"{address}: cannot be written or read ({cause(error)}); the same command goes on."
-        ) from error
+        raise OutputError(f"{address}: cannot be written or read ({_why(error)}); the same command goes on.") from error

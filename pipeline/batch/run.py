@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nucpipe.errors import OutputError, UsageError
-from nucpipe.files import cannot_write
 from pipeline.batch.lock import Lock, LostLock, held
+from pipeline.batch.one_slide import try_slide
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job, plan
-from pipeline.batch.tracker import NO_DISK, POLL_S, BatchTracker, explain, is_disk_gone
+from pipeline.batch.tracker import POLL_S, BatchTracker, is_disk_gone
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models, load_models
-from pipeline.run_slide import run_slide
 from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SilentReporter, SlideResult
 
@@ -134,30 +132,3 @@ def run_free(jobs: list[Job], models: Models, tracker: BatchTracker) -> list[Job
                 ) from error
         tracker.add(job, result)
     return others
-
-
-def try_slide(
-    job: Job, to: OutputLocation, models: Models, reporter: Reporter, assert_lock_held: Callable[[], None]
-) -> SlideResult:
-    """Run one slide; what stops it becomes the result's cause, so that the other slides go on.
-
-    Raises:
-        OutputError: the disk for the results is full or gone, so that no other slide would fare better.
-        LostLock: another process has the slide now.
-    """
-    try:
-        if before := to.find_finished(job, models.identity):
-            return before
-        with to.local_slide(job) as path:
-            config = to.config_of(job)
-            result = run_slide(path, to.folder(job), models, config, reporter, assert_lock_held, job.slide)
-        return to.publish(job, models.identity, result)
-    except LostLock:
-        raise
-    except Exception as error:
-        if isinstance(error, OutputError) and is_disk_gone(error):
-            raise
-        if isinstance(error, OSError) and error.errno in NO_DISK:
-            raise cannot_write(to.folder(job), error) from error
-        logging.getLogger(__name__).debug("%s failed", job.slide, exc_info=True)
-        return SlideResult(job.slide, job.folder, "failed", cause=explain(error))

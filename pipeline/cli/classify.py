@@ -70,7 +70,7 @@ def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[flo
     help="Model that names them: see nucpipe models, or a file.",
 )
 @decided
-@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -115,6 +115,9 @@ def _device() -> Iterator[Finding]:
             yield Finding(
                 "ok", f"cuda:{k}", f"{facts.name}, {facts.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}"
             )
+    elif device == "mps":
+        torch.zeros(1, device="mps").add_(1).item()
+        yield Finding("ok", "mps", f"Apple's GPU, PyTorch {torch.__version__}; nucpipe has not been tested on one")
     elif Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi"):
         yield Finding(
             "warning",

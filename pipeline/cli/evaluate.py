@@ -31,7 +31,7 @@ def measure_options(table: str) -> Callable[[F], F]:
             click.option(
                 "--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model."
             ),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
             click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16."),
         ]
         for option in reversed(options):

@@ -70,7 +70,7 @@ def run_options(command: F) -> F:
             is_flag=True,
             help="Do not store the classifier's features (128 bytes a nucleus), which nucpipe adapt learns from.",
         ),
-        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -43,7 +43,7 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
     show_default=True,
     help="Whose labels are the classes in GeoJSON.",
 )
-@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -43,7 +43,7 @@ def train_options(steps: int, batch_size: str, learning_rate: float) -> Callable
             click.option("--batch-size", type=int, help=f"Samples a batch.  [default: {batch_size}]"),
             click.option("--learning-rate", type=float, help=f"The largest learning rate.  [default: {learning_rate}]"),
             click.option("--seed", type=int, help="Of the random numbers.  [default: 0]"),
-            click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
+            click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
             click.option(
                 "--precision",
                 type=click.Choice(["auto", "fp32", "bf16"]),

@@ -252,14 +252,14 @@ def test_results_are_no_slides_and_odd_names_stop_nothing(tmp_path: Path) -> Non
 
 
 def test_an_unexpected_error_fails_one_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.batch import run
+    from pipeline.batch import one_slide
 
     def explode(path: Path, *rest: object) -> SlideResult:
         if path.stem == "a":
             raise IndexError("somewhere\nin a library")
         return run_slide(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(run, "run_slide", explode)
+    monkeypatch.setattr(one_slide, "run_slide", explode)
     paths = [white(tmp_path / f"{name}.png") for name in "ab"]
     results = nucpipe.run(paths, tmp_path / "o", mpp=0.25)
     assert [r.status for r in results] == ["failed", "done"]

@@ -1,4 +1,7 @@
-"""A batch on the workers of a Dask cluster: slides side by side, and the regions of one slide over many workers."""
+"""A batch on the workers of a Dask cluster: slides side by side, and the regions of one slide over many workers.
+
+Where slides or results lie at addresses a worker does whole slides, for it alone has the slide and its journal.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ from pipeline.store.run_record import Reporter, SlideResult
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-    from pipeline.batch.dask.worker import Opened, SlideTask
+    from pipeline.batch.dask.worker import Opened, SlideTask, WholeSlideTask
 
 LOCAL = "local:"
 CONNECT_S, WORKERS_WITHIN_S = 20, 120
@@ -48,24 +51,24 @@ def run_on_cluster(
 
     Args:
         address: of a Dask scheduler (``tcp://host:8786``), or ``local:N``.
-        jobs: their slides and ``out`` lie on a disk that every worker sees under the same path.
-        out: folder of the results.
+        jobs: their slides and ``out`` lie at addresses, or on a disk that every worker sees under the same path.
+        out: folder of the results, or an address.
         reporter: receives finished slides.
         max_failures: stop after this many.
 
     Raises:
-        UsageError: no such cluster, no worker, another nucpipe on the workers, or addresses instead of paths.
+        UsageError: no such cluster, no worker, another nucpipe on the workers, or an address in this process' memory.
         OutputError: the results cannot be written any more, or the scheduler is gone.
     """
-    if is_remote(str(out)) or any(isinstance(job.slide, RemotePath) for job in jobs):
-        raise UsageError("--cluster needs slides and --out on a disk that the workers share; fetch the slides first.")
+    if memory := [at for at in (str(out), *(str(job.slide) for job in jobs)) if at.startswith("memory://")]:
+        raise UsageError(f"{memory[0]}: lies in this process; --cluster needs what every worker can reach.")
     if any(job.config.profile for job in jobs):
         raise UsageError("--profile tells of one process; leave it or --cluster out.")
     configs = {config: for_workers(config) for config in dict.fromkeys(job.config for job in jobs)}
     jobs = [replace(job, config=configs[job.config]) for job in jobs]
     with (
         connected(address) as (client, share),
-        OutputLocation(Path(out).absolute()) as to,
+        OutputLocation(out if is_remote(str(out)) else Path(out).absolute()) as to,
         ClusterView(reporter, len(jobs)) as view,
     ):
         tracker = BatchTracker(to, view, max_failures)
@@ -161,16 +164,16 @@ class Active:
     """A slide that is under way.
 
     Attributes:
-        job, order: which, and the workers' task.
-        lock, release: held; and the function that releases it.
+        job, task: which, and the workers' task.
+        lock, release: held, and the function that releases it; no lock where a worker takes it.
         began: on this process's clock.
         waiting: chunks of regions that no worker has yet.
         open_chunks: chunks that are not done yet, waiting or at a worker.
     """
 
     job: Job
-    task: SlideTask
-    lock: Lock
+    task: SlideTask | WholeSlideTask
+    lock: Lock | None
     release: ExitStack
     began: float
     waiting: deque[tuple[int, ...]] = field(default_factory=deque)
@@ -193,7 +196,7 @@ class Coordinator:
 
     def run(self) -> list[SlideResult]:
         """Run until every slide is done."""
-        self.client.subscribe_topic(self.topic, lambda event: self.view.progress(event[1]))
+        self.client.subscribe_topic(self.topic, lambda event: self.view.hear(event[1]))
         try:
             while not self.tracker.stopped:
                 self._look_at_workers()
@@ -236,29 +239,34 @@ class Coordinator:
             room -= self._begin(self.jobs.popleft())
 
     def _begin(self, job: Job) -> bool:
-        """Take a slide and have it opened; False where another process has it."""
-        from pipeline.batch.dask.worker import SlideTask
+        """Take a slide and give it out; False where another process has it."""
+        from pipeline.batch.dask.worker import SlideTask, WholeSlideTask
 
+        to = self.tracker.to
         try:
-            job = self.tracker.to.with_folder(job)
+            job = to.with_folder(job)
         except OutputError as error:
             self.tracker.add(job, SlideResult(job.slide, job.folder, "failed", cause=printable(error)))
             return False
-        assert isinstance(job.slide, Path)
-        folder = self.tracker.to.folder(job)
-        lock = Lock(folder)
-        if not lock.acquire():
-            self.tracker.tell_once(job, lock.holder())
-            self.others.append(job)
-            return False
-        release = ExitStack()
-        release.enter_context(held(lock))
-        config = self.tracker.to.config_of(job)
-        task = SlideTask(job.slide.absolute(), folder, config, self.topic, self.share)
+        folder, release = to.folder(job), ExitStack()
+        slide = job.slide if isinstance(job.slide, RemotePath) else job.slide.absolute()
+        lock: Lock | None = None
+        task: SlideTask | WholeSlideTask
+        if isinstance(slide, RemotePath) or to.address is not None:
+            job_there = replace(job, slide=slide, config=to.config_of(job))
+            task = WholeSlideTask(job_there, str(to.address or to.root), folder, self.topic, self.share)
+        else:
+            lock = Lock(folder)
+            if not lock.acquire():
+                self.tracker.tell_once(job, lock.holder())
+                self.others.append(job)
+                return False
+            release.enter_context(held(lock))
+            task = SlideTask(slide, folder, to.config_of(job), self.topic, self.share)
         one = Active(job, task, lock, release, time.monotonic())
         self.active.append(one)
         self.view.begin_slide(str(folder), job.slide.name)
-        self._submit(one, "open")
+        self._submit(one, "whole" if lock is None else "open")
         return True
 
     def _submit(self, one: Active, what: str, *arguments: Any) -> None:
@@ -268,20 +276,22 @@ class Coordinator:
             "open": cluster_worker.open_task,
             "regions": cluster_worker.do_regions,
             "finish": cluster_worker.finish_task,
+            "whole": cluster_worker.whole_slide,
         }[what]
         key = f"nucpipe-{what}-{uuid.uuid4().hex}"
         future = self.client.submit(work, one.task, *arguments, key=key, pure=False)
         self.under_way[future] = (one, what)
 
     def _take_in(self, future: Future) -> None:
-        from pipeline.batch.dask.worker import Failed, Opened
+        from pipeline.batch.dask.worker import Busy, Failed, Opened
 
         one, what = self.under_way.pop(future)
         if one not in self.active:  # it failed elsewhere meanwhile
             return
         value = self._value(future)
         try:
-            one.lock.check()
+            if one.lock is not None:
+                one.lock.check()
         except LostLock:
             self.others.append(one.job)
             self._let_go(one)
@@ -297,6 +307,10 @@ class Coordinator:
                 self._end(one, value.before)
                 return
             self._cut(one, value)
+        elif isinstance(value, Busy):
+            self.tracker.tell_once(one.job, value.holder)
+            self.others.append(one.job)
+            self._let_go(one)
         elif isinstance(value, SlideResult):
             self._end(one, value)
         elif what == "regions":

@@ -89,10 +89,18 @@ class ClusterView:
         with self.lock:
             self.slides[key] = SlideRow(printable(name))
 
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Show what a worker tells: that it has begun a whole slide, or has finished a region."""
+        if "total" in event:
+            self.count_regions(event["folder"], event["total"], event["todo"])
+        else:
+            self.progress(event)
+
     def count_regions(self, key: str, total: int, todo: int) -> None:
         """Show how many regions an open slide has, and how many of them are to be done."""
         with self.lock:
-            row = self.slides[key]
+            if (row := self.slides.get(key)) is None:  # it has ended meanwhile
+                return
             row.state, row.total, row.done = "regions", total, total - todo
         before = f", {total - todo} of them done before" if todo < total else ""
         self._line(f"{row.name}: {total} regions{before}", at_once=True)

@@ -1,7 +1,8 @@
-"""Tasks of a cluster's worker: open a slide, process some of its regions, finish it.
+"""Tasks of a cluster's worker: open a slide, process some of its regions, finish it; or process a whole slide.
 
-The workers share the disk with the slides and the results. Every finished region goes straight into the slide's
-journal, so that a worker which dies costs the regions that it had under way and no more.
+On a disk that the workers share every finished region goes straight into the slide's journal, so that a worker which
+dies costs the regions that it had under way and no more. Where slides or results lie at addresses, a worker does whole
+slides: it fetches one, runs it on its own disk and sends the result.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from nucpipe._version import __version__
+from nucpipe.addresses import RemotePath
 from nucpipe.backends.device import pick_device
 from nucpipe.backends.processors import available_processors
-from nucpipe.errors import OutputError, UsageError
-from pipeline.batch.lock import Lock, held
+from nucpipe.errors import NucpipeError, OutputError, UsageError
+from pipeline.batch.lock import Lock, LostLock, held
+from pipeline.batch.one_slide import try_slide
+from pipeline.batch.output import OutputRoot
+from pipeline.batch.plan import Job
+from pipeline.batch.remote import check_readable
 from pipeline.batch.tracker import explain, is_disk_gone
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models, load_models
@@ -41,6 +47,7 @@ from pipeline.store.run_record import SlideResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T", "SlideTask", "WholeSlideTask")
 OPEN_SLIDES = 2
 """Slides that a worker keeps open, for its next regions of them."""
 _one_at_a_time = threading.RLock()  # a worker with several threads has one device all the same
@@ -62,6 +69,36 @@ class SlideTask:
     config: RunConfig
     topic: str
     share: int
+
+
+@dataclass(frozen=True)
+class WholeSlideTask:
+    """A slide that one worker does alone, since it or its results lie at an address.
+
+    Attributes:
+        job: the slide and its settings; paths are absolute.
+        out: of the command; an address, or an absolute path that is the same for every worker.
+        folder: of the results as the command sees it; names the slide in events.
+        topic, share: as in :class:`SlideTask`.
+    """
+
+    job: Job
+    out: str
+    folder: Path
+    topic: str
+    share: int
+
+    @property
+    def config(self) -> RunConfig:
+        """The slide's settings."""
+        return self.job.config
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Another process works on the slide: ``holder``."""
+
+    holder: str
 
 
 @dataclass(frozen=True)
@@ -96,10 +133,10 @@ class Failed:
     is_usage: bool
 
 
-def reported(prepared: Callable[Concatenate[SlideTask, P], R]) -> Callable[Concatenate[SlideTask, P], R | Failed]:
+def reported(prepared: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R | Failed]:
     """Give what goes wrong back as a value; one order at a time."""
 
-    def inner(task: SlideTask, /, *args: P.args, **kwargs: P.kwargs) -> R | Failed:
+    def inner(task: T, /, *args: P.args, **kwargs: P.kwargs) -> R | Failed:
         with _one_at_a_time:
             try:
                 return prepared(task, *args, **kwargs)
@@ -162,6 +199,56 @@ def finish_task(task: SlideTask, seconds: float) -> SlideResult:
     return result
 
 
+@reported
+def whole_slide(task: WholeSlideTask) -> SlideResult | Busy | Failed:
+    """Do a slide from its file to its published result, as a run without a cluster does."""
+    try:
+        to = OutputRoot(task.out)
+        to.remove_published()
+        if isinstance(task.job.slide, RemotePath):
+            _check_store(task.job.slide)
+    except NucpipeError as error:  # this worker would fail every slide that it is given
+        return Failed(f"worker {_address()} cannot work: {explain(error)}", stops_all=True, is_usage=False)
+    lock = Lock(to.folder(task.job))
+    if not lock.acquire():
+        return Busy(str(lock.holder() or "another process"))
+    try:
+        with held(lock):
+            return try_slide(task.job, to, _models(task), _Events(task), lock.check)
+    except LostLock as error:
+        return Busy(str(error))
+
+
+_stores_seen: set[str] = set()
+
+
+def _check_store(address: RemotePath) -> None:
+    """Check, once for each bucket, that this worker can read there."""
+    store = "/".join(address.split("/", 3)[:3])
+    if store not in _stores_seen:
+        check_readable(address)
+        _stores_seen.add(store)
+
+
+class _Events:
+    """A reporter that tells the command."""
+
+    def __init__(self, task: WholeSlideTask) -> None:
+        self.task = task
+
+    def begin(self, name: str, mm2: float, regions: int, mm2_before: float = 0.0, regions_before: int = 0) -> None:
+        """See :class:`~pipeline.store.run_record.Reporter`."""
+        _tell(self.task, total=regions, todo=regions - regions_before)
+
+    def advance(self, nuclei: int, mm2: float) -> None:
+        """See :class:`~pipeline.store.run_record.Reporter`."""
+        if nuclei or mm2 > 1e-9:  # else what is in no region, see run_slide
+            _tell(self.task, nuclei=nuclei, mm2=mm2)
+
+    def end(self, result: SlideResult) -> None:
+        """See :class:`~pipeline.store.run_record.Reporter`; the result itself goes back."""
+
+
 def nucpipe_version() -> str:
     """Return the version of this worker."""
     return __version__
@@ -195,13 +282,13 @@ def _close(task: SlideTask) -> None:
         _open.pop(task)[0].slide.close()
 
 
-def _models(task: SlideTask) -> Models:
+def _models(task: SlideTask | WholeSlideTask) -> Models:
     config = task.config
     device = _device(config.device, task.share)
     return _loaded(config.segmentor, config.classifier, device, config.precision, config.tta, _threads(task))
 
 
-def _threads(task: SlideTask) -> int:
+def _threads(task: SlideTask | WholeSlideTask) -> int:
     """Return the processors of this worker, which shares a machine with others."""
     return task.config.workers or max(1, available_processors() // max(1, task.share))
 
@@ -223,10 +310,16 @@ def _device(device: str, share: int) -> str:
     return f"cuda:{int(get_worker().name) % torch.cuda.device_count()}"
 
 
-def _tell(task: SlideTask, **facts: Any) -> None:
+def _tell(task: SlideTask | WholeSlideTask, **facts: Any) -> None:
     """Send an event for the live table; the work does not depend on whether it arrives."""
     from distributed import get_worker
 
     with suppress(Exception):
         worker = get_worker()
         worker.log_event(task.topic, {"folder": str(task.folder), "worker": worker.address, **facts})
+
+
+def _address() -> str:
+    from distributed import get_worker
+
+    return str(get_worker().address)

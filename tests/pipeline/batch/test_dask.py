@@ -117,10 +117,8 @@ def test_a_cluster_that_is_none(tmp_path: Path, address: str, message: str, monk
         nucpipe.run(path, tmp_path / "out", mpp=MPP, cluster=address)
 
 
-def test_addresses_and_unknown_models_are_refused(tmp_path: Path) -> None:
+def test_unknown_models_are_refused(tmp_path: Path) -> None:
     path = draw_slide(100, 100).save(tmp_path / "s.png")
-    with pytest.raises(UsageError, match="a disk that the workers share"):
-        nucpipe.run(path, "memory://out", mpp=MPP, cluster="local:1")
     with pytest.raises(UsageError, match="--segmentor nobody"):
         nucpipe.run(path, tmp_path / "out", mpp=MPP, cluster="local:1", segmentor="nobody")
 

@@ -5,22 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 import nucpipe
 import tests.support.slides as make
 from nucpipe.addresses import RemotePath, is_remote
-from nucpipe.errors import SlideError, UsageError
+from nucpipe.errors import OutputError, SlideError, UsageError
 from pipeline.batch import remote
-from pipeline.batch.remote import fetched, list_slides
+from pipeline.batch.lock import Lock, held
+from pipeline.batch.output import OutputRoot
+from pipeline.batch.remote import STAGED, check_reachable, fetched, list_slides, send
 from pipeline.slide.identity import is_slide_name
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import RESULT_FILES
+from tests.support.s3 import s3_server
 from tests.support.synthetic import MPP, draw_slide
 
 BUCKET = "s3://bucket"
@@ -35,25 +40,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def store(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
     """An empty bucket on moto's server."""
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    moto = pytest.importorskip("moto.server", reason="needs moto's server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    files = fsspec.filesystem("s3")
-    if not files.exists("bucket"):  # moto keeps its buckets from server to server
-        files.mkdir("bucket")
-    yield files
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    server.stop()
+    with s3_server(monkeypatch) as (files, _):
+        yield files
 
 
 def summary(files: fsspec.AbstractFileSystem) -> dict[str, dict[str, str]]:
@@ -212,3 +200,121 @@ def test_changed_external_nuclei_are_no_finished_result(tmp_path: Path, cache: P
     assert "segmentor" in changed.cause
     (redone,) = nucpipe.run(tile, out, overwrite=True, **settings)
     assert (redone.status, redone.nuclei) == ("done", 2)
+
+
+def test_one_slide_is_fetched_by_two_at_once_and_what_a_killed_process_left_is_removed(cache: Path) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/twice/a.svs", b"pixels")
+    address = RemotePath("memory://twice/a.svs")
+    killed, alive, other = (cache / "slides" / name for name in ("killed", "alive", "no-lock"))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for folder in (killed, alive, other):
+        folder.mkdir(parents=True)
+        (folder / "slide.svs").write_bytes(b"half")
+    lock = Lock(alive, STAGED)
+    assert lock.acquire()
+    holder = json.loads((alive / f".{STAGED}.0.lock").read_text())
+    (killed / f".{STAGED}.0.lock").write_text(json.dumps({**holder, "pid": ended.pid}))
+    with held(lock), fetched(address) as first, fetched(address) as second:
+        assert first != second
+        assert first.read_bytes() == second.read_bytes() == b"pixels"
+        assert not killed.exists()
+        assert (alive / "slide.svs").exists()
+    assert not first.parent.exists()
+    assert not second.parent.exists()
+    assert (other / "slide.svs").exists()  # not known to be ours
+
+
+class BadConnection(MemoryFileSystem):  # type: ignore[misc]
+    """A store that sends half of a file and no more, and which holds one that is larger than any disk."""
+
+    protocol = "badconnection"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("badconnection://", "memory://")))
+
+    def get_file(self, rpath: str, lpath: str, **options: object) -> None:
+        Path(lpath).write_bytes(self.cat_file(rpath)[:3])
+
+    def du(self, path: str, **options: object) -> int:
+        return 10**18 if path.endswith("huge.svs") else 6
+
+    def pipe_file(self, path: str, value: bytes, **options: object) -> None:
+        if "closed" in path:
+            raise PermissionError("Access Denied")
+        super().pipe_file(path, value, **options)
+
+
+@pytest.fixture
+def bad_connection() -> fsspec.AbstractFileSystem:
+    fsspec.register_implementation("badconnection", BadConnection, clobber=True)
+    return fsspec.filesystem("badconnection")
+
+
+def test_half_a_slide_and_one_larger_than_the_disk_are_named(
+    cache: Path, bad_connection: fsspec.AbstractFileSystem
+) -> None:
+    for name in ("a", "huge"):
+        bad_connection.pipe_file(f"/s/{name}.svs", b"pixels")
+    with (
+        pytest.raises(SlideError, match="broke off after 3 of 6 bytes"),
+        fetched(RemotePath("badconnection://s/a.svs")),
+    ):
+        pass
+    message = "huge.svs: 1000000000.0 GB, but .* are free in .*; make room, or let NUCPIPE_CACHE"
+    with pytest.raises(SlideError, match=message), fetched(RemotePath("badconnection://s/huge.svs")):
+        pass
+    assert list((cache / "slides").iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_named_at_the_start(
+    cache: Path, bad_connection: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    tile = draw_slide(220, 200).save(tmp_path / "tile.png")
+    with pytest.raises(OutputError, match=r"badconnection://closed/out: cannot be written .*Access Denied"):
+        nucpipe.run(tile, "badconnection://closed/out", mpp=MPP)
+    check_reachable(RemotePath("badconnection://open/out"))
+    assert not bad_connection.exists("/open/out")  # nothing of the trial stays
+
+
+def test_no_file_of_an_older_result_stays_beside_a_new_one(cache: Path, tmp_path: Path) -> None:
+    files = fsspec.filesystem("memory")
+    new = tmp_path / "new"
+    for name in ("nuclei.zarr/zarr.json", "nuclei.zarr/table/c/0", "run.json"):
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_text("new")
+    for name in (
+        "nuclei.zarr/zarr.json",
+        "nuclei.zarr/table/c/0",
+        "nuclei.zarr/table/c/1",
+        "nuclei.geojson",
+        "run.json",
+    ):
+        files.pipe_file(f"/again/out/{name}", b"old")
+    files.pipe_file("/again/out/notes.txt", b"the user's")
+    send(new, RESULT_FILES, RemotePath("memory://again/out"))
+    assert {path: files.cat_file(path) for path in files.find("/again/out")} == {
+        "/again/out/notes.txt": b"the user's",
+        "/again/out/nuclei.zarr/table/c/0": b"new",
+        "/again/out/nuclei.zarr/zarr.json": b"new",
+        "/again/out/run.json": b"new",
+    }
+
+
+def test_what_was_sent_by_another_machine_is_removed_here(cache: Path) -> None:
+    """A result that a stopped process left on this disk is of no use once another machine has sent it."""
+    files = fsspec.filesystem("memory")
+    to = OutputRoot("memory://elsewhere/out")
+    for name in ("sent", "deep/sent", "unsent", "locked"):
+        (to.root / name / "journal").mkdir(parents=True)
+        (to.root / name / "journal" / "journal.json").write_text("{}")
+        if name != "unsent":
+            files.pipe_file(f"/elsewhere/out/{name}/run.json", b"{}")
+    lock = Lock(to.root / "locked")
+    assert lock.acquire()
+    with held(lock):
+        to.remove_published()
+        left = {str(path.parent.relative_to(to.root)) for path in to.root.rglob("journal")}
+    assert left == {"unsent", "locked"}
