@@ -19,7 +19,7 @@ import numpy as np
 from classifier.libraries import LabelSpace
 from classifier.patches import at_working_mpp, cut_crops
 from classifier.predictor import load_predictor
-from classifier.spec import WINDOW_PX
+from classifier.spec import PATCH_PX
 from nucpipe.datasets import open_dataset
 from pipeline.adaptation.clicks import LabelTable
 from pipeline.adaptation.model import features_of, fit, standardisation
@@ -52,7 +52,7 @@ def gather(classifier: Path, data: Path, most: int) -> tuple[list[Image], LabelS
         if min(tumour.sum(), (~tumour).sum()) < LEAST:
             continue
         pixels, points = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
-        edge = WINDOW_PX // 2 + 2
+        edge = PATCH_PX // 2 + 2
         inside = np.all((points > edge) & (points < np.array(pixels.shape[1::-1]) - edge), axis=1)
         rows = rng.permutation(np.flatnonzero(inside))[:MOST]
         said = predictor(cut_crops(pixels, points[rows], 1))

@@ -1,4 +1,4 @@
-"""Imports inside functions: only of what is slow to import, and never of what the module imports anyway."""
+"""Imports inside functions: only of what is slow to import or not everywhere, never of what the module imports anyway."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ SLOW = {
     "zarr",
 }  # fmt: skip
 """Libraries that cost more than some hundredths of a second, or are extras; ``nucpipe --help`` wants none of them."""
+
+PLATFORM = {"fcntl", "msvcrt", "resource", "winreg"}
+"""Modules that not every system has."""
 
 FILES = sorted(path for top in OURS for path in (ROOT / top).rglob("*.py"))
 
@@ -72,7 +75,7 @@ def is_slow(module: str) -> bool:
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()
-        if name.split(".")[0] in SLOW:
+        if name.split(".")[0] in SLOW | PLATFORM:
             return True
         if name in MODULES and name not in seen:
             seen.add(name)

@@ -190,8 +190,7 @@ def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, **opti
     from classifier.training.train import training_samples
     from pipeline.inference.models import find_model
 
-    options = parsed_options({**options, "out": out})
-    config = ClassifierTraining(libraries=data, **options)
+    config = ClassifierTraining(**_chosen({"libraries": data, "out": out, **options}))
     samples = training_samples(config)
     kept = add_projection(find_model("classifier", model), out, samples, config.seed, config.device, config.computed_in)
     click.echo(f"wrote {out}: {kept.features} features, {kept.share:.0%} of the variance over {kept.nuclei} nuclei")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from fastapi import Depends, FastAPI, File, Form, UploadFile
 from fastapi.responses import FileResponse, Response
 from fastapi.security import HTTPBearer
@@ -103,7 +104,8 @@ class Service:
 
     async def labels_of(self, images: list[UploadFile], mpp: float) -> Predictions:
         """Return the labels of images of single nuclei that were sent, at least one; one of them is held at a time."""
-        patches, left = [], self.config.max_pixels
+        patches: list[npt.NDArray[np.uint8]] = []
+        left = self.config.max_pixels
         for image in images:
             try:
                 pixels = await self.in_thread(partial(stated_pixels, image.file, mpp, left))
