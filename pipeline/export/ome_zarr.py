@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ from pipeline.export.pyramid import (
     shrink_labels,
     write_image,
 )
+from pipeline.export.rasterize import draw_rings
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store
 
 NUCLEI = "nuclei"
+TILE_PX = 2 * BLOCK_PX
+"""Side of what is drawn at a time: four blocks of the first level, one of the second."""
 
 
 def write_labels(
@@ -85,19 +89,16 @@ def _write_label_images(store: Store, labels: zarr.Group, libraries: Sequence[Li
             "image-label": {"source": {"image": "../../"}, **meanings.get(name, {})},
         }
     blocks = set()
-    for (row, column), part, drawn in drawn_blocks(store):
-        blocks.add((row, column))
-        rows = slice(row * BLOCK_PX, row * BLOCK_PX + drawn.shape[0])
-        columns = slice(column * BLOCK_PX, column * BLOCK_PX + drawn.shape[1])
-        which = np.concatenate([np.zeros(1, np.int64), np.asarray(part.rows, np.int64) + 1])
-        images[NUCLEI][0][rows, columns] = which[drawn].astype(np.uint32)
-        numbers = best_labels(part.probabilities, part.info.outputs, part.info.rule) if libraries else {}
-        for library in libraries:
-            number = numbers[library.name].astype(np.int64)
-            values = np.where(number < 0, len(library.labels), number) + 1
-            images[library.name][0][rows, columns] = np.concatenate([[0], values])[drawn].astype(np.uint8)
+    for block, nuclei, drawn in drawn_blocks(store, libraries):
+        blocks.add(block)
+        for name, levels in images.items():
+            pixels = nuclei.values[name][drawn]
+            for k, level in enumerate(levels[:2]):
+                y, x = (place * TILE_PX >> k for place in block)
+                shrunk = pixels[:: 2**k, :: 2**k]
+                level[y : y + shrunk.shape[0], x : x + shrunk.shape[1]] = shrunk
     for levels in images.values():
-        shrink_labels(levels, blocks)
+        shrink_labels(levels[1:], blocks)
 
 
 def _meanings(library: Library) -> dict[str, Any]:
@@ -109,52 +110,74 @@ def _meanings(library: Library) -> dict[str, Any]:
     }
 
 
-def drawn_blocks(store: Store) -> Iterator[tuple[Block, Store, npt.NDArray[np.int64]]]:
-    """Yield the blocks of level 0 that nuclei reach into.
+@dataclass(frozen=True)
+class Band:
+    """Nuclei that may reach into a band of the slide, as wide as the slide.
+
+    Attributes:
+        rings: (M, 2) float64, x and y in level-0 pixels; whole numbers are centres of pixels.
+        offsets: (N+1,) int64, ring i is ``rings[offsets[i]:offsets[i + 1]]``.
+        centres: (N, 2) int64, the pixels that the centroids lie in.
+        boxes: (N, 4) float64, x0, y0, x1, y1 of ring and centre.
+        values: by image (N+1,), what a pixel of each nucleus is given there; the first is the background's.
+    """
+
+    rings: npt.NDArray[np.float64]
+    offsets: npt.NDArray[np.int64]
+    centres: npt.NDArray[np.int64]
+    boxes: npt.NDArray[np.float64]
+    values: dict[str, npt.NDArray[Any]]
+
+    @classmethod
+    def of(cls, part: Store, libraries: Sequence[Library]) -> Band:
+        """Read the nuclei of ``part``, at least one."""
+        offsets, points = part.contours()
+        rings, centres = points.astype(np.float64) - 0.5, np.floor(part.centroids_l0).astype(np.int64)
+        low, high = (extreme.reduceat(rings, offsets[:-1]) for extreme in (np.minimum, np.maximum))
+        boxes = np.hstack([np.minimum(low, centres), np.maximum(high, centres)])
+        values: dict[str, npt.NDArray[Any]] = {}
+        values[NUCLEI] = np.concatenate([[0], np.asarray(part.rows, np.int64) + 1]).astype(np.uint32)
+        numbers = best_labels(part.probabilities, part.info.outputs, part.info.rule) if libraries else {}
+        for library in libraries:
+            number = numbers[library.name].astype(np.int64)
+            given = np.where(number < 0, len(library.labels), number) + 1
+            values[library.name] = np.concatenate([[0], given]).astype(np.uint8)
+        return cls(rings, offsets, centres, boxes, values)
+
+    def draw(self, x0: int, y0: int, shape: tuple[int, int]) -> npt.NDArray[np.int32]:
+        """Return (h, w) int32: for each pixel of a box the number of its nucleus, counted from 1, or 0."""
+        drawn = np.zeros(shape, np.int32)
+        left, top, right, bottom = self.boxes.T
+        met = (left < x0 + shape[1]) & (right >= x0) & (top < y0 + shape[0]) & (bottom >= y0)
+        draw_rings(drawn, x0, y0, self.rings, self.offsets, self.centres, np.flatnonzero(met))
+        return drawn
+
+
+def drawn_blocks(store: Store, libraries: Sequence[Library]) -> Iterator[tuple[Block, Band, npt.NDArray[np.int32]]]:
+    """Yield the blocks of level 0, ``TILE_PX`` pixels wide, that nuclei reach into.
 
     Yields:
-        (row, column) of the block; nuclei, some of which reach into it; and (h, w) int64, for each pixel of the block
+        (row, column) of the block; nuclei, some of which reach into it; and (h, w) int32, for each pixel of the block
         the number of the nucleus among those, counted from 1, or 0.
     """
-    reach, blocks = _survey(store)
+    reach = _reach(store)
     width, height = store.info.size_l0
-    for row, column in sorted(blocks):
-        x0, y0 = column * BLOCK_PX, row * BLOCK_PX
-        shape = (min(BLOCK_PX, height - y0), min(BLOCK_PX, width - x0))
-        if min(shape) <= 0:
+    for row, y0 in enumerate(range(0, height, TILE_PX)):
+        part = store.in_bbox(-reach, y0 - reach, width + reach, y0 + TILE_PX + reach)
+        if not len(part):
             continue
-        part = store.in_bbox(x0 - reach, y0 - reach, x0 + shape[1] + reach, y0 + shape[0] + reach)
-        drawn = _draw(part, (x0, y0), shape)
-        if drawn.any():
-            yield (row, column), part, drawn
+        band = Band.of(part, libraries)
+        for column, x0 in enumerate(range(0, width, TILE_PX)):
+            drawn = band.draw(x0, y0, (min(TILE_PX, height - y0), min(TILE_PX, width - x0)))
+            if drawn.any():
+                yield (row, column), band, drawn
 
 
-def _survey(store: Store) -> tuple[float, set[Block]]:
-    """Return how far nuclei reach from their centroids, in pixels, and the blocks that they may reach into."""
-    reach, blocks = 0.0, set[Block]()
+def _reach(store: Store) -> float:
+    """Return how far outlines reach from their centroids, up or down, in pixels, and one pixel more."""
+    reach = 0.0
     for part in store.batches():
         offsets, points = part.contours()
-        centres = np.repeat(part.centroids_l0, np.diff(offsets), axis=0)
         if len(points):
-            reach = max(reach, float(np.abs(points - centres).max()))
-            touched = np.unique(np.floor(points[:, ::-1] / BLOCK_PX).astype(np.int64), axis=0)
-            blocks |= {(max(row, 0), max(column, 0)) for row, column in touched.tolist()}
-    return reach + 1, blocks
-
-
-def _draw(part: Store, corner: tuple[int, int], shape: tuple[int, int]) -> npt.NDArray[np.int64]:
-    from skimage.draw import polygon
-
-    drawn = np.zeros(shape, np.int64)
-    offsets, points = part.contours()
-    rings = points.astype(np.float64) - corner - 0.5  # whole numbers are pixel centres there
-    centres = np.floor(part.centroids_l0).astype(np.int64) - corner
-    for k in range(len(part)):
-        ring = rings[offsets[k] : offsets[k + 1]]
-        rows, columns = polygon(ring[:, 1], ring[:, 0], shape)  # type: ignore[no-untyped-call]
-        if len(rows):
-            drawn[rows, columns] = k + 1
-        elif (centres[k] >= 0).all() and (centres[k] < shape[::-1]).all():  # smaller than a pixel
-            x, y = centres[k]
-            drawn[y, x] = drawn[y, x] or k + 1
-    return drawn
+            reach = max(reach, float(np.abs(points[:, 1] - np.repeat(part.centroids_l0[:, 1], np.diff(offsets))).max()))
+    return reach + 1
