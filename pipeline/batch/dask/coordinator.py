@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 LOCAL = "local:"
 CONNECT_S, WORKERS_WITHIN_S = 20, 120
 LOOK_S = 0.1
+SILENT = logging.CRITICAL + 1
 MAX_REGIONS = 16
 """Regions that a worker gets at a time: several, for their stages overlap, and few, so that all workers have some."""
 
@@ -106,16 +109,23 @@ def connected(address: str) -> Iterator[tuple[Client, int]]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise UsageError(f"--cluster needs dask.distributed: {install_command('cluster')}") from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # it tells of every worker that comes and goes
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ExitStack() as stack:
+        stack.enter_context(_silent_dask())
         share = 0
         if address.startswith(LOCAL):
             share = _count(address)
             # Without a limit of memory: Dask would pause and kill workers that use what the settings let them use.
-            cluster = LocalCluster(
-                n_workers=share, threads_per_worker=1, memory_limit=None, dashboard_address=None, processes=True
-            )
+            with _shielded_processes():
+                cluster = LocalCluster(
+                    n_workers=share,
+                    threads_per_worker=1,
+                    memory_limit=None,
+                    dashboard_address=":0",  # a free port; a taken one is warned of, and without a dashboard it is 8787
+                    scheduler_kwargs={"dashboard": False},
+                    processes=True,
+                    silence_logs=SILENT,
+                )
             stack.enter_context(cluster)
             client = stack.enter_context(Client(cluster))
         else:
@@ -128,6 +138,48 @@ def connected(address: str) -> Iterator[tuple[Client, int]]:
                 ) from error
         _check_workers(client, address)
         yield client, share
+
+
+@contextmanager
+def _silent_dask() -> Iterator[None]:
+    """Drop what Dask logs of workers that come and go, and the tracebacks of a scheduler that is gone."""
+    known = [name for name in logging.root.manager.loggerDict if name.startswith(("distributed.", "tornado."))]
+    names = {"distributed", "tornado", "asyncio", *known}
+    before = {name: logging.getLogger(name).level for name in names}  # Dask gives some of them levels of their own
+    for name in names:
+        logging.getLogger(name).setLevel(SILENT)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _shielded_processes() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are begun, and their helper quiet should this process be killed.
+
+    A terminal sends Ctrl-C to all of them, and each would print a traceback; this process ends them in order. The
+    helper removes the semaphores of a process that was killed; that it did so is of no use to anybody.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (before, "ignore:resource_tracker:UserWarning")))
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # Dask's thread, which begins them, inherits what is blocked here, and they inherit it from that thread.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _count(address: str) -> int:

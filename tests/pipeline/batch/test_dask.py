@@ -5,8 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +103,72 @@ def test_a_scheduler_s_workers_share_a_batch(tmp_path: Path) -> None:
         assert (out / f"s{k}" / "nuclei.geojson").is_file()
         assert not (out / f"s{k}" / "journal").exists()
     assert not list(out.rglob("*.lock"))
+
+
+@contextmanager
+def running(tmp_path: Path, address: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a session of its own, as on a terminal, that has its first region."""
+    path = draw_slide(1500, 1200).save(tmp_path / "s.png")
+    command = [sys.executable, "-m", "nucpipe", "run", str(path), "--out", str(tmp_path / "out"), "--mpp", str(MPP)]
+    command += ["--tissue", "none", "--region-size", "256", "--cluster", address]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            while not list((tmp_path / "out" / "s" / "journal").glob("*.region")):
+                assert process.poll() is None
+                time.sleep(0.01)
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("whom", "number", "status", "said"),
+    [
+        ("all", signal.SIGINT, 130, "nucpipe: stopped; the same command goes on where it stopped.\n"),
+        ("one", signal.SIGTERM, 143, "nucpipe: stopped by SIGTERM; the same command goes on where it stopped.\n"),
+        ("one", signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_a_local_cluster_that_is_stopped_says_so_and_no_more(
+    tmp_path: Path, whom: str, number: int, status: int, said: str
+) -> None:
+    """Its processes end with it, without tracebacks or warnings of their own."""
+    with running(tmp_path, "local:2") as process:
+        if whom == "all":
+            os.killpg(process.pid, number)  # Ctrl-C on a terminal
+        else:
+            process.send_signal(number)
+        assert process.stderr is not None
+        lines = [line for line in process.stderr if " regions" not in line]  # to its end: no process has it open
+        assert process.wait(60) == status
+    assert "".join(lines) == said
+
+
+SCHEDULER = """
+import time
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as workers:
+        print(workers.scheduler_address, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_scheduler_that_is_killed_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "scheduler.py").write_text(SCHEDULER)
+    command = [sys.executable, str(tmp_path / "scheduler.py")]
+    with subprocess.Popen(
+        command, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as scheduler:
+        assert scheduler.stdout is not None
+        with running(tmp_path, scheduler.stdout.readline().strip()) as process:
+            os.killpg(scheduler.pid, signal.SIGKILL)
+            assert process.stderr is not None
+            lines = [line for line in process.stderr if " regions" not in line]
+            assert process.wait(60) == 1
+    assert "".join(lines) == "nucpipe: the Dask scheduler is gone; what is done stays, and the same command goes on.\n"
+    assert list((tmp_path / "out" / "s" / "journal").glob("*.region"))
 
 
 @pytest.mark.parametrize(
