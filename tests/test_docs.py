@@ -14,6 +14,7 @@ PAGES = [
     "README",
     "docs/install",
     "docs/first-slide",
+    "docs/adapt",
     "docs/labels",
     "docs/service",
     "docs/speed",

@@ -123,3 +123,21 @@ def test_label_gallery(results: Path, tmp_path: Path) -> None:
         picture = cv2.imread(str(tmp_path / f"{library}.png"))
         assert picture is not None
         assert picture.shape[0] > 80 * result.labels(library).nunique()  # a row a label
+
+
+def test_adapt_by_script(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = results / "square"
+    result = nucpipe.open(folder)
+    some = result.centroids()[:30]
+    labels = ["epithelial", "connective"] * 15
+    places = " ".join(f"{label}={x},{y}" for label, (x, y) in zip(labels, some, strict=True))
+    try:
+        example("adapt_by_script").main(str(folder), "PanNuke", places)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PanNuke ")]
+        counts = [int(line.rsplit(" ", 1)[1].replace(",", "")) for line in lines]
+        assert sum(counts) == len(result)
+        adapted = nucpipe.open(folder)
+        if "PanNuke" in adapted.store.adapted_libraries:
+            assert adapted.adapted().labels("PanNuke")[:30].tolist() == labels
+    finally:
+        (folder / "corrections.csv").unlink()

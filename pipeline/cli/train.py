@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -147,7 +147,8 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
     """Train one classifier jointly on several libraries.
 
     The same command goes on after an interruption. A library of your own is a folder with images/,
-    labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp, licence), given as --library NAME=FOLDER.
+    labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp, licence), given as --library NAME=FOLDER. A
+    folder of results teaches by its corrections (see nucpipe view) of the library NAME.
     """
     from classifier.training.config import ClassifierTraining
     from classifier.training.config_file import read_config
@@ -158,6 +159,7 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
     chosen = _chosen({"libraries": data, **options}, read_config(config_file) if config_file else None)
     if not chosen.get("libraries"):
         raise UsageError("--library is missing: expected NAME=PATH, such as consep=data/CoNSeP, or --config.")
+    chosen["libraries"] = _with_corrections(chosen["libraries"], chosen["out"])
     for name in ("distil", "complete"):
         if chosen.get(name) is not None:
             chosen[name] = find_model("classifier", str(chosen[name]))
@@ -194,6 +196,20 @@ def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, **opti
     samples = training_samples(config)
     kept = add_projection(find_model("classifier", model), out, samples, config.seed, config.device, config.computed_in)
     click.echo(f"wrote {out}: {kept.features} features, {kept.share:.0%} of the variance over {kept.nuclei} nuclei")
+
+
+def _with_corrections(data: Sequence[tuple[str, Path]], out: Path) -> tuple[tuple[str, Path], ...]:
+    """Return the data sets of a training, with images of corrected nuclei in the place of each folder of results."""
+    from pipeline.adaptation.training_data import has_corrections, write_training_data
+
+    sets: list[tuple[str, Path]] = []
+    for name, folder in data:
+        if has_corrections(Path(folder)):
+            written = write_training_data(Path(folder), name, out.with_suffix(".corrections") / name)
+            sets += [(name, path) for path in written]
+        else:
+            sets.append((name, folder))
+    return tuple(sets)
 
 
 def _numbers(option: str, text: str, example: str) -> tuple[int, ...]:

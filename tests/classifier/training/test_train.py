@@ -412,3 +412,21 @@ def test_a_weight_of_an_unknown_library_is_refused(config: ClassifierTraining, t
         dataclasses.replace(config, library_weights=(("consep", 0.0),))
     with pytest.raises(UsageError, match="context_dropout = 1"):
         dataclasses.replace(config, context_dropout=1.0)
+
+
+def test_a_classifier_gets_a_projection_from_the_command_line(config: ClassifierTraining, tmp_path: Path) -> None:
+    config = dataclasses.replace(config, out=tmp_path / "m.safetensors", steps=2)
+    assert train_classifier(config, quiet).architecture["features"] > 0
+    words = ["train", "projection", "--model", str(config.out), "--out", str(tmp_path / "again.safetensors")]
+    for name, path in config.libraries:
+        words += ["--library", f"{name}={path}"]
+    for name in config.hold_out:
+        words += ["--hold-out", name]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert "features, " in done.output
+    # The training ended with the same step.
+    old, new = load_file(config.out), load_file(tmp_path / "again.safetensors")
+    assert old.keys() == new.keys()
+    assert all(torch.equal(old[name], new[name]) for name in old)
+    assert read_header(config.out) == read_header(tmp_path / "again.safetensors")

@@ -1,0 +1,71 @@
+"""Corrections of a folder of results teach a classifier: images cut from the slides, and a training from them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from classifier.patches import at_working_mpp, cut_crops
+from nucpipe.backends.model_file import read_header
+from nucpipe.datasets import open_dataset
+from nucpipe.errors import DataError
+from pipeline.adaptation.corrections import Correction, write_corrections
+from pipeline.adaptation.training_data import has_corrections, write_training_data
+from pipeline.cli.main import main
+from pipeline.result import open_result
+from pipeline.slide.grid import WorkingGrid
+from tests.support.browser import run_drawn
+from tests.support.synthetic import draw_slide
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    result = run_drawn(draw_slide(500, 400), folder)
+    centroids = open_result(result).centroids()
+    said = [Correction(*xy, "PanNuke", ("dead", "epithelial")[k % 2]) for k, xy in enumerate(centroids[:12].tolist())]
+    said += [Correction(*centroids[20], "NuCLS", "tumor"), Correction(*centroids[21], "", "not_a_nucleus")]
+    said += [Correction(*centroids[22], "PanNuke", label) for label in ("dead", "epithelial")]
+    write_corrections(result / "corrections.csv", said)
+    return folder / "out"
+
+
+def test_images_show_the_corrected_nuclei_as_the_run_saw_them(results: Path, tmp_path: Path) -> None:
+    assert has_corrections(results)
+    assert not has_corrections(tmp_path)
+    (written,) = write_training_data(results, "pannuke", tmp_path / "out")
+    images = open_dataset(written)
+    assert len(images) == 12
+    assert {image.group for image in images} == {"tile"}
+    result = open_result(results / "tile")
+    with result.open_slide() as slide:
+        grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
+        for image in images:
+            annotation = image.annotation()
+            x, y = (int(part) for part in image.name.split("_")[-2:])
+            row = np.abs(result.centroids() - (x, y)).sum(1).argmin()
+            pixels, points = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
+            centre = grid.to_w(result.centroids()[row : row + 1])
+            left, top = np.floor(centre[0]).astype(int) - 60
+            own = slide.read(grid, (int(left), int(top), int(left) + 120, int(top) + 120))
+            crop, expected = cut_crops(pixels, points, 1), cut_crops(own, centre - (left, top), 1)
+            assert np.abs(crop.astype(int) - expected).mean() < 2
+            assert annotation.labels[0] in ("dead", "epithelial")
+
+
+def test_what_is_not_corrected_in_a_library_is_said(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"none of its results has corrections of CoNSeP; there are some of NuCLS, PanN"
+    ):
+        write_training_data(results, "CoNSeP", tmp_path)
+
+
+def test_a_training_takes_a_folder_of_results(results: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.safetensors"
+    words = ["train", "classifier", "--library", f"PanNuke={results}", "--start-from", "fast", "--steps", "1"]
+    done = CliRunner().invoke(main, [*words, "--batch-size", "4", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    pannuke = next(entry for entry in read_header(out).data if entry["name"] == "PanNuke")
+    assert pannuke["nuclei"] == {"dead": 6, "epithelial": 6}
+    assert (tmp_path / "mine.corrections" / "PanNuke" / "tile" / "library.toml").is_file()
