@@ -1,4 +1,4 @@
-"""Imports inside functions: only of what is slow to import or not everywhere, never of what the module imports anyway."""
+"""Imports inside functions: of what is slow to import or not everywhere, never of what the module imports anyway."""
 
 from __future__ import annotations
 
