@@ -29,6 +29,7 @@ CHANGED = RunConfig(
     geojson=False,
     nuclei="nuclei.geojson",
     tta=True,
+    features=False,
     profile=True,
 )
 

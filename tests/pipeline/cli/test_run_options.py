@@ -7,7 +7,7 @@ from pipeline.config import RunConfig
 
 BATCH = {"slides", "out", "max_failures", "dry_run", "cluster"}
 """Of the command, not of a slide."""
-NEGATED = {"no_geojson": "geojson"}
+NEGATED = {"no_geojson": "geojson", "no_features": "features"}
 
 
 def test_every_setting_is_an_option_with_the_same_default() -> None:
