@@ -180,6 +180,8 @@ def _shielded_processes() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _close(cluster: LocalCluster) -> None:
     """End the processes; on a machine that is busy they may be slow to, which is no fault of a batch that is done."""
     with suppress(TimeoutError):
