@@ -95,13 +95,13 @@ class Lacking(types.ModuleType):
         return getattr(os, name)
 lacking = Lacking("os")
 before = builtins.__import__
-def without(name, globals=None, *rest):
+def without(name, globals=None, *rest, **more):
     if (globals or {}).get("__name__", "").partition(".")[0] in packages:  # others take what their platform has
         if name in modules:
             raise ModuleNotFoundError(name)
         if name == "os":
             return lacking
-    return before(name, globals, *rest)
+    return before(name, globals, *rest, **more)
 builtins.__import__ = without
 read = pathlib.Path.read_text
 def no_proc(path, *rest, **more):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,16 +41,23 @@ def choose_folder(job: Job, root: Path, address: RemotePath | None = None) -> Jo
         OutputError: the folder that a manifest names lies inside the results of another slide, or the address cannot
             be asked.
     """
-    choices = job.choices if job.is_named else (*job.choices, _unmistakable(job))
-    for folder in choices:
+    for folder in _choices(job):
         if _has_results_of(job.slide, root, address, folder):
             return replace(job, folder=folder)
-    for folder in choices[job.clashes :]:
+    for folder in islice(_choices(job), job.clashes, None):
         if _is_free(root, address, folder):
             return replace(job, folder=folder)
     if job.is_named and _outer(root, address, job.folder) is not None:
         raise OutputError(f"{job.folder}: lies inside the results of another slide; give the slide another name.")
-    return replace(job, folder=choices[-1])
+    *_, last = _choices(job)
+    return replace(job, folder=last)
+
+
+def _choices(job: Job) -> Iterator[Path]:
+    """Yield the folders that a slide may have; its content, which names the last one, is read only for that one."""
+    yield from job.choices
+    if not job.is_named:
+        yield _unmistakable(job)
 
 
 def identity(slide: Path | RemotePath) -> str:

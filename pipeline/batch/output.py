@@ -24,6 +24,7 @@ from pipeline.batch.remote import check_reachable, exists, fetched, local_folder
 from pipeline.batch.summary import SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity
+from pipeline.run_slide import find_finished_unopened
 from pipeline.store.journal import check_unchanged
 from pipeline.store.run_record import (
     RESULT_FILES,
@@ -78,14 +79,18 @@ class OutputRoot:
         return replace(job.config, overwrite=job.config.overwrite and not self.made_meanwhile(job))
 
     def find_finished(self, job: Job, models: ModelIdentity) -> SlideResult | None:
-        """Return the whole result at an address; None where there is none, and of a folder, which the run looks into.
+        """Return the whole result of a slide; None where there is none, or in a folder where only the open slide tells.
 
         Raises:
             SlideError: the slide is not there.
-            OutputError: a result of another slide, or of other models or settings, lies there.
+            OutputError: a result of another slide, or of other models or settings, lies at the address.
         """
-        if self.address is None or job.config.overwrite:
+        if job.config.overwrite:
             return None
+        if self.address is None:
+            if isinstance(job.slide, RemotePath):  # its content tells, and is not here yet
+                return None
+            return find_finished_unopened(job.slide, self.folder(job), models, self.config_of(job))
         return finished_there(self.address / job.folder, source_of(job, models), job)
 
     @contextmanager

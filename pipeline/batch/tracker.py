@@ -37,6 +37,7 @@ class BatchTracker:
         self.to, self.reporter, self.max_failures = to, reporter, max_failures
         self.results: list[SlideResult] = []
         self.stopped = False
+        self._failures = 0
         self._told: set[Path] = set()
 
     def add(self, job: Job, result: SlideResult) -> None:
@@ -49,8 +50,8 @@ class BatchTracker:
         self.results.append(result)
         self.reporter.end(result)
         self.to.summary_line(result, job)
-        failures = sum(one.status == "failed" for one in self.results)
-        self.stopped = failures == self.max_failures
+        self._failures += result.status == "failed"
+        self.stopped = self._failures == self.max_failures
 
     def tell_stopped(self, slides: int) -> None:
         """Warn that the limit of failures was reached before all slides were begun."""

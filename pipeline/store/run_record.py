@@ -188,7 +188,12 @@ def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, 
         "slide": slide,
         "command": config.command(slide, "results"),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": {**record["settings"], "primary": config.primary, "region_size": config.region_size},
+        "settings": {
+            **record["settings"],
+            "primary": config.primary,
+            "region_size": config.region_size,
+            "mpp": config.mpp,
+        },
         "tissue_mm2": round(tissue_mm2, 6),
     }
 

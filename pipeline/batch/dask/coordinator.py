@@ -35,7 +35,7 @@ from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SlideResult
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, LocalCluster
 
     from pipeline.batch.dask.worker import Opened, SlideTask, WholeSlideTask
 
@@ -126,7 +126,7 @@ def connected(address: str) -> Iterator[tuple[Client, int]]:
                     processes=True,
                     silence_logs=SILENT,
                 )
-            stack.enter_context(cluster)
+            stack.callback(_close, cluster)
             client = stack.enter_context(Client(cluster))
         else:
             try:
@@ -180,6 +180,12 @@ def _shielded_processes() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _close(cluster: LocalCluster) -> None:
+    """End the processes; on a machine that is busy they may be slow to, which is no fault of a batch that is done."""
+    with suppress(TimeoutError):
+        cluster.close()
 
 
 def _count(address: str) -> int:
@@ -259,9 +265,11 @@ class Coordinator:
                     time.sleep(POLL_S)
                     self.jobs, self.others = deque(self.others), []
                     continue
-                time.sleep(LOOK_S)
-                for future in [one for one in self.under_way if one.done()]:
+                done = [future for future in self.under_way if future.done()]
+                for future in done:
                     self._take_in(future)
+                # Thousands of finished slides are quick work: as many a second as there are looks, for each worker.
+                time.sleep(LOOK_S / 10 if done else LOOK_S)
         finally:
             with suppress(Exception):  # the scheduler may be what failed
                 self.client.cancel(list(self.under_way))

@@ -35,6 +35,7 @@ from pipeline.run_slide import (
     PreparedSlide,
     finalize,
     find_finished,
+    find_finished_unopened,
     journal_fingerprint,
     open_journal,
     prepare,
@@ -151,8 +152,10 @@ def reported(prepared: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T
 def open_task(task: SlideTask) -> Opened:
     """Open a slide and see what is to be done; its journal is begun."""
     _close(task)
-    prepared, _ = _prepared(task)
     config = task.config
+    if before := find_finished_unopened(task.slide, task.folder, _models(task).identity, config):
+        return Opened(before)
+    prepared, _ = _prepared(task)
     if before := find_finished(task.slide, task.folder, prepared.info, config):
         return Opened(before)
     journal = open_journal(prepared, config, task.slide)

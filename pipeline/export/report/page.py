@@ -6,6 +6,7 @@ The figures come from :mod:`pipeline.export.report.stats`; what the page looks l
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -41,6 +42,7 @@ from pipeline.store.reader import Store, StoreInfo
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 BLUE, VIOLET = (31, 78, 140), "#5a3ca0"
+MERGED_SLIDES = 256  # whose figures are kept apart at most
 CONTRADICTIONS, MIN_CONTRADICTION = 12, 0.002  # listed at most, and the least share of the nuclei
 
 
@@ -123,23 +125,24 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
                 f"{result.folder} has other libraries than {results[0].folder}; report them one by one, or run them "
                 "again with one classifier."
             )
-    each = [compute_batch_stats(result.store) for result in results]
-    runs = [result.run_facts for result in results]
-    areas = [run.get("tissue_mm2") for run in runs]
-    slides = [
-        {
-            "name": result.name,
-            "link": _link(result.folder / "report.html", path),
-            "mm2": mm2,
-            "nuclei": facts.nuclei,
-            "rows": {library.name: rows(facts, library, mm2) for library in outputs.libraries},
-        }
-        for result, facts, mm2 in zip(results, each, areas, strict=True)
-    ]
-    mm2 = sum(area for area in areas if area is not None) if None not in areas else None
-    content = {"slides": slides, "methods": batch_methods(results, runs)}
-    filters = [result.store.info.nucleus_filter for result in results]
-    _write(path, "batch.html", _shared(merge_stats(each), info, filters, mm2, first) | content)
+    slides: list[dict[str, Any]] = []
+    parts: list[ReportStats] = []
+    common = CommonMethods()
+    for result in results:
+        facts, run = compute_batch_stats(result.store), result.run_facts
+        mm2 = run.get("tissue_mm2")
+        each = {lib.name: [row for row in rows(facts, lib, mm2) if row.count] for lib in outputs.libraries}
+        link = _link(result.folder / "report.html", path)
+        slides.append({"name": result.name, "link": link, "mm2": mm2, "nuclei": facts.nuclei, "rows": each})
+        common.add(methods(result.store.info, run))
+        parts.append(facts)
+        if len(parts) == MERGED_SLIDES:
+            parts = [merge_stats(parts)]
+    areas = [slide["mm2"] for slide in slides]
+    mm2 = sum(areas) if None not in areas else None
+    content = {"slides": slides, "methods": common.found()}
+    filters = {result.store.info.nucleus_filter for result in results}
+    _write(path, "batch.html", _shared(merge_stats(parts), info, filters, mm2, first) | content)
 
 
 def _shared(
@@ -289,15 +292,31 @@ def _setting(key: str, value: Any) -> str:
     return "yes" if value is True else str(value)
 
 
-def batch_methods(results: Sequence[Result], runs: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return what is common to the slides; what is not says so."""
-    each = [methods(result.store.info, run) for result, run in zip(results, runs, strict=True)]
-    dates = sorted(one["date"] for one in each if "date" in one)
-    common = {"date": f"{dates[0]} to {dates[-1]}"} if dates else {}
-    for key in dict.fromkeys(key for one in each for key in one if key not in ("date", "slide", "command")):
-        values = {one.get(key, "") for one in each}
-        common[key] = values.pop() if len(values) == 1 else "differs between the slides, see their own reports"
-    return common
+class CommonMethods:
+    """What is common to the methods of many slides; what is not says so."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, set[str]] = {}
+        self._times: Counter[str] = Counter()
+        self._slides = 0
+
+    def add(self, one: dict[str, str]) -> None:
+        """Add what :func:`methods` returns of a slide."""
+        self._slides += 1
+        for key, value in one.items():
+            if key not in ("slide", "command"):
+                self._values.setdefault(key, set()).add(value)
+                self._times[key] += 1
+
+    def found(self) -> dict[str, str]:
+        """Return them: from when to when, and each other one."""
+        dates = self._values.get("date")
+        common = {"date": f"{min(dates)} to {max(dates)}"} if dates else {}
+        for key, values in self._values.items():
+            if key != "date":
+                same = len(values) == 1 and self._times[key] == self._slides
+                common[key] = next(iter(values)) if same else "differs between the slides, see their own reports"
+        return common
 
 
 def _link(report: Path, page: Path) -> str | None:

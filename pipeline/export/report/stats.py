@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
 
@@ -177,8 +177,13 @@ class ReportStats:
         return agree, total
 
 
-def compute_stats(store: Store) -> ReportStats:
-    """Return the figures of a store."""
+def compute_stats(store: Store, of_batch: bool = False) -> ReportStats:
+    """Return the figures of a store.
+
+    Args:
+        store: finished.
+        of_batch: leave out, and do not read, what only a slide's own report shows: stain, density, uncertain nuclei.
+    """
     outputs = store.info.outputs
     libraries = outputs.libraries
     sizes = {lib.name: len(lib.labels) + 1 for lib in libraries}
@@ -189,28 +194,32 @@ def compute_stats(store: Store) -> ReportStats:
     sums = {name: np.zeros(n) for name, n in sizes.items()}
     areas = {name: np.zeros((n, len(AREA_EDGES_UM2) - 1), np.int64) for name, n in sizes.items()}
     confidence = {name: np.zeros(len(P_EDGES) - 1, np.int64) for name in sizes}
-    density = {name: np.zeros((n, down, across), np.int64) for name, n in sizes.items()}
+    density = {} if of_batch else {name: np.zeros((n, down, across), np.int64) for name, n in sizes.items()}
     crosswalk = {(a, b): np.zeros((sizes[a], sizes[b]), np.int64) for a, b in permutations(sizes, 2)}
     worst: list[tuple[float, int, Uncertain]] = []
     area_parts, stain_parts = [], []
     first = 0
     for part in store.batches():
-        probabilities, centroids = part.probabilities, part.centroids_l0
+        probabilities, area_um2 = part.probabilities, part.area_um2
         # "No label" is -1, which counts into the last place.
         numbers = best_labels(probabilities, outputs, part.info.rule)
         label_p = label_probabilities(probabilities, outputs, numbers)
-        area_parts.append(Distribution.of(part.area_um2))
-        stain_parts.append(Distribution.of(part.measure("haematoxylin_od")))
-        area = np.clip(np.digitize(part.area_um2, AREA_EDGES_UM2) - 1, 0, len(AREA_EDGES_UM2) - 2)
-        x, y = np.clip(np.floor(centroids / cell).astype(np.int64), 0, [across - 1, down - 1]).T
+        area_parts.append(Distribution.of(area_um2))
+        area = np.clip(np.digitize(area_um2, AREA_EDGES_UM2) - 1, 0, len(AREA_EDGES_UM2) - 2)
         for name, number in numbers.items():
             np.add.at(counts[name], number, 1)
             np.add.at(sums[name], number, label_p[name])  # NaN for no label
             np.add.at(areas[name], (number, area), 1)
-            np.add.at(density[name], (number, y, x), 1)
             confidence[name] += np.histogram(np.clip(label_p[name][number >= 0], 0, 1), P_EDGES)[0]
         for a, b in crosswalk:
             np.add.at(crosswalk[a, b], (numbers[a], numbers[b]), 1)
+        if of_batch:
+            continue
+        stain_parts.append(Distribution.of(part.measure("haematoxylin_od")))
+        centroids = part.centroids_l0
+        x, y = np.clip(np.floor(centroids / cell).astype(np.int64), 0, [across - 1, down - 1]).T
+        for name, number in numbers.items():
+            np.add.at(density[name], (number, y, x), 1)
         entropy = _entropy(probabilities, outputs)
         for i in np.argsort(-entropy)[:GALLERY].tolist():
             item = _uncertain(i, first + i, centroids, entropy, label_p, numbers, outputs)
@@ -220,15 +229,15 @@ def compute_stats(store: Store) -> ReportStats:
         first += len(part)
     means = {n: np.divide(sums[n], counts[n], out=np.full(sizes[n], np.nan), where=counts[n] > 0) for n in sizes}
     uncertain = tuple(item for _, _, item in sorted(worst, reverse=True))
-    area_um2, haematoxylin_od = Distribution.merge(area_parts), Distribution.merge(stain_parts)
+    all_areas, stain = Distribution.merge(area_parts), Distribution.merge(stain_parts)
     return ReportStats(
-        outputs, len(store), counts, means, area_um2, haematoxylin_od, areas, confidence, crosswalk, density, uncertain
+        outputs, len(store), counts, means, all_areas, stain, areas, confidence, crosswalk, density, uncertain
     )
 
 
 def compute_batch_stats(store: Store) -> ReportStats:
     """Return the figures of one slide of a batch, small on any slide: without what only its own report shows."""
-    return replace(compute_stats(store), haematoxylin_od=Distribution.merge([]), density={}, uncertain=())
+    return compute_stats(store, of_batch=True)
 
 
 def merge_stats(parts: Sequence[ReportStats]) -> ReportStats:

@@ -193,6 +193,19 @@ def test_a_cluster_that_is_none(tmp_path: Path, address: str, message: str, monk
         nucpipe.run(path, tmp_path / "out", mpp=MPP, cluster=address)
 
 
+def test_processes_that_are_slow_to_end_do_not_make_a_finished_batch_fail() -> None:
+    class Slow:
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+            raise TimeoutError
+
+    slow = Slow()
+    coordinator._close(slow)  # type: ignore[arg-type]
+    assert slow.closed == 1
+
+
 def test_unknown_models_are_refused(tmp_path: Path) -> None:
     path = draw_slide(100, 100).save(tmp_path / "s.png")
     with pytest.raises(UsageError, match="--segmentor nobody"):

@@ -23,6 +23,7 @@ from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.errors import UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
+from pipeline.export.report import page as page_module
 from pipeline.export.report.charts import words
 from pipeline.export.report.stats import (
     AREA_EDGES_UM2,
@@ -264,6 +265,27 @@ def test_the_facts_of_slides_add_up(tmp_path: Path) -> None:
         assert both.counts[name].tolist() == (each[0].counts[name] + each[1].counts[name]).tolist()
         sums = sum(np.nan_to_num(f.mean_p[name]) * f.counts[name] for f in each)
         np.testing.assert_allclose(np.nan_to_num(both.mean_p[name]) * both.counts[name], sums)
+
+
+def test_the_report_of_a_batch_is_the_same_however_its_figures_are_merged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(5):
+        random_store(tmp_path / f"s{k}", 40 + k, seed=k, name=f"s{k}")
+    results = open_results(tmp_path)
+    whole = Page(report_batch(results, tmp_path / "whole.html")).text
+    monkeypatch.setattr(page_module, "MERGED_SLIDES", 2)
+    assert Page(report_batch(results, tmp_path / "merged.html")).text == whole
+    assert "210" in whole
+
+
+def test_figures_of_a_batch_read_only_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = random_store(tmp_path, 40)
+    read: list[str] = []
+    before = Store._read
+    monkeypatch.setattr(Store, "_read", lambda self, name: (read.append(name), before(self, name))[1])
+    compute_batch_stats(store)
+    assert read == ["table/X", "table/obs/area_um2"]
 
 
 def test_a_slides_report_stands_alone_and_says_all(tmp_path: Path, demo_slide: Path) -> None:

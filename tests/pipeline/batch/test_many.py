@@ -1,0 +1,100 @@
+"""Many slides: a command that is given again does not open what is finished, and only that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import run_slide
+from pipeline.batch import folder
+from pipeline.batch.output import OutputLocation
+from pipeline.batch.plan import plan
+from pipeline.batch.run import run_free
+from pipeline.batch.tracker import BatchTracker
+from pipeline.config import RunConfig
+from pipeline.slide.base import Slide
+from pipeline.store.run_record import SilentReporter, SlideResult
+from tests.support.synthetic import MPP, draw_slide, models
+
+CONFIG = RunConfig(mpp=MPP, tissue="none", region_size=256)
+
+
+def run_all(slides: Path, out: Path, config: RunConfig = CONFIG) -> list[SlideResult]:
+    tracker = BatchTracker(OutputLocation(out), SilentReporter(), None)
+    assert run_free(plan([slides], config), models(), tracker) == []
+    return tracker.results
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of slides that are opened, in order."""
+    names: list[str] = []
+    before = run_slide.open_slide
+
+    def open_slide(path: Path, mpp: float | None = None) -> Slide:
+        names.append(path.name)
+        return before(path, mpp)
+
+    monkeypatch.setattr(run_slide, "open_slide", open_slide)
+    return names
+
+
+def test_finished_slides_are_not_opened_again(tmp_path: Path, opened: list[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        draw_slide(220, 200, seed=ord(name)).save(tmp_path / "in" / f"{name}.png")
+    first = run_all(tmp_path / "in", tmp_path / "out")
+    assert opened == ["a.png", "b.png"]
+    again = run_all(tmp_path / "in", tmp_path / "out")
+    assert opened == ["a.png", "b.png"]
+    assert [r.status for r in again] == ["finished before"] * 2
+    assert [(r.nuclei, r.tissue_mm2, r.counts) for r in again] == [
+        (r.nuclei, pytest.approx(r.tissue_mm2, abs=1e-6), r.counts) for r in first
+    ]
+    # What is missing beside the store is made again, and a new slide is run.
+    (tmp_path / "out" / "b" / "overview.png").unlink()
+    draw_slide(220, 200, seed=3).save(tmp_path / "in" / "c.png")
+    third = run_all(tmp_path / "in", tmp_path / "out")
+    assert opened == ["a.png", "b.png", "b.png", "c.png"]
+    assert [r.status for r in third] == ["finished before", "done", "done"]
+
+
+def test_the_folder_of_a_finished_slide_is_found_without_reading_the_slide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_slide(220, 200).save(tmp_path / "a.png")
+    (job,) = plan([tmp_path / "a.png"], CONFIG)
+    run_all(tmp_path / "a.png", tmp_path / "out")
+    monkeypatch.setattr(folder, "slide_fingerprint", lambda path: pytest.fail("its name suffices"))
+    assert folder.choose_folder(job, tmp_path / "out").folder == Path("a")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mpp": 0.26}, "other settings already exists"),
+        ({"min_area": 9.0}, "--min-area"),
+        ({"threshold": 0.9}, "other settings already exists"),
+        ({"region_size": 512, "workers": 1, "batch_size": 7}, ""),
+    ],
+)
+def test_other_settings_are_found_as_ever(
+    tmp_path: Path, opened: list[str], change: dict[str, object], says: str
+) -> None:
+    draw_slide(220, 200).save(tmp_path / "a.png")
+    run_all(tmp_path / "a.png", tmp_path / "out")
+    (result,) = run_all(tmp_path / "a.png", tmp_path / "out", replace(CONFIG, **change))
+    assert result.status == ("failed" if says else "finished before")
+    assert says in result.cause
+    assert len(opened) == (2 if says else 1)
+
+
+def test_another_slide_of_that_name_is_found_as_ever(tmp_path: Path, opened: list[str]) -> None:
+    draw_slide(220, 200).save(tmp_path / "a.png")
+    run_all(tmp_path / "a.png", tmp_path / "out")
+    draw_slide(220, 200, seed=5).save(tmp_path / "a.png")
+    (result,) = run_all(tmp_path / "a.png", tmp_path / "out")
+    assert "the slide's file was changed" in result.cause
+    assert len(opened) == 2
