@@ -26,8 +26,8 @@ class ConnectionLimits:
     """The limits of a server's connections.
 
     Attributes:
-        most: connections at a time. For a new one beyond, one of those makes way that send nothing, or slowly; where
-            all are being answered, the new one gets 503.
+        most: connections at a time. For a new one beyond, that one makes way whose client has been waited for longest;
+            where all are being answered, the new one gets 503.
         head_s: seconds in which a client must send the head of a request.
         unread_s: seconds in which a client must take some of its answer.
     """
@@ -88,15 +88,14 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     @property
-    def patience(self) -> tuple[int, float] | None:
-        """Rank the connections that may make way, the first of them lowest; None: it is being answered."""
-        if self._gone:
-            return None
-        if self.sends_head:
-            return 0, self._since
-        if self.cycle.more_body:
-            return 1, self._since
-        return (2, self._since) if self.transport.get_write_buffer_size() else None
+    def waits_for_client(self) -> bool:
+        """Tell whether the client is to send or to take something, and not the service."""
+        return self.sends_head or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
+
+    @property
+    def since(self) -> float:
+        """Monotonic seconds: when the request's head, or all before it, was there."""
+        return self._since
 
     def abort(self) -> None:
         """Close the connection at once; what was not sent is lost, in the system's buffers too."""
@@ -115,10 +114,11 @@ def make_room(connections: Collection[Any], most: int) -> bool:
     """Close one of ``most`` connections where a further one comes; tells whether there is room for it now."""
     if sum(not one.gone for one in connections) < most:
         return True
-    ranks = {one: rank for one in connections if (rank := one.patience) is not None}
-    if not ranks:
+    slow = [one for one in connections if not one.gone and one.waits_for_client]
+    if not slow:
         return False
-    min(ranks, key=lambda one: ranks[one]).abort()
+    # Whatever it is that is waited for: a connection that has just come is the last to go.
+    min(slow, key=lambda one: one.since).abort()
     return True
 
 

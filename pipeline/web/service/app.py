@@ -104,22 +104,36 @@ class Service:
 
     async def labels_of(self, images: list[UploadFile], mpp: float) -> Predictions:
         """Return the labels of images of single nuclei that were sent, at least one; one of them is held at a time."""
-        patches: list[npt.NDArray[np.uint8]] = []
-        left = self.config.max_pixels
-        for image in images:
+        sizes, left = list[int](), self.config.max_pixels
+        for image in images:  # all of them before any is decoded, for that may be the last one's fault
             try:
-                pixels = await self.in_thread(partial(stated_pixels, image.file, mpp, left))
+                sizes.append(await self.in_thread(partial(stated_pixels, image.file, mpp, left)))
             except ApiError as error:
-                if error.status != 413 or not patches:
+                if error.status != 413 or not sizes:
                     raise
                 message = f"more than {self.config.max_pixels:,} pixels in {len(images):,} images together; send fewer."
                 raise ApiError(413, message) from error
-            left -= pixels
+            left -= sizes[-1]
+        patches: list[npt.NDArray[np.uint8]] = []
+        for image, pixels in zip(images, sizes, strict=True):
             async with self.budget.lent(pixels):
                 patches.append(await self.in_thread(partial(read_nucleus, image.file, mpp)))
         job = CropsJob(np.stack(patches))
         self._submit(job)
         return await self._answer(job.answer)
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """Give a request up that is not answered in time.
+
+        Raises:
+            ApiError: 504.
+        """
+        try:
+            async with asyncio.timeout(self.config.timeout_s):
+                yield
+        except TimeoutError:
+            raise ApiError(504, f"not finished within {self.config.timeout_s:g} s; send a smaller image.") from None
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Let a thread do it, a few at a time."""
@@ -134,9 +148,7 @@ class Service:
 
     async def _answer(self, future: Future[T]) -> T:
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.config.timeout_s)
-        except TimeoutError:
-            raise ApiError(504, f"not finished within {self.config.timeout_s:g} s; send a smaller image.") from None
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if future.cancelled() and not asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 raise ApiError(503, "the service is being stopped.") from None
@@ -154,7 +166,7 @@ def service_app(models: Models, config: ServeConfig, primary: str, batch_size: i
     """
     metrics = Metrics()
     worker = Worker(models, batch_size, config.max_waiting, metrics)
-    budget = PixelBudget(MAX_IMAGES_HELD * config.max_pixels, config.max_waiting, config.timeout_s)
+    budget = PixelBudget(MAX_IMAGES_HELD * config.max_pixels, config.max_waiting)
     service = Service(config, worker, metrics, primary, asyncio.Semaphore(AT_ONCE), budget)
 
     @asynccontextmanager
@@ -266,7 +278,8 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         except UsageError as error:
             raise ApiError(422, f"primary: {error}") from error
         rule = _rule(decide, threshold)
-        size, found, labels = await service.nuclei_of(image, mpp)
+        async with service.in_time():
+            size, found, labels = await service.nuclei_of(image, mpp)
         service.metrics.nuclei.inc(len(found))
         name = slide_name(Path(image.filename or "image"))
         info = StoreInfo(
@@ -299,7 +312,8 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         rule = _rule(decide, threshold)
         if len(images) > service.config.max_crops:
             raise ApiError(413, f"{len(images):,} images; at most {service.config.max_crops:,} are allowed.")
-        found = (await service.labels_of(images, mpp)).probabilities
+        async with service.in_time():
+            found = (await service.labels_of(images, mpp)).probabilities
         outputs = service.models.outputs
         named = [
             {"image": image.filename or "", "labels": given, "probabilities": every}

@@ -16,11 +16,10 @@ class PixelBudget:
     Args:
         most: pixels that are lent at a time; a request that wants more than all gets them when it is alone.
         max_waiting: requests that wait for theirs; more are refused.
-        timeout_s: how long they wait.
     """
 
-    def __init__(self, most: int, max_waiting: int, timeout_s: float) -> None:
-        self._most, self._max_waiting, self._timeout_s = most, max_waiting, timeout_s
+    def __init__(self, most: int, max_waiting: int) -> None:
+        self._most, self._max_waiting = most, max_waiting
         self._lent = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -28,7 +27,7 @@ class PixelBudget:
         """Wait until so many pixels are free, and take them; :meth:`give_back` returns them.
 
         Raises:
-            ApiError: 503, too many wait already, or it took too long.
+            ApiError: 503, too many wait already.
         """
         if len(self._waiting) >= self._max_waiting:
             raise ApiError(503, f"{self._max_waiting} requests wait already; try again later.")
@@ -36,16 +35,13 @@ class PixelBudget:
         self._waiting.append((pixels, turn))
         self._lend()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():  # the turn came together with the error
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled():  # the turn came as the request was given up
                 self.give_back(pixels)
             else:
                 turn.cancel()
                 self._lend()
-            if isinstance(error, TimeoutError):
-                raise ApiError(503, "too many large images at a time; try again later.") from None
             raise
 
     def give_back(self, pixels: int) -> None:

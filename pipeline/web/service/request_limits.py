@@ -60,6 +60,9 @@ class RequestLimits:
             else:
                 limited_receive = self._limited(receive)
                 await self.app(scope, counted_receive, counted_send)
+        except asyncio.CancelledError:  # by the server, which ends; uvicorn would log it as an error of ours
+            if status is None:
+                await refusal(503, "the service is being stopped.")(scope, receive, counted_send)
         except Exception as error:  # of any library below; reported to the client, others are served
             logging.getLogger(__name__).exception("a request failed")
             if status is None:

@@ -166,7 +166,7 @@ class Worker(threading.Thread):
                     job.forget_image()
                     job.answer.set_result(_together(job.parts))
         except Exception as error:  # reported to the clients; the next ones are served
-            logging.getLogger(__name__).exception("a request failed")
+            self._log_failure()
             for job in jobs:
                 if not job.answer.done():
                     job.forget_image()
@@ -175,11 +175,15 @@ class Worker(threading.Thread):
             self._metrics.together.observe(len(jobs))
             sheet.close()
 
+    def _log_failure(self) -> None:
+        if not self._ended:  # Python may end before the last image does, and that is no failure
+            logging.getLogger(__name__).exception("a request failed")
+
     def _name_crops(self, job: CropsJob) -> None:
         try:
             job.answer.set_result(label_crops(self.models, job.crops, self._batch_size))
         except Exception as error:
-            logging.getLogger(__name__).exception("a request failed")
+            self._log_failure()
             job.answer.set_exception(error)
 
 
