@@ -53,7 +53,7 @@ def originals(folder: Path) -> list[Path]:
     make.write_ngff(folder / "ngff.zarr", picture, MPP)
     make.write_dicom(folder / "dicom", picture, MPP)
     shutil.copy(fetch_demo_slide(), folder / "aperio.svs")
-    for kind, name in (("segmentor", "hovernet-compact"), ("classifier", "joint-lite0")):
+    for kind, name in (("segmentor", "hovernet-compact"), ("classifier", "fast")):
         shutil.copy(find_model(kind, name), folder / f"{kind}.safetensors")
     return sorted(folder.iterdir())
 
@@ -124,7 +124,7 @@ def use(path: Path) -> str:
     return "used"
 
 
-BUNDLED = (("segmentor", "hovernet-compact"), ("classifier", "joint-lite0"))
+BUNDLED = (("segmentor", "hovernet-compact"), ("classifier", "fast"))
 
 
 def in_a_process(path: Path, work: Callable[[Path], str]) -> tuple[str, str, float, int]:

@@ -198,7 +198,7 @@ def table(lines: Sequence[Line]) -> str:
 
 @click.command()
 @click.option("--device", default="cuda" if torch.cuda.is_available() else "cpu", show_default=True)
-@click.option("--classifier", default="fast", show_default=True, help="Name or path.")
+@click.option("--classifier", default="joint-context", show_default=True, help="Name or path.")
 @click.option("--segmentor", default="hovernet-compact", show_default=True, help="Name or path.")
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(list(PRECISIONS)), default=["fp32", "bf16"])
 @click.option("--way", "ways", multiple=True, type=click.Choice(WAYS), default=WAYS)

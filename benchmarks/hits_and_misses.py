@@ -1,6 +1,6 @@
 """Pictures of what a classifier gets right and wrong, label by label: to look at rare ones before believing a figure.
 
-python benchmarks/hits_and_misses.py joint-lite0 --library consep=DATA/consep --library monusac=DATA/monusac \
+python benchmarks/hits_and_misses.py joint-context --library consep=DATA/consep --library monusac=DATA/monusac \
     --label CoNSeP:endothelial --label MoNuSAC:macrophage --out /tmp/pictures
 
 A picture a label, of patches of the images that the model's training held out (--all: of every image), enlarged three

@@ -45,7 +45,7 @@ def matches(a: Store, b: Store) -> tuple[np.ndarray, np.ndarray]:
 @click.option("--precision", default="auto")
 @click.option("--mpp", type=float)
 @click.option("--segmentor", default="hovernet-compact")
-@click.option("--classifier", default="fast")
+@click.option("--classifier", default="joint-context")
 def main(slide: Path, out: Path, **options: object) -> None:
     """Compare runs of one slide that were cut in different ways."""
     stores = []

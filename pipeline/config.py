@@ -45,7 +45,7 @@ class RunConfig:
     device: str = "auto"
     precision: str = "auto"
     segmentor: str = "hovernet-compact"
-    classifier: str = "fast"
+    classifier: str = "joint-context"
     primary: str = "PanNuke"
     decide: str | None = None
     threshold: float | None = None

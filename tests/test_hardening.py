@@ -114,7 +114,7 @@ def test_any_model_file(tmp_path: Path, content: bytes) -> None:
 
 
 def header_of(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    path = find_model(kind, {"segmentor": "hovernet-compact", "classifier": "joint-lite0"}[kind])
+    path = find_model(kind, {"segmentor": "hovernet-compact", "classifier": "fast"}[kind])
     header, tensors = load_model(path)
     return asdict(header), tensors
 

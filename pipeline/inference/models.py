@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from classifier.predictor import Predictor
     from segmentation.detector import Detector
 
+REPLACED = {"joint-lite0": "replaced by joint-context, the default; leave the option out."}
+"""Bundled classifiers of earlier versions, and what took their place."""
 KINDS = {"segmentor": "segmentation", "classifier": "classifier"}
 """Kinds of models, and the package whose folder ``weights`` holds the bundled ones."""
 
@@ -96,6 +98,8 @@ def find_model(kind: str, name: str) -> Path:
     suffixes = (".safetensors", *(SUFFIXES if kind == "segmentor" else ()))
     if Path(name).suffix.lower() in suffixes and Path(name).is_file():
         return Path(name)
+    if kind == "classifier" and name in REPLACED:
+        raise UsageError(f"--{kind} {name}: {REPLACED[name]}")
     names = [*bundled, *(PUBLISHED if kind == "segmentor" else ())]
     of_authors = ", or of a HoVer-Net of its authors (.tar, .pth)" if kind == "segmentor" else ""
     raise UsageError(

@@ -11,7 +11,7 @@ MAX_CHARACTERS = 60
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two fingerprints, such as ``--classifier was fast, is joint-lite0``.
+    """Name what differs between two fingerprints, such as ``--classifier was fast, is joint-context``.
 
     Args:
         old, new: what two results depend on, as JSON holds it.

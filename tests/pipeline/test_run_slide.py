@@ -276,7 +276,7 @@ def test_unwritable_output(tmp_path: Path) -> None:
     ("arguments", "status", "words"),
     [
         (["--segmentor", "nobody"], 2, ["--segmentor nobody", "hovernet-compact"]),
-        (["--classifier", "nobody"], 2, ["--classifier nobody", "joint-lite0"]),
+        (["--classifier", "nobody"], 2, ["--classifier nobody", "joint-context"]),
         (["--primary", "Nobody"], 2, ["unknown library 'Nobody'", "PanNuke"]),
         (["--device", "tpu"], 2, ["--device tpu", "expected"]),
         (["--region-size", "100"], 2, ["--region-size 100", "multiple of 32"]),
@@ -318,7 +318,7 @@ def test_tissue_files_that_do_not_fit_are_one_line(tmp_path: Path, tile: Path) -
 def test_info_models_and_export(tmp_path: Path, demo_slide: Path) -> None:
     expect(call("info", demo_slide), 0, "0.499")
     expect(call("models"), 0, "hovernet-compact", "segmentor")
-    expect(call("models"), 0, "joint-lite0", "classifier")
+    expect(call("models"), 0, "joint-context", "classifier")
     assert call("run", white(tmp_path / "w.png"), "--mpp", 0.25, "--out", tmp_path / "o").exit_code == 0
     again = ("export", tmp_path / "o" / "w", "--to", "geojson", "--primary", "nucls")
     expect(call(*again), 1, "nuclei.geojson: already exists", "--overwrite")

@@ -58,7 +58,7 @@ def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch:
     settings = tmp_path / "training.toml"
     settings.write_text('backbone = "test_efficientnet"\nsizes = [[1, 32]]\n')
     train += ["--config", settings, "--steps", 3, "--device", "cpu"]
-    train += ["--distil", "joint-lite0"]  # it knows the five, of which nothing else is at hand
+    train += ["--distil", "fast"]  # it knows the five, of which nothing else is at hand
     said = nucpipe(*train, "--check")
     assert "training: 2 images in 2 groups" in said
     assert "Large one" in said

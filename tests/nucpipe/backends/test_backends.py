@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from classifier.network import Enlarged, load_classifier
+from classifier.network import TwoViewClassifier, load_classifier, of_patches
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS, Predictor, load_predictor
+from classifier.spec import CONTEXT_PX
 from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.device import _gpu_possible
@@ -41,13 +42,14 @@ def crops() -> np.ndarray:
 @pytest.fixture(scope="module", params=[("fp32", 1e-4), ("bf16", 0.1)], ids=["fp32", "bf16"])
 def both(request: pytest.FixtureRequest) -> tuple[Predictor, str, float]:
     precision, tolerance = request.param
-    return load_predictor(find_model("classifier", "joint-lite0"), precision=precision, threads=2), precision, tolerance
+    path = find_model("classifier", "joint-context")
+    return load_predictor(path, precision=precision, threads=2), precision, tolerance
 
 
 def test_openvino_says_what_pytorch_says(both: tuple[Predictor, str, float], crops: np.ndarray) -> None:
     fast, precision, tolerance = both
     assert fast.runtime(64).name == "openvino"
-    outputs, expected = fast.outputs, by_pytorch("joint-lite0", crops)
+    outputs, expected = fast.outputs, by_pytorch("joint-context", crops)
     found = fast(crops).probabilities
     np.testing.assert_allclose(found, expected, atol=tolerance)
     assert abs(found - expected).mean() < tolerance / 10
@@ -57,7 +59,9 @@ def test_openvino_says_what_pytorch_says(both: tuple[Predictor, str, float], cro
 
 def by_pytorch(name: str, crops: np.ndarray) -> np.ndarray:
     model, _, outputs = load_classifier(find_model("classifier", name))
-    return probabilities(PyTorchBackend(Enlarged(model), "cpu", "fp32")(crops), outputs)
+    two_views = isinstance(model, TwoViewClassifier)
+    contexts = [np.zeros((len(crops), CONTEXT_PX, CONTEXT_PX, 4), np.uint8)] if two_views else []
+    return probabilities(PyTorchBackend(of_patches(model), "cpu", "fp32")(crops, *contexts), outputs)
 
 
 def test_batches_and_threads_change_no_bit(both: tuple[Predictor, str, float], crops: np.ndarray) -> None:
@@ -194,7 +198,7 @@ def test_what_openvino_was_given_once_is_kept_and_pytorch_not_needed_again(tmp_p
 
 
 def test_another_model_file_is_another_network(tmp_path: Path) -> None:
-    fast, slow = (find_model("classifier", name) for name in ("fast", "joint-lite0"))
+    fast, slow = (find_model("classifier", name) for name in ("fast", "joint-context"))
     copy = tmp_path / "copy.safetensors"
     copy.write_bytes(fast.read_bytes())
     code = [Path(__file__)]

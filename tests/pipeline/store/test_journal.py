@@ -158,11 +158,11 @@ FINGERPRINT: dict[str, Any] = {
             {
                 "models": {
                     "segmentor": {"name": "hovernet-compact", "fingerprint": "sha256:2"},
-                    "classifier": {"name": "joint-lite0", "fingerprint": "sha256:4"},
+                    "classifier": {"name": "joint-context", "fingerprint": "sha256:4"},
                 },
                 "outputs": {"libraries": ["another"]},
             },
-            "--classifier was fast, is joint-lite0",
+            "--classifier was fast, is joint-context",
         ),
         (
             {

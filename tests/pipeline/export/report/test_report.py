@@ -291,7 +291,7 @@ def test_figures_of_a_batch_read_only_what_it_shows(tmp_path: Path, monkeypatch:
 def test_a_slides_report_stands_alone_and_says_all(tmp_path: Path, demo_slide: Path) -> None:
     random_store(tmp_path, 150, (2220, 2967), name="A <b>slide</b> & 'more'")
     result = open_result(tmp_path)
-    path = find_model("classifier", "joint-lite0")
+    path = find_model("classifier", "fast")
     described = {"classifier": {"name": path.stem, "fingerprint": fingerprint(path)}}
     store = replace(result.store, info=replace(result.store.info, mpp=0.499, models=described))
     path = report_slide(replace(result, store=store), slide=demo_slide)
