@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from pipeline.cli.demo_slide import fetch_demo_slide
 
 # As the command line does: threads of OpenMP that spin would take the time of the pipeline's own threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Where the suite runs in a shell's background Ctrl-C is ignored, and the commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ SIGNALS = {"SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIG
 
 
 def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """What Windows lacks, with the lines; ``os.NAME`` beside ``hasattr(os, "NAME")`` in one statement is careful."""
+    """What Windows lacks, with the lines; ``os.NAME`` beside ``hasattr(os, "NAME")`` and tried imports are careful."""
     careful = {
         node.args[1].value
         for node in ast.walk(tree)
@@ -62,7 +62,16 @@ def uses(tree: ast.AST) -> Iterator[tuple[int, str]]:
         and len(node.args) > 1
         and isinstance(node.args[1], ast.Constant)
     }
+    absence = ("ImportError", "ModuleNotFoundError")
+    tried = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Try) and any(one.type and ast.unparse(one.type) in absence for one in node.handlers)
+        for inner in node.body
+    }
     for node in ast.walk(tree):
+        if node in tried:
+            continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, one.name) for one in node.names if one.name in UNIX_MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in UNIX_MODULES:

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 from pathlib import Path
 
 import anndata
@@ -158,10 +157,9 @@ def test_a_folder_with_a_bad_slide(tmp_path: Path) -> None:
 
 
 def test_two_slides_of_one_name_get_two_folders(tmp_path: Path) -> None:
-    for name in ("a", "b"):
+    for name, side in (("a", 120), ("b", 140)):
         (tmp_path / name).mkdir()
-        white(tmp_path / name / "slide.png")
-    shutil.copy(tmp_path / "a" / "slide.png", tmp_path / "a" / "slide.tif.png")
+        white(tmp_path / name / "slide.png", side)
     result = call(
         "run", tmp_path / "a" / "slide.png", tmp_path / "b" / "slide.png", "--mpp", 0.25, "--out", tmp_path / "o"
     )

@@ -121,7 +121,7 @@ def connected(address: str) -> Iterator[tuple[Client, int]]:
                     n_workers=share,
                     threads_per_worker=1,
                     memory_limit=None,
-                    dashboard_address=":0",  # a free port; a taken one is warned of, and without a dashboard it is 8787
+                    dashboard_address="127.0.0.1:0",  # a free port; of a taken one is warned, and None means 8787
                     scheduler_kwargs={"dashboard": False},
                     processes=True,
                     silence_logs=SILENT,
