@@ -1,4 +1,8 @@
-"""Addresses in object stores, such as ``s3://bucket/slide.svs``, told from paths on a disk."""
+"""Addresses in object stores, such as ``s3://bucket/slide.svs``, told from paths on a disk.
+
+Not universal_pathlib's paths: an address is only recognised and joined here, and everything else goes through fsspec
+itself (``pipeline.batch.remote``), whose errors are turned into ours call by call.
+"""
 
 from __future__ import annotations
 
