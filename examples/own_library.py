@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import nucpipe
+from classifier.training.start import architecture_of
 from classifier.training.train import ClassifierTraining, train_classifier
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
@@ -29,8 +30,7 @@ def main(library: str, slide: str, out: str, steps: int = 300, **settings: objec
         distil=bundled,
         steps=steps,
         batch_size=32,
-        sizes=((1.0, 64),),  # as the bundled one: windows as they are, with its strides
-        strides=(1, 2, 2, 2, 1, 2, 2, 1),
+        **architecture_of(bundled),
     )
     train_classifier(training)
 

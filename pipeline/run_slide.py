@@ -44,6 +44,7 @@ from pipeline.store.run_record import (
     SlideResult,
     describe_run,
     described_models,
+    remove_partial_files,
     remove_result,
     result_settings,
     slide_address,
@@ -283,6 +284,7 @@ def finalize(
             finish(journal, [region.index for region in prepared.regions], prepared.store_path, prepared.info)
             clock.lap("store")
         assert_lock_held()
+        remove_partial_files(prepared.folder)
         store = open_store(prepared.store_path)
         record = describe_run(origin, prepared.info, config, prepared.tissue.area_mm2)
         record["models"] = with_training_data(record["models"], config.segmentor, config.classifier)

@@ -156,6 +156,16 @@ def test_a_folder_with_a_bad_slide(tmp_path: Path) -> None:
     assert again.output.count("finished before") == 2
 
 
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    slide, out = white(tmp_path / "w.png"), tmp_path / "o"
+    call("run", slide, "--mpp", 0.25, "--out", out)
+    (out / "w" / "run.json").unlink()
+    (out / "w" / "nuclei.geojson.partial").write_text("half")
+    (out / "w" / "mine.partial").write_text("mine")
+    assert call("run", slide, "--mpp", 0.25, "--out", out).exit_code == 0
+    assert [path.name for path in (out / "w").glob("*.partial")] == ["mine.partial"]
+
+
 def test_two_slides_of_one_name_get_two_folders(tmp_path: Path) -> None:
     for name, side in (("a", 120), ("b", 140)):
         (tmp_path / name).mkdir()
