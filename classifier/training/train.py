@@ -190,33 +190,27 @@ def fit(
         device = torch.device(config.device)
         model = new_model(config, outputs, say).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=WEIGHT_DECAY)
-        average = trainer.WeightAverage(model, config.averaged_from)
-        averaged: Any = average.module
-        schedule = trainer.lr_schedule(optimizer, config.steps)
-        parts: dict[str, trainer.Stateful] = {
-            "model": model,
-            "average": average,
-            "optimizer": optimizer,
-            "schedule": schedule,
-        }
+        optimization = trainer.Optimization(
+            model, config.learning_rate, WEIGHT_DECAY, config.steps, config.averaged_from
+        )
         columns = ["total", *(library.name for library in outputs.libraries), "held_out"]
-        trainer_loop = trainer.Trainer("classifier", config.out, config.settings(), parts, config.steps, columns, say)
+        trainer_loop = trainer.Trainer(
+            "classifier", config.out, config.settings(), optimization.parts, config.steps, columns, say
+        )
         early_stopping = _EarlyStopping(**trainer_loop.kept.get("watch", {}))
         sampler = _LibrarySampler(config, samples, factors or {})
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
         step = trainer_loop.start
         with trainer_loop:
             while step < config.steps and not early_stopping.converged(config):
-                loss = _step(model, optimizer, config, samples, sampler, outputs, teacher, step)
-                schedule.step()
-                average.update(model, step)
+                loss = _step(model, optimization.optimizer, config, samples, sampler, outputs, teacher, step)
+                optimization.advance(step)
                 total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
                 held_loss = ""
                 if config.watched and (step % config.check_every == 0 or step == config.steps):
-                    loss_held = _held_loss(averaged, watched, config, outputs)
-                    early_stopping.update(loss_held, step, averaged, config)
+                    loss_held = _held_loss(optimization.average, watched, config, outputs)
+                    early_stopping.update(loss_held, step, optimization.average, config)
                     held_loss = f"{early_stopping.best:.4f}" if early_stopping.stale == 0 else ""
                 cells = [f"{total:.4f}", *(f"{part:.4f}" for part in parts_of), held_loss]
                 ended = step == config.steps or early_stopping.converged(config)
@@ -227,7 +221,7 @@ def fit(
             trainer.plot_losses(trainer_loop.log, config.out.with_suffix(".losses.png"))
     if config.keep == "best" and early_stopping.state is not None:
         return early_stopping.state, early_stopping.best_step
-    return average.module.state_dict(), step
+    return optimization.average.state_dict(), step
 
 
 def _held_loss(model: Classifier, held: PatchDataset, config: ClassifierTraining, outputs: LabelSpace) -> float:

@@ -77,11 +77,6 @@ def mean_weights(networks: Sequence[nn.Module]) -> dict[str, torch.Tensor]:
     }
 
 
-def lr_schedule(optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """Return the schedule of a training's learning rate, see :func:`lr_factor`."""
-    return LambdaLR(optimizer, lambda step: lr_factor(step, steps))
-
-
 def lr_factor(step: int, steps: int) -> float:
     """Return the factor on the learning rate: a short linear rise, and half as much while weights are averaged.
 
@@ -132,6 +127,42 @@ def keep_rows(log: Path, start: int, names: list[str]) -> None:
             rows += [row for row in list(csv.reader(file))[1:] if int(row[0]) < start]
     with log.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
+
+
+class Optimization:
+    """AdamW on a network, the schedule of its learning rate (:func:`lr_factor`), and the mean of its weights.
+
+    Args:
+        model: on its device.
+        learning_rate: the largest.
+        weight_decay: of AdamW.
+        steps: of the training.
+        averaged_from: the first step whose weights count in the mean.
+
+    Attributes:
+        optimizer: AdamW.
+        average: the network that has the mean weights, in evaluation mode.
+        parts: what a checkpoint holds.
+    """
+
+    def __init__(
+        self, model: nn.Module, learning_rate: float, weight_decay: float, steps: int, averaged_from: int
+    ) -> None:
+        self.optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
+        self._model, self._mean = model, WeightAverage(model, averaged_from)
+        self._schedule = LambdaLR(self.optimizer, lambda step: lr_factor(step, steps))
+        self.average: Any = self._mean.module
+        self.parts: dict[str, Stateful] = {
+            "model": model,
+            "average": self._mean,
+            "optimizer": self.optimizer,
+            "schedule": self._schedule,
+        }
+
+    def advance(self, step: int) -> None:
+        """Go on to the next learning rate, and add the weights after ``step`` to the mean."""
+        self._schedule.step()
+        self._mean.update(self._model, step)
 
 
 class Stateful(Protocol):

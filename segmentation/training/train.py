@@ -30,6 +30,7 @@ from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
 from segmentation.training.losses import hovernet_loss
 
+WEIGHT_DECAY = 1e-4
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
 ENCODERS = {"hovernet": "tf_efficientnet_lite0", "maskrcnn": "resnet50", "fasterrcnn": "resnet50"}
 """Architectures that can be trained, each with the encoder it has by default."""
@@ -197,26 +198,20 @@ def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Calla
     trained = _training_task(config, sets, say)
     model = trained.new_model()
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), config.learning_rate, weight_decay=1e-4)
-    average = trainer.WeightAverage(model, round(config.steps * (1 - trainer.AVERAGED_SHARE)))
-    schedule = trainer.lr_schedule(optimizer, config.steps)
-    parts: dict[str, trainer.Stateful] = {
-        "model": model,
-        "average": average,
-        "optimizer": optimizer,
-        "schedule": schedule,
-    }
-    trainer_loop = trainer.Trainer("segmentor", config.out, config.settings(), parts, config.steps, trained.losses, say)
+    averaged_from = round(config.steps * (1 - trainer.AVERAGED_SHARE))
+    optimization = trainer.Optimization(model, config.learning_rate, WEIGHT_DECAY, config.steps, averaged_from)
+    trainer_loop = trainer.Trainer(
+        "segmentor", config.out, config.settings(), optimization.parts, config.steps, trained.losses, say
+    )
     with trainer_loop, _batches(trained.batch, trainer_loop.start, config.steps) as batches:
         for step, batch in batches:
-            losses = trained.step(model, optimizer, batch, config.seed + step)
-            schedule.step()
-            average.update(model, step)
+            losses = trained.step(model, optimization.optimizer, batch, config.seed + step)
+            optimization.advance(step)
             cells = [f"{losses[name]:.4f}" for name in trained.losses]
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             trainer_loop.log_step(step, cells, text, step + 1 == config.steps)
-    trained_model: nn.Module = average.module
-    return trained_model
+    average: nn.Module = optimization.average
+    return average
 
 
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
