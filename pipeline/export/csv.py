@@ -32,7 +32,7 @@ def write_csv(store: Store, path: Path) -> int:
         packed = gzip.GzipFile("", "wb", 5, file, mtime=0) if path.suffix.lower() == ".gz" else file
         with packed:
             header = True
-            for part in [*store.batches()] or [store]:
+            for part in store.batches(at_least_one=True):
                 frame = pd.DataFrame(columns_of(part))
                 packed.write(frame.to_csv(index=False, header=header, float_format="%.6g").encode("utf-8"))
                 header = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -76,7 +76,7 @@ def write_focus(store: Store, focus: SlideFocus, folder: Path) -> int:
         Image.fromarray(hatched(focus, store.info.size_l0)).save(partial, "PNG")
     count = 0
     with written_whole(folder / "focus.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        for part in [*store.batches(LINES)] or [store]:
+        for part in store.batches(LINES, at_least_one=True):
             blur = focus.map.at(part.centroids_l0)
             blurred = blur > MAX_BLUR  # NaN is not
             x, y = part.centroids_l0.T
@@ -90,9 +90,7 @@ def write_focus(store: Store, focus: SlideFocus, folder: Path) -> int:
 
 def nuclei_in_focus(store: Store, focus: SlideFocus) -> Store:
     """Return the nuclei that lie in no cell that is out of focus."""
-    tests = [~(focus.map.at(part.centroids_l0) > MAX_BLUR) for part in store.batches()]
-    rows = np.asarray(store.rows)[np.flatnonzero(np.concatenate([np.zeros(0, bool), *tests]))]
-    return replace(store, rows=rows)
+    return store.where(lambda part: ~(focus.map.at(part.centroids_l0) > MAX_BLUR))
 
 
 def hatched(focus: SlideFocus, size_l0: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -90,7 +90,7 @@ def write_neighbours(store: Store, found: Neighbours, path: Path) -> int:
     labels, radius = found.library.labels, f"{found.radius_um:g}"
     with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         start = 0
-        for part in [*store.batches(LINES)] or [store]:
+        for part in store.batches(LINES, at_least_one=True):
             stop = start + len(part)
             columns = columns_of(part)
             kept = ["id", "x_l0", "y_l0", *(["region"] if store.regions is not None else []), found.library.name]

@@ -56,7 +56,7 @@ def write_table(store: Store, path: Path, kind: str, index: str | None = None, e
     """
     pq = _pyarrow_parquet()
     schema = None
-    for part in [*store.batches()] or [store]:
+    for part in store.batches(at_least_one=True):
         columns = columns_of(part)
         if index is not None:
             columns = {index: columns[index]}

@@ -56,23 +56,25 @@ def select_nuclei(
         return store
     known = store.info.outputs.library(library)
     columns = store.info.outputs.slices[known.name].start + np.array(sorted(_numbers(known, labels)))
-    kept, first = [np.zeros(0, np.int64)], 0
-    for part in store.batches():
-        given = decide(part.probabilities, part.info.outputs, part.info.rule)[:, columns].any(1)
-        kept.append(first + np.flatnonzero(given))
-        first += len(part)
-    return replace(store, rows=np.asarray(store.rows)[np.concatenate(kept)])
+
+    def is_chosen(part: Store) -> npt.NDArray[np.bool_]:
+        given = decide(part.probabilities, part.info.outputs, part.info.rule)[:, columns]
+        return np.asarray(given.any(1))
+
+    return store.where(is_chosen)
 
 
 def _in_regions(store: Store, names: Sequence[str]) -> Store:
     if store.regions is None:
         raise UsageError(f"--region {names[0]}: expected --regions FILE.geojson with it.")
-    chosen = [store.regions.number_of(name) for name in names]
-    tests = [np.zeros(0, bool)]
-    for part in store.batches():
+    drawn = store.regions
+    chosen = [drawn.number_of(name) for name in names]
+
+    def inside(part: Store) -> npt.NDArray[np.bool_]:
         points = part.centroids_l0
-        tests.append(np.any([store.regions.contain(number, points) for number in chosen], axis=0))
-    return replace(store, rows=np.asarray(store.rows)[np.flatnonzero(np.concatenate(tests))])
+        return np.asarray(np.any([drawn.contain(number, points) for number in chosen], axis=0))
+
+    return store.where(inside)
 
 
 def _numbers(library: Library, labels: Sequence[str]) -> set[int]:

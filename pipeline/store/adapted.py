@@ -21,7 +21,7 @@ from classifier.decision_rule import best_labels, label_probabilities
 from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.store.anndata_encoding import add_array, add_categorical, add_group, add_scalar
-from pipeline.store.reader import ADAPTED, ADAPTED_X, CHUNK_ROWS, CHUNK_ROWS_X, NOT_A_NUCLEUS, Store
+from pipeline.store.reader import ADAPTED, ADAPTED_X, CHUNK_ROWS, CHUNK_ROWS_X, NOT_A_NUCLEUS, Store, read_obs_columns
 
 WRITTEN_IN = "adapted.partial"
 MADE_FROM = "uns/adaptation"
@@ -138,8 +138,7 @@ def _is_adapted(name: str) -> bool:
 
 def _listed(path: Path) -> list[str]:
     try:
-        attributes = json.loads((path / "table/obs/zarr.json").read_text("utf-8"))["attributes"]
-        return list(map(str, attributes["column-order"]))
+        return read_obs_columns(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path}: its table cannot be read ({error}); run the slide again.") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -259,6 +259,16 @@ def _add_uns(table: zarr.Group, info: StoreInfo) -> None:
         add_strings(uns, f"{library.name}_colors", colours)
 
 
+def read_obs_columns(path: Path) -> list[str]:
+    """Return the names of the columns of the table of the store at ``path``.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: there is no such table.
+    """
+    attributes = json.loads((path / "table/obs/zarr.json").read_text("utf-8"))["attributes"]
+    return list(map(str, attributes["column-order"]))
+
+
 @dataclass(frozen=True)
 class Store:
     """A finished store, or some nuclei of it; every array is read from the disk when asked for.
@@ -280,10 +290,24 @@ class Store:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, size: int = 16384) -> Iterator[Store]:
-        """Yield these nuclei in parts of ``size``, in order; none where there are no nuclei."""
-        for start in range(0, len(self), size):
+    def batches(self, size: int = 16384, *, at_least_one: bool = False) -> Iterator[Store]:
+        """Yield these nuclei in parts of ``size``, in order.
+
+        Args:
+            size: nuclei in a part.
+            at_least_one: without nuclei yield one empty part, of which a table takes its columns; else none.
+        """
+        for start in range(0, max(len(self), at_least_one), size):
             yield replace(self, rows=self.rows[start : start + size])
+
+    def where(self, test: Callable[[Store], npt.NDArray[np.bool_]]) -> Store:
+        """Return those of these nuclei that pass a test.
+
+        Args:
+            test: from n nuclei to (n,) bool; called with parts, so that memory does not grow with the number of nuclei.
+        """
+        passed = np.concatenate([np.zeros(0, bool), *map(test, self.batches())])
+        return replace(self, rows=np.asarray(self.rows)[np.flatnonzero(passed)])
 
     def in_bbox(self, x0: float, y0: float, x1: float, y1: float) -> Store:
         """Return those of these nuclei whose centroid lies in a box of level-0 pixels, ``x0 <= x < x1`` and ``y0 <= y <
@@ -311,10 +335,9 @@ class Store:
 
     def _obs_columns(self) -> list[str]:
         try:
-            attributes = json.loads((self.path / "table/obs/zarr.json").read_text("utf-8"))["attributes"]
+            return read_obs_columns(self.path)
         except OSError:  # a store in memory
             return []
-        return list(attributes["column-order"])
 
     def adapted(self) -> Store:
         """Return these nuclei with their adapted labels and probabilities, without what is said to be no nucleus.
@@ -362,9 +385,8 @@ class Store:
         kept = self.stricter_filter(min_area, min_detection)
         if kept == self.info.nucleus_filter:
             return self
-        tests = [kept.keeps(part.area_um2, part.detection_p) for part in self.batches()]
-        rows = np.asarray(self.rows)[np.flatnonzero(np.concatenate([np.zeros(0, bool), *tests]))]
-        return replace(self, info=replace(self.info, settings={**self.info.settings, **kept.to_dict()}), rows=rows)
+        store = self.where(lambda part: kept.keeps(part.area_um2, part.detection_p))
+        return replace(store, info=replace(self.info, settings={**self.info.settings, **kept.to_dict()}))
 
     def with_regions(self, path: Path) -> Store:
         """Return these nuclei with the regions of interest of a GeoJSON, see
