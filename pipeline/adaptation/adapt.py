@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nucpipe.errors import UsageError
 from pipeline.adaptation.clicks import Clicks, clicks_of
 from pipeline.adaptation.corrections import CORRECTIONS, check_labels, now, read_corrections
-from pipeline.adaptation.model import Adaptation, confirmed, features_of, fit, standardisation
+from pipeline.adaptation.model import Adaptation, LibraryModel, confirmed, features_of, fit, standardisation
 from pipeline.adaptation.validation import Accuracy, cross_validate
 from pipeline.result import Result
 from pipeline.store.adapted import write_adapted
@@ -133,8 +133,7 @@ def write(result: Result, learnt: Learnt, left_out: list[str], source: Result | 
     return Changed(changed, len(no_nuclei))
 
 
-def _made_from(learnt: Learnt, models: object, source: Result, own: bool) -> dict[str, object]:
-    assert isinstance(models, dict)
+def _made_from(learnt: Learnt, models: dict[str, LibraryModel], source: Result, own: bool) -> dict[str, object]:
     return {
         "corrections_of": source.name,
         "same_slide": own,

@@ -21,7 +21,7 @@ turned."""
 
 def has_corrections(folder: Path) -> bool:
     """Tell whether a folder is one of results of which some have corrections."""
-    return folder.is_dir() and any(folder.rglob(f"{CORRECTIONS}"))
+    return folder.is_dir() and any(folder.rglob(CORRECTIONS))
 
 
 def write_training_data(folder: Path, library: str, out: Path) -> list[Path]:

@@ -11,9 +11,9 @@ from nucpipe.errors import OutputError
 from pipeline.config import RunConfig
 from pipeline.export.anndata import write_h5ad
 from pipeline.run_slide import run_slide
-from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, open_store
 from pipeline.store.run_record import SilentReporter
+from tests.support.stores import stopped_after
 from tests.support.synthetic import MPP, draw_slide, models
 
 
@@ -61,18 +61,8 @@ def test_region_size_batch_size_and_workers_change_no_bit(
 def test_a_stopped_run_keeps_the_features_of_its_regions(
     slide: Path, tmp_path: Path, whole: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = Journal.write, []
-
-    def stop_after_five(journal: Journal, index: int, *rest: object) -> None:
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        write(journal, index, *rest)  # type: ignore[arg-type]
-        written.append(index)
-
-    monkeypatch.setattr(Journal, "write", stop_after_five)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(5, monkeypatch):
         run(slide, tmp_path, region_size=256)
-    monkeypatch.setattr(Journal, "write", write)
     np.testing.assert_allclose(run(slide, tmp_path, region_size=256).features, whole.features, atol=1e-2)
 
 

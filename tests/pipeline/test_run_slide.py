@@ -22,6 +22,7 @@ from pipeline.run_slide import run_slide
 from pipeline.store.journal import Journal
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import SilentReporter, SlideResult
+from tests.support.stores import stopped_after
 from tests.support.synthetic import MPP, draw_slide, models
 
 
@@ -86,19 +87,10 @@ def test_a_stopped_run_goes_on_and_ends_as_if_never_stopped(
     path = draw_slide(900, 700).save(tmp_path / "slide.png")
     config = RunConfig(mpp=MPP, tissue="none", region_size=256)
     run_slide(path, tmp_path / "whole", models(), config, SilentReporter())
-    write, written = Journal.write, []
-
-    def stop_after_five(journal: Journal, index: int, *rest: object) -> None:
-        if len(written) == 5:
-            raise KeyboardInterrupt
-        write(journal, index, *rest)  # type: ignore[arg-type]
-        written.append(index)
-
-    monkeypatch.setattr(Journal, "write", stop_after_five)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_after(5, monkeypatch) as written:
         run_slide(path, tmp_path / "stopped", models(), config, SilentReporter())
     assert not (tmp_path / "stopped" / "nuclei.zarr").exists()
-    again = []
+    write, again = Journal.write, []
     monkeypatch.setattr(Journal, "write", lambda j, i, *rest: (again.append(i), write(j, i, *rest))[1])
     capsys.readouterr()
     lines = Lines()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from classifier.libraries import LabelSpace, published_libraries
 from classifier.predictions import Predictions
@@ -63,3 +66,20 @@ def random_store(
     finish(journal, [0], folder / "nuclei.zarr", info)
     journal.remove()
     return open_store(folder / "nuclei.zarr")
+
+
+@contextmanager
+def stopped_after(regions: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Stop the run in the block, as Ctrl-C does, after so many regions; yields the numbers of those written."""
+    write, written = Journal.write, list[int]()
+
+    def write_or_stop(journal: Journal, index: int, *rest: object) -> None:
+        if len(written) == regions:
+            raise KeyboardInterrupt
+        write(journal, index, *rest)  # type: ignore[arg-type]
+        written.append(index)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "write", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield written
