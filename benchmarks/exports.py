@@ -22,7 +22,7 @@ import numpy as np
 
 from classifier.predictions import Predictions
 from pipeline.config import RunConfig
-from pipeline.export.geojson import write_geojson
+from pipeline.export.geojson.write import write_geojson
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, finish, open_store
 from segmentation.nuclei import MEASURES, Nuclei

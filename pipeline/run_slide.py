@@ -15,9 +15,9 @@ from nucpipe.errors import NucpipeError
 from pipeline.config import RunConfig
 from pipeline.export.figures.overview import draw_overview
 from pipeline.export.focus import SlideFocus
-from pipeline.export.geojson import write_geojson
-from pipeline.export.region_table import region_table, write_region_table
+from pipeline.export.geojson.write import write_geojson
 from pipeline.export.report.page import write_report
+from pipeline.export.tables.region_table import region_table, write_region_table
 from pipeline.inference.engine import halo_w, process_regions, read_grid_w
 from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock

@@ -64,8 +64,8 @@ def measure(
     each nucleus, too: how blurred the slide is there.
     """
     from pipeline.export.focus import focus_of, nuclei_in_focus, write_focus
-    from pipeline.export.neighbours import find_neighbours, write_neighbours
-    from pipeline.export.region_table import region_table, write_region_table
+    from pipeline.export.tables.neighbours import find_neighbours, write_neighbours
+    from pipeline.export.tables.region_table import region_table, write_region_table
     from pipeline.result import open_result
 
     if regions is None and not neighbours and not focus:

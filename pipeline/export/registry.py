@@ -100,48 +100,48 @@ FORMATS = {
     "geojson": ExportFormat(
         "nuclei.geojson",
         (".geojson", ".geojson.gz"),
-        "pipeline.export.geojson:write_geojson",
+        "pipeline.export.geojson.write:write_geojson",
         frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "gz", "regions"}),
     ),
     "qupath": ExportFormat(
         "qupath",
         ("",),
-        "pipeline.export.qupath:write_qupath",
+        "pipeline.export.geojson.qupath:write_qupath",
         frozenset({"primary", "centroids", "exact_outlines", "regions"}),
     ),
     "csv": ExportFormat(
         "nuclei.csv",
         (".csv", ".csv.gz"),
-        "pipeline.export.csv:write_csv",
+        "pipeline.export.tables.csv:write_csv",
         frozenset({"gz", "regions"}),
     ),
     "parquet": ExportFormat(
         "nuclei.parquet",
         (".parquet", ".geoparquet"),
-        "pipeline.export.parquet:write_parquet",
+        "pipeline.export.tables.parquet:write_parquet",
         frozenset({"centroids", "exact_outlines", "regions"}),
     ),
     "anndata": ExportFormat(
         "nuclei.h5ad",
         (".h5ad",),
-        "pipeline.export.anndata:write_h5ad",
+        "pipeline.export.tables.anndata:write_h5ad",
     ),
     "spatialdata": ExportFormat(
         "nuclei.spatialdata.zarr",
         (".zarr",),
-        "pipeline.export.spatialdata:write_spatialdata",
+        "pipeline.export.tables.spatialdata:write_spatialdata",
         frozenset({"image", "exact_outlines"}),
     ),
     "annotationstore": ExportFormat(
         "nuclei.db",
         (".db",),
-        "pipeline.export.annotationstore:write_annotation_store",
+        "pipeline.export.tables.annotationstore:write_annotation_store",
         frozenset({"primary", "all_libraries", "centroids", "exact_outlines", "regions"}),
     ),
     "labels": ExportFormat(
         "nuclei.ome.zarr",
         (".ome.zarr", ".zarr"),
-        "pipeline.export.ome_zarr:write_labels",
+        "pipeline.export.images.ome_zarr:write_labels",
         frozenset({"primary", "all_libraries", "image"}),
         one_file=True,
     ),
@@ -198,7 +198,7 @@ def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Pa
         UsageError: as for :func:`export_result`; two slides have one name.
         OutputError: it cannot be written, or already exists.
     """
-    from pipeline.export.qupath import write_slides
+    from pipeline.export.geojson.qupath import write_slides
     from pipeline.export.select import select_nuclei
 
     _check("qupath", FORMATS["qupath"], wanted, path)

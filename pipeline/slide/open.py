@@ -13,12 +13,12 @@ import tifffile
 from nucpipe.errors import SlideError
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import is_dicom
-from pipeline.slide.image import ImageSlide
 from pipeline.slide.limits import check_pages, check_there
-from pipeline.slide.openslide import OpenSlideSlide
-from pipeline.slide.tiatoolbox import ToolboxSlide
-from pipeline.slide.tiff import broken_tiff
-from pipeline.slide.tiff_zarr import open_ngff, open_tiff
+from pipeline.slide.readers.image import ImageSlide
+from pipeline.slide.readers.openslide import OpenSlideSlide
+from pipeline.slide.readers.tiatoolbox import ToolboxSlide
+from pipeline.slide.readers.tiff import broken_tiff
+from pipeline.slide.readers.tiff_zarr import open_ngff, open_tiff
 from pipeline.slide.time_limit import within_time
 
 MAGIC = {

@@ -9,7 +9,7 @@ import pytest
 
 from nucpipe.errors import OutputError
 from pipeline.config import RunConfig
-from pipeline.export.anndata import write_h5ad
+from pipeline.export.tables.anndata import write_h5ad
 from pipeline.run_slide import run_slide
 from pipeline.store.reader import Store, open_store
 from pipeline.store.run_record import SilentReporter

@@ -20,7 +20,7 @@ from nucpipe.datasets import open_dataset
 from nucpipe.errors import ModelError, OutputError, UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
-from pipeline.export.geojson import write_geojson
+from pipeline.export.geojson.write import write_geojson
 from pipeline.inference.models import Models, find_model
 from pipeline.run_slide import run_slide
 from pipeline.store.reader import Store, open_store

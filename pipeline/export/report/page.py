@@ -77,7 +77,7 @@ def write_report(
         primary: name of the library that is shown first.
         run: what ``run.json`` says; {} for nothing.
         thumbnail: (h, w, 3) uint8 RGB, the whole slide; None: it is read.
-        table: of the regions of interest, see :func:`pipeline.export.region_table.region_table`; None: there are none.
+        table: of the regions of interest, see ``pipeline.export.tables.region_table``; None: there are none.
         focus: of the slide; None: nothing is said of it.
 
     Raises:

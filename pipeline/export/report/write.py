@@ -8,8 +8,8 @@ from pathlib import Path
 
 from nucpipe.errors import UsageError
 from pipeline.export.focus import measured
-from pipeline.export.region_table import region_table
 from pipeline.export.report.page import write_batch_report, write_report
+from pipeline.export.tables.region_table import region_table
 from pipeline.result import Result
 
 

@@ -18,8 +18,8 @@ from nucpipe.errors import SlideError
 from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
-from pipeline.slide.image import ImageSlide, stated_size
 from pipeline.slide.open import HEAD_BYTES, MAGIC
+from pipeline.slide.readers.image import ImageSlide, stated_size
 from pipeline.web.service.errors import ApiError
 
 KINDS = ("png", "jpeg", "tiff")

@@ -19,7 +19,7 @@ from pipeline.adaptation.corrections import (
     write_corrections,
 )
 from pipeline.cli.main import main
-from pipeline.export.geojson import write_geojson
+from pipeline.export.geojson.write import write_geojson
 from pipeline.store.reader import Store
 from tests.support.stores import random_store
 

@@ -33,7 +33,7 @@ from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.run_slide import run_slide
 from pipeline.slide.identity import printable
-from pipeline.slide.image import ImageSlide
+from pipeline.slide.readers.image import ImageSlide
 from pipeline.store.journal import Journal
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import SilentReporter, SlideResult

@@ -18,9 +18,9 @@ from shapely.geometry import shape
 from classifier.libraries import LabelSpace, Library, published_libraries
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
-from pipeline.export import geojson
-from pipeline.export.geojson import write_geojson
-from pipeline.export.jsontext import CategoricalText, features_text
+from pipeline.export.geojson import write as geojson
+from pipeline.export.geojson.jsontext import CategoricalText, features_text
+from pipeline.export.geojson.write import write_geojson
 from pipeline.export.polygons import valid_rings
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, StoreInfo, finish, open_store

@@ -15,9 +15,9 @@ from scipy.stats import binomtest
 from nucpipe.errors import UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
-from pipeline.export.neighbours import find_neighbours
-from pipeline.export.region_table import region_table, wilson_interval
 from pipeline.export.registry import ExportOptions, export_result
+from pipeline.export.tables.neighbours import find_neighbours
+from pipeline.export.tables.region_table import region_table, wilson_interval
 from pipeline.result import open_result
 from pipeline.run_slide import run_slide
 from pipeline.store.reader import Store

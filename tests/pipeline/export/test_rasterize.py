@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.draw import polygon
 
-from pipeline.export.rasterize import draw_rings
+from pipeline.export.images.rasterize import draw_rings
 
 SHAPE = (90, 120)
 

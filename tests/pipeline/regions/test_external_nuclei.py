@@ -20,7 +20,7 @@ from pipeline.batch.plan import plan
 from pipeline.batch.progress import final_line
 from pipeline.batch.summary import Summary
 from pipeline.config import RunConfig
-from pipeline.export.geojson import write_geojson
+from pipeline.export.geojson.write import write_geojson
 from pipeline.regions.external_nuclei import read_external_nuclei
 from pipeline.regions.tissue import tissue_mask
 from pipeline.result import open_result

@@ -22,7 +22,7 @@ from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.identity import is_slide_folder, slide_name
 from pipeline.slide.open import open_slide
-from pipeline.slide.tiatoolbox import ToolboxSlide
+from pipeline.slide.readers.tiatoolbox import ToolboxSlide
 from tests.support.paths import SHARED
 
 WIDTH, HEIGHT = 421, 307

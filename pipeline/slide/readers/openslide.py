@@ -10,9 +10,9 @@ import openslide
 from nucpipe.errors import SlideError
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
-from pipeline.slide.channels import on_white
 from pipeline.slide.limits import check_slide, check_tile
 from pipeline.slide.pixel_size import Mpp, from_resolution, in_micrometres, pixel_size
+from pipeline.slide.readers.channels import on_white
 from pipeline.slide.resample import Box, Image
 
 BLOCK_PX = 1024

@@ -12,8 +12,8 @@ import tifffile
 from nucpipe.errors import SlideError
 from nucpipe.optional.xml import parse_xml
 from pipeline.slide.causes import cause
-from pipeline.slide.channels import check_channels
 from pipeline.slide.pixel_size import Mpp, from_resolution, in_micrometres
+from pipeline.slide.readers.channels import check_channels
 
 SHOWN = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR, tifffile.PHOTOMETRIC.MINISBLACK)
 OPACITY = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)

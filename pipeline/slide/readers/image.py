@@ -16,12 +16,12 @@ from PIL.PngImagePlugin import PngImageFile
 from nucpipe.errors import SlideError
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
-from pipeline.slide.channels import as_rgb, on_white
 from pipeline.slide.identity import printable
 from pipeline.slide.limits import check_bomb, check_pages
 from pipeline.slide.pixel_size import Mpp, pixel_size
+from pipeline.slide.readers.channels import as_rgb, on_white
+from pipeline.slide.readers.tiff import broken_tiff, main_series, stated_mpp
 from pipeline.slide.resample import Box, Image
-from pipeline.slide.tiff import broken_tiff, main_series, stated_mpp
 
 MAX_PIXELS = 2**29  # above 3 GB of memory, of which Pillow takes the most
 

@@ -14,9 +14,16 @@ import zarr
 
 from nucpipe._version import __version__
 from nucpipe.files import EXPORTED, folder_written_whole
-from pipeline.export.anndata import ZarrTable, copy_table
-from pipeline.export.parquet import write_table
-from pipeline.export.pyramid import channels_rgb, create_levels, image_size, level_sizes, multiscales, write_image
+from pipeline.export.images.pyramid import (
+    channels_rgb,
+    create_levels,
+    image_size,
+    level_sizes,
+    multiscales,
+    write_image,
+)
+from pipeline.export.tables.anndata import ZarrTable, copy_table
+from pipeline.export.tables.parquet import write_table
 from pipeline.slide.base import Slide
 from pipeline.store.anndata_encoding import add_categorical, add_group, add_scalar, add_string_array
 from pipeline.store.reader import CHUNK_ROWS, Store

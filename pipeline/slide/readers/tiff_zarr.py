@@ -15,11 +15,11 @@ import zarr
 from nucpipe.errors import SlideError
 from pipeline.slide.base import Level, Slide
 from pipeline.slide.causes import cause
-from pipeline.slide.channels import as_rgb, check_channels
 from pipeline.slide.limits import check_slide, check_tile
 from pipeline.slide.pixel_size import Mpp, in_micrometres, pixel_size
+from pipeline.slide.readers.channels import as_rgb, check_channels
+from pipeline.slide.readers.tiff import broken_tiff, check_whole, main_series, stated_mpp
 from pipeline.slide.resample import Box, Image
-from pipeline.slide.tiff import broken_tiff, check_whole, main_series, stated_mpp
 
 
 class ArraySlide(Slide):

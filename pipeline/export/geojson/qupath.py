@@ -12,10 +12,10 @@ from classifier.libraries import Library
 from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.files import EXPORTED, folder_written_whole
-from pipeline.export.geojson import write_geojson
+from pipeline.export.geojson.write import write_geojson
 from pipeline.store.reader import Store
 
-SCRIPTS = resources.files("pipeline.export").joinpath("qupath_scripts")
+SCRIPTS = resources.files("pipeline.export.geojson").joinpath("qupath_scripts")
 CLASSES = "classes.json"
 
 

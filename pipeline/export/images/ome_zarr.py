@@ -15,7 +15,7 @@ from classifier.decision_rule import best_labels
 from classifier.libraries import Library, no_label_colour
 from nucpipe._version import __version__
 from nucpipe.files import EXPORTED, folder_written_whole
-from pipeline.export.pyramid import (
+from pipeline.export.images.pyramid import (
     BLOCK_PX,
     NGFF_VERSION,
     Block,
@@ -27,7 +27,7 @@ from pipeline.export.pyramid import (
     shrink_labels,
     write_image,
 )
-from pipeline.export.rasterize import draw_rings
+from pipeline.export.images.rasterize import draw_rings
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store
 

@@ -1,0 +1,1 @@
+"""GeoJSON, and the folder that QuPath imports."""

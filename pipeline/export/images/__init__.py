@@ -1,0 +1,1 @@
+"""Images in which each nucleus is an area of pixels."""
