@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 from nucpipe.errors import DataError, UsageError
 from nucpipe.files import written_whole
 from pipeline.adaptation.corrections import CORRECTIONS, Correction, agreed, check_labels, read_corrections
-from pipeline.result import Result, open_results
+from pipeline.result import STORE_NAME, Result, open_results
 from pipeline.slide.grid import WorkingGrid
 
 SIDE_W = 448
@@ -19,44 +20,52 @@ SIDE_W = 448
 turned."""
 
 
-def has_corrections(folder: Path) -> bool:
-    """Tell whether a folder is one of results of which some have corrections."""
-    return folder.is_dir() and any(folder.rglob(CORRECTIONS))
+def holds_results(folder: Path) -> bool:
+    """Tell whether a folder is one of results, of which nothing but their corrections can teach."""
+    return any(STORE_NAME in names for _, names, _ in os.walk(folder))
 
 
-def write_training_data(folder: Path, library: str, out: Path) -> list[Path]:
-    """Cut a square of its slide round each nucleus that is corrected in one library.
+def write_training_data(folder: Path, library: str, out: Path) -> list[tuple[str, Path]]:
+    """Cut a square of its slide round each nucleus that is corrected.
 
     Args:
         folder: of results; those without such corrections are passed over.
-        library: the name of the label system.
-        out: a folder for the images; one data set in the points layout is written in it for each slide, for pixel
-            sizes differ.
+        library: the name of a label system of the results, whose corrections are wanted; any other name stands for
+            all label systems.
+        out: a folder for the images; in it one data set in the points layout is written for each label system and
+            slide, for pixel sizes differ.
 
     Returns:
-        The data sets, of one group each.
+        The data sets, of one group each, and before each the name of its label system.
 
     Raises:
-        DataError: nothing is corrected in that library, or corrections cannot be read.
+        DataError: there are no such corrections, or they cannot be read.
         UsageError: a slide is not where the run found it.
         SlideError: a slide cannot be read.
         OutputError: an image cannot be written.
     """
-    written, others = [], set[str]()
+    written, others, is_name = [], set[str](), False
     for result in open_results(folder):
-        path = result.folder / CORRECTIONS
+        path, outputs = result.folder / CORRECTIONS, result.store.info.outputs
         said = [c for c in agreed(read_corrections(path)) if c.is_nucleus]
         try:
-            check_labels(said, result.store.info.outputs, path)
+            check_labels(said, outputs, path)
         except UsageError as error:
             raise DataError(f"{path}: {error}") from error
-        mine = [c for c in said if c.library.lower() == library.lower()]
-        others |= {c.library for c in said} - {c.library for c in mine}
-        if mine:
-            written.append(_write_slide(result, mine, out / result.folder.name))
+        named = library.lower() in (known.name.lower() for known in outputs.libraries)
+        is_name |= named
+        by_library: dict[str, list[Correction]] = {}
+        for c in said:
+            by_library.setdefault(outputs.library(c.library).name, []).append(c)
+        for name, mine in sorted(by_library.items()):
+            if named and name.lower() != library.lower():
+                others.add(name)
+                continue
+            written.append((name, _write_slide(result, mine, out / name / result.folder.name)))
     if not written:
-        known = f"; there are some of {', '.join(sorted(others))}" if others else ""
-        raise DataError(f"{folder}: none of its results has corrections of {library}{known}.")
+        of = f" of {library}" if is_name else ""
+        known = f"there are some of {', '.join(sorted(others))}" if others else "make some in nucpipe view"
+        raise DataError(f"{folder}: none of its results has corrections{of}; {known}.")
     return written
 
 
@@ -66,12 +75,15 @@ def _write_slide(result: Result, corrections: list[Correction], out: Path) -> Pa
     with result.open_slide() as slide:
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         mpp = grid.mpp_w * grid.stride
+        names = [f"{result.name}_{c.x:.0f}_{c.y:.0f}" for c in corrections]
+        for old in (*out.glob("images/*.png"), *out.glob("labels/*.csv")):
+            if old.stem not in names:  # of a correction that was taken back since
+                old.unlink()
         centres_w = grid.to_w(np.array([(c.x, c.y) for c in corrections]))
-        for c, centre in zip(corrections, centres_w, strict=True):
+        for c, name, centre in zip(corrections, names, centres_w, strict=True):
             left, top = (int(at // grid.stride) * grid.stride - SIDE_W // 2 for at in centre)
             pixels = slide.read(grid, (left, top, left + SIDE_W, top + SIDE_W))
             x, y = (centre - (left, top)) / grid.stride
-            name = f"{result.name}_{c.x:.0f}_{c.y:.0f}"
             with written_whole(out / "images" / f"{name}.png") as partial:
                 partial.write_bytes(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
             with (

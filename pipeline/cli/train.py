@@ -148,7 +148,8 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
 
     The same command goes on after an interruption. A library of your own is a folder with images/,
     labels/<image>.csv (x,y,label) and library.toml (name, labels, mpp, licence), given as --library NAME=FOLDER. A
-    folder of results teaches by its corrections (see nucpipe view) of the library NAME.
+    folder of results teaches by its corrections (see nucpipe view): those of the library NAME, or of all libraries
+    where NAME is none, such as mine=results/.
     """
     from classifier.training.config import ClassifierTraining
     from classifier.training.config_file import read_config
@@ -200,15 +201,12 @@ def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, **opti
 
 def _with_corrections(data: Sequence[tuple[str, Path]], out: Path) -> tuple[tuple[str, Path], ...]:
     """Return the data sets of a training, with images of corrected nuclei in the place of each folder of results."""
-    from pipeline.adaptation.training_data import has_corrections, write_training_data
+    from pipeline.adaptation.training_data import holds_results, write_training_data
 
     sets: list[tuple[str, Path]] = []
     for name, folder in data:
-        if has_corrections(Path(folder)):
-            written = write_training_data(Path(folder), name, out.with_suffix(".corrections") / name)
-            sets += [(name, path) for path in written]
-        else:
-            sets.append((name, folder))
+        corrected = holds_results(folder)
+        sets += write_training_data(folder, name, out.with_suffix(".corrections")) if corrected else [(name, folder)]
     return tuple(sets)
 
 

@@ -1,5 +1,6 @@
 """Corrections of a folder of results teach a classifier: images cut from the slides, and a training from them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from nucpipe.backends.model_file import read_header
 from nucpipe.datasets import open_dataset
 from nucpipe.errors import DataError
 from pipeline.adaptation.corrections import Correction, write_corrections
-from pipeline.adaptation.training_data import has_corrections, write_training_data
+from pipeline.adaptation.training_data import holds_results, write_training_data
 from pipeline.cli.main import main
 from pipeline.result import open_result
 from pipeline.slide.grid import WorkingGrid
@@ -32,9 +33,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_images_show_the_corrected_nuclei_as_the_run_saw_them(results: Path, tmp_path: Path) -> None:
-    assert has_corrections(results)
-    assert not has_corrections(tmp_path)
-    (written,) = write_training_data(results, "pannuke", tmp_path / "out")
+    assert holds_results(results)
+    assert not holds_results(tmp_path)
+    ((name, written),) = write_training_data(results, "pannuke", tmp_path / "out")
+    assert name == "PanNuke"
     images = open_dataset(written)
     assert len(images) == 12
     assert {image.group for image in images} == {"tile"}
@@ -69,3 +71,50 @@ def test_a_training_takes_a_folder_of_results(results: Path, tmp_path: Path) -> 
     pannuke = next(entry for entry in read_header(out).data if entry["name"] == "PanNuke")
     assert pannuke["nuclei"] == {"dead": 6, "epithelial": 6}
     assert (tmp_path / "mine.corrections" / "PanNuke" / "tile" / "library.toml").is_file()
+
+
+def test_another_name_stands_for_the_corrections_of_all_libraries(results: Path, tmp_path: Path) -> None:
+    sets = write_training_data(results, "mine", tmp_path)
+    assert [(name, len(open_dataset(path))) for name, path in sets] == [("NuCLS", 1), ("PanNuke", 12)]
+
+
+def test_corrections_that_were_taken_back_teach_no_longer(results: Path, tmp_path: Path) -> None:
+    table = results / "tile" / "corrections.csv"
+    before = table.read_text("utf-8")
+    write_training_data(results, "PanNuke", tmp_path)
+    lines = before.splitlines(keepends=True)
+    table.write_text("".join([lines[0], *lines[5:]]), "utf-8")
+    try:
+        ((_, path),) = write_training_data(results, "PanNuke", tmp_path)
+        assert len(open_dataset(path)) == 8
+        assert len(list(path.glob("labels/*"))) == 8
+    finally:
+        table.write_text(before, "utf-8")
+
+
+@pytest.mark.parametrize("by_config", [False, True])
+def test_results_under_a_name_of_ones_own(results: Path, tmp_path: Path, by_config: bool) -> None:
+    """As in ``nucpipe train classifier --library mine=results/``; --check says what would be learnt."""
+    words = ["--library", f"mine={results}", "--start-from", "fast", "--out", str(tmp_path / "mine.safetensors")]
+    if by_config:
+        config = tmp_path / "mine.toml"
+        config.write_text(
+            f'out = "mine.safetensors"\nstart_from = ["fast"]\n[libraries]\nmine = "{results}"\n', "utf-8"
+        )
+        words = ["--config", str(config)]
+    done = CliRunner().invoke(main, ["train", "classifier", *words, "--check"])
+    assert done.exit_code == 0, done.output
+    assert "PanNuke: " in done.output
+    assert re.search(r"training: 12 images in 1 groups, 12 nuclei", done.output)
+    assert re.search(r"1 tumor +teaches NuCLS tumor", done.output)
+
+
+def test_results_without_corrections_are_said_in_one_line(tmp_path: Path) -> None:
+    run_drawn(draw_slide(300, 300), tmp_path)
+    words = ["train", "classifier", "--library", f"mine={tmp_path / 'out'}", "--start-from", "fast"]
+    done = CliRunner().invoke(main, [*words, "--out", str(tmp_path / "x.safetensors")])
+    assert done.exit_code == DataError.exit_code
+    assert done.stderr == (
+        f"nucpipe: {tmp_path / 'out'}: none of its results has corrections; make some in nucpipe view.\n"
+    )
+    assert not (tmp_path / "x.corrections").exists()
