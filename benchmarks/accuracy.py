@@ -73,8 +73,9 @@ def run_images(images: Sequence[AnnotatedImage], out: Path, models: dict[str, An
         for image in images:
             if image.mpp == mpp:
                 cv2.imwrite(str(folder / f"{image.name}.png"), image.pixels()[..., ::-1])
-        results = nucpipe.run(folder, out / f"results_{mpp:g}", mpp=mpp, overwrite=True, geojson=False, **models)
-        failed = [result.cause for result in results if result.status != "done"]
+        settings = {"mpp": mpp, "overwrite": True, "geojson": False, **models}
+        results = nucpipe.run(folder, out / f"results_{mpp:g}", **settings)
+        failed = [result.cause for result in results if result.status == "failed"]
         assert not failed, failed
         seconds += sum(result.seconds for result in results)
     return [open_store(out / f"results_{i.mpp:g}" / i.name / "nuclei.zarr") for i in images], seconds

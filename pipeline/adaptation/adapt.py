@@ -74,16 +74,11 @@ def learn_from(clicks: Clicks, store: Store) -> Learnt:
     outputs = store.info.outputs
     corrected = Store(store.path, store.info, clicks.rows)
     base = corrected.probabilities
-    features = features_of(base, corrected.features, outputs)
-    standard = standardisation(_all_features(store))
-    adaptation = fit(base, features, clicks.allowed, outputs, standard)
-    accuracy = cross_validate(base, features, clicks.allowed, clicks.points_l0, outputs, standard)
+    features = features_of(corrected)
+    standard = standardisation(features_of(store))
+    adaptation = fit(base, features, clicks.teaches, outputs, standard)
+    accuracy = cross_validate(base, features, clicks.teaches, clicks.points_l0, outputs, standard)
     return Learnt(clicks, adaptation, accuracy)
-
-
-def _all_features(store: Store) -> npt.NDArray[np.float16 | np.float32]:
-    stored = store.features
-    return stored if stored is not None else features_of(store.probabilities, None, store.info.outputs)
 
 
 def write(result: Result, learnt: Learnt, left_out: list[str], source: Result | None = None) -> Changed:
@@ -117,7 +112,7 @@ def write(result: Result, learnt: Learnt, left_out: list[str], source: Result | 
         start = 0
         for part in store.batches(BATCH):
             base = part.probabilities
-            adapted = adaptation.apply(base, features_of(base, part.features, outputs))
+            adapted = adaptation.apply(base, features_of(part))
             if own:
                 first, last = np.searchsorted(learnt.clicks.rows, (start, start + len(part)))
                 here = learnt.clicks.rows[first:last] - start

@@ -23,6 +23,8 @@ class Clicks:
         rows: (M,) their places in the store, ascending.
         allowed: (M, columns) bool, in each library's columns the labels that the nucleus may have there; all False
             where nothing is known. Never an untrained label.
+        teaches: (M, columns) the same, without libraries to which the label table carries one statement only, such as
+            "epithelial" of every tumour cell and nothing of the others: learning it would call all nuclei that.
         points_l0: (M, 2) where they lie.
         no_nuclei: (K,) the places of what is said to be no nucleus.
         contradictions: what is left out because it contradicts itself.
@@ -33,6 +35,7 @@ class Clicks:
 
     rows: npt.NDArray[np.int64]
     allowed: npt.NDArray[np.bool_]
+    teaches: npt.NDArray[np.bool_]
     points_l0: npt.NDArray[np.float64]
     no_nuclei: npt.NDArray[np.int64]
     contradictions: tuple[Contradiction, ...] = ()
@@ -71,16 +74,27 @@ def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArr
     rows = sorted(set(by_row) - set(no_nuclei))
     says = LabelTable(outputs)
     untaught: Counter[str] = Counter()
-    allowed = [says.of(by_row[row], untaught) for row in rows]
+    allowed = np.array([says.of(by_row[row], untaught) for row in rows], bool).reshape(-1, len(outputs))
+    corrected = {outputs.library(c.library).name for row in rows for c in by_row[row]}
     return Clicks(
         np.array(rows, np.int64),
-        np.array(allowed, bool).reshape(-1, len(outputs)),
+        allowed,
+        _teaching(allowed, corrected, outputs),
         np.array([(by_row[row][0].x, by_row[row][0].y) for row in rows], float).reshape(-1, 2),
         np.array(no_nuclei, np.int64),
         tuple(contradictions(corrections)),
         int((found < 0).sum()),
         tuple(untaught.items()),
     )
+
+
+def _teaching(allowed: npt.NDArray[np.bool_], corrected: set[str], outputs: LabelSpace) -> npt.NDArray[np.bool_]:
+    teaches = allowed.copy()
+    for name, columns in outputs.slices.items():
+        known = allowed[:, columns][allowed[:, columns].any(1)]
+        if name not in corrected and len(np.unique(known, axis=0)) < 2:
+            teaches[:, columns] = False
+    return teaches
 
 
 class LabelTable:

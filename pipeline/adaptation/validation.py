@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +61,7 @@ def places_of(points: npt.NDArray[np.float64], count: int = PLACES) -> npt.NDArr
 
 def cross_validate(
     base: Floats,
-    features: npt.NDArray[Any],
+    features: Floats,
     allowed: npt.NDArray[np.bool_],
     points: npt.NDArray[np.float64],
     outputs: LabelSpace,

@@ -170,7 +170,7 @@ class Corrector:
 
     def _adapted(self, clicks: Clicks) -> Adapted:
         slide, outputs, rows = self._whole_slide(), self.store.info.outputs, clicks.rows
-        model = fit(slide.base[rows], slide.features[rows], clicks.allowed, outputs, slide.standard)
+        model = fit(slide.base[rows], slide.features[rows], clicks.teaches, outputs, slide.standard)
 
         def compute(library: str) -> npt.NDArray[np.float32]:
             part = outputs.slices[library]
@@ -208,7 +208,7 @@ class Corrector:
     def _whole_slide(self) -> _Slide:
         if self._slide is None:
             base = self.store.probabilities
-            features = features_of(base, self.store.features, self.store.info.outputs)
+            features = features_of(self.store)
             standard = standardisation(features) if len(base) else (np.zeros(0, np.float32), np.zeros(0, np.float32))
-            self._slide = _Slide(base, features.astype(np.float32), standard)
+            self._slide = _Slide(base, features, standard)
         return self._slide

@@ -1,11 +1,13 @@
 """What corrections teach: exact cases, and made-up slides of which the truth is known."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from pipeline.adaptation.model import LEAST_P, Adaptation, confirmed, features_of, fit, standardisation
+from pipeline.adaptation.model import LEAST_P, MEASURED, confirmed, features_of, fit, standardisation
 from pipeline.adaptation.validation import PLACES, Accuracy, accuracy, cross_validate, places_of
-from tests.support.stores import published_outputs
+from tests.support.stores import published_outputs, random_store
 
 OUTPUTS = published_outputs()
 PANNUKE, NUCLS = OUTPUTS.slices["PanNuke"], OUTPUTS.slices["NuCLS"]
@@ -21,9 +23,9 @@ def slide(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray
     base[np.arange(count), PANNUKE.start + said] += 3
     for part in OUTPUTS.slices.values():
         base[:, part] /= base[:, part].sum(1, keepdims=True)
-    features = rng.normal(size=(count, 16))
+    features = rng.normal(size=(count, len(MEASURED) + 16))
     features[:, :3] += 2 * np.eye(3)[truth]
-    return base.astype(np.float32), features.astype(np.float16), truth
+    return base.astype(np.float32), features.astype(np.float32), truth
 
 
 def said(truth: np.ndarray) -> np.ndarray:
@@ -100,16 +102,42 @@ def test_a_label_of_no_probability_can_be_learnt() -> None:
     assert (model.apply(base, features)[:, PANNUKE].argmax(1) == 3).all()
 
 
-def test_without_stored_features_the_base_log_odds_are_looked_at() -> None:
-    base, _, truth = slide(300)
-    features = features_of(base, None, OUTPUTS)
-    assert features.shape == (300, sum(OUTPUTS.trained))
-    np.testing.assert_allclose(features, np.log(np.maximum(base[:, np.asarray(OUTPUTS.trained)], LEAST_P)))
-    model = fit(base[:60], features[:60], said(truth[:60]), OUTPUTS, standardisation(features))
-    assert isinstance(model, Adaptation)
-    assert model.libraries["PanNuke"].weights.shape == (sum(OUTPUTS.trained), 5)
-    stored = np.zeros((300, 4), np.float16)
-    assert features_of(base, stored, OUTPUTS) is stored
+def test_measurements_come_first_then_stored_features_or_base_log_odds(tmp_path: Path) -> None:
+    store = random_store(tmp_path, 50)
+    features = features_of(store)
+    trained = np.asarray(store.info.outputs.trained)
+    assert features.shape == (50, len(MEASURED) + trained.sum())
+    np.testing.assert_allclose(features[:, 0], np.log(store.area_um2), rtol=1e-6)
+    assert np.isnan(features[:, 1 : len(MEASURED)]).all()
+    np.testing.assert_allclose(
+        features[:, len(MEASURED) :], np.log(np.maximum(store.probabilities[:, trained], LEAST_P)), rtol=1e-6
+    )
+    part = next(iter(store.batches(20)))
+    np.testing.assert_array_equal(features_of(part), features[:20])
+
+
+def test_what_was_not_measured_counts_as_the_mean() -> None:
+    base, features, truth = slide(300)
+    features[:, 4] = np.nan
+    features[250:, 2] = np.nan
+    standard = standardisation(features)
+    assert (standard[0][4], standard[1][4]) == (0, 1)
+    assert standard[0][2] == pytest.approx(features[:250, 2].mean(dtype=np.float64), rel=1e-6)
+    model = fit(base[:60], features[:60], said(truth[:60]), OUTPUTS, standard)
+    filled = features.copy()
+    filled[:, 4], filled[250:, 2] = 0, standard[0][2]
+    np.testing.assert_array_equal(model.apply(base, features), model.apply(base, filled))
+    assert np.isnan(features[:, 4]).all()
+
+
+def test_many_corrections_of_one_kind_do_not_outvote_the_others() -> None:
+    """Ninety of label 0, ten of label 1, nothing else to tell them by: their shares are nearer than nine to one."""
+    base = np.where(OUTPUTS.trained, 0.2, 0).repeat(100).reshape(-1, 100).T.astype(np.float32)
+    truth = np.repeat([0, 1], (90, 10))
+    features = np.zeros((100, len(MEASURED)), np.float32)
+    model = fit(base, features, said(truth), OUTPUTS, standardisation(features)).libraries["PanNuke"]
+    counted = np.exp(model.shares[0] - model.shares[1])
+    assert 1 < counted < 2.5
 
 
 def test_a_constant_feature_does_no_harm() -> None:
