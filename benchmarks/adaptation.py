@@ -13,7 +13,9 @@ its images and measured on the right halves (same slide), or drawn from all its 
 tables are means over slides and draws. Compared are what nucpipe adapt does with nuclei drawn at random (adapt) and
 with those that the viewer offers (offered), the shares of the labels corrected alone (shares), and what a user could do
 without nucpipe (forest): a random forest, from the same corrections, on measurements of shape and stain such as
-QuPath's, of the nucleus, of a ring of 3 um round it, and of both the mean over the neighbours (Gaussian, 25 um).
+QuPath's, of the nucleus, of a ring of 3 um round it, and of both the mean over the neighbours (Gaussian, 25 um). At
+last, what a library without corrections gains or loses (carried): all corrections are in BreCaHAD's words, which the
+label table carries over.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ from benchmarks.accuracy import run_images
 from classifier.libraries import LabelSpace
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.stains import stain_matrix
-from pipeline.adaptation.clicks import LabelTable
-from pipeline.adaptation.model import features_of, fit, standardisation
+from pipeline.adaptation.clicks import LabelTable, says_one_thing
+from pipeline.adaptation.model import FEW, features_of, fit, standardisation
 from pipeline.adaptation.suggest import suggest
 from pipeline.store.reader import Store
 from segmentation.evaluation.metrics import match_by_distance
@@ -50,7 +52,9 @@ MATCH_UM, CELL_UM, SMOOTH_UM = 3.0, 3.0, 25.0
 LEAST = 5
 OFFERED_AT_ONCE = 10
 TREES = 50
-TUMOUR = {"BreCaHAD": ("tumor", "mitosis"), "PanNuke": ("neoplastic",)}
+TUMOUR = ("tumor", "mitosis")
+MALIGNANT = ("tumor", "mitotic_figure", "mitosis", "malignant_epithelial", "neoplastic")
+"""Labels of any library that say a tumour cell; the epithelial cells of MoNuSAC's images are some, too."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class Task:
         if known:
             labels = tuple(known[0].labels)
             return cls(known[0].name, labels, tuple((label,) for label in labels))
-        others = tuple(set(outputs.library("BreCaHAD").labels) - set(TUMOUR["BreCaHAD"]))
-        return cls("BreCaHAD", ("tumor", "non_tumor"), (TUMOUR["BreCaHAD"], others))
+        others = tuple(set(outputs.library("BreCaHAD").labels) - set(TUMOUR))
+        return cls("BreCaHAD", ("tumor", "non_tumor"), (TUMOUR, others))
 
     def said(self, p: np.ndarray, outputs: LabelSpace) -> np.ndarray:
         """Return (N,) the class that probabilities (N, columns) say."""
@@ -221,13 +225,15 @@ class Ways:
         table, own = LabelTable(outputs), np.zeros(len(outputs), bool)
         own[outputs.slices[task.library]] = True
         self.allowed = np.array([table.row(task.library, label) & own for label in task.classes])
+        malignant = (*MALIGNANT, "epithelial") if task.library == "MoNuSAC" else MALIGNANT
+        words = ["tumor" if label in malignant else "non_tumor" for label in task.classes]
+        self.allowed_by_others = np.array([table.row("BreCaHAD", word) & own for word in words])
 
-    def adapted(self, slide: Slide, rows: np.ndarray, few: int | None = None) -> np.ndarray:
-        if not len(rows):
+    def adapted(self, slide: Slide, rows: np.ndarray, few: int = FEW, own: bool = True) -> np.ndarray:
+        allowed = (self.allowed if own else self.allowed_by_others)[slide.truth[rows]]
+        if not len(rows) or (not own and says_one_thing(allowed)):
             return slide.base
-        how = {} if few is None else {"few": few}
-        allowed = self.allowed[slide.truth[rows]]
-        model = fit(slide.base[rows], slide.features[rows], allowed, self.outputs, slide.standard, **how)
+        model = fit(slide.base[rows], slide.features[rows], allowed, self.outputs, slide.standard, few)
         return model.apply(slide.base, slide.features)
 
     def adaptation(self, slide: Slide, rows: np.ndarray, _: int) -> np.ndarray:
@@ -235,6 +241,9 @@ class Ways:
 
     def shares(self, slide: Slide, rows: np.ndarray, _: int) -> np.ndarray:
         return self.task.said(self.adapted(slide, rows, NEVER), self.outputs)
+
+    def carried(self, slide: Slide, rows: np.ndarray, _: int) -> np.ndarray:
+        return self.task.said(self.adapted(slide, rows, own=False), self.outputs)
 
     def forest(self, slide: Slide, rows: np.ndarray, draw: int) -> np.ndarray:
         forest = RandomForestClassifier(TREES, random_state=draw).fit(slide.measured[rows], slide.truth[rows])
@@ -275,6 +284,7 @@ def table(parts: Sequence[Part], ways: Ways, draws: int, compared: Sequence[str]
         "offered": (ways.offered, ways.adaptation),
         "shares": (ways.at_random, ways.shares),
         "forest": (ways.at_random, ways.forest),
+        "carried": (ways.at_random, ways.carried),
     }
     found: dict[str, dict[int, list[tuple[float, ...]]]] = {name: defaultdict(list) for name in compared}
     for part in parts:
@@ -332,7 +342,8 @@ def main(sets: Sequence[str], hold_out: Sequence[str], out: Path, classifier: st
             parts = [part for slide in slides for part in cut(slide) if part.is_enough()]
             print(f"\n{name}, {where}: balanced accuracy/macro F1, and their gain over no correction")
             if parts:
-                compared = ("adapt", "offered", "shares", "forest")
+                compared = ["adapt", "offered", "shares", "forest"]
+                compared += ["carried"] * (ways.task.library != "BreCaHAD")
                 figures[f"{name}, {where}"] = table(parts, ways, draws, compared)
     (out / "figures.json").write_text(json.dumps(figures, indent=1))
 

@@ -91,10 +91,14 @@ def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArr
 def _teaching(allowed: npt.NDArray[np.bool_], corrected: set[str], outputs: LabelSpace) -> npt.NDArray[np.bool_]:
     teaches = allowed.copy()
     for name, columns in outputs.slices.items():
-        known = allowed[:, columns][allowed[:, columns].any(1)]
-        if name not in corrected and len(np.unique(known, axis=0)) < 2:
+        if name not in corrected and says_one_thing(allowed[:, columns]):
             teaches[:, columns] = False
     return teaches
+
+
+def says_one_thing(allowed: npt.NDArray[np.bool_]) -> bool:
+    """Tell whether all rows (M, labels) of which something is known, if any, allow the same labels."""
+    return len(np.unique(allowed[allowed.any(1)], axis=0)) < 2
 
 
 class LabelTable:
