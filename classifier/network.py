@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from classifier.libraries import LabelSpace
+from classifier.out_of_distribution import PREFIX as OOD_PREFIX
 from classifier.spec import PATCH_PX, TWO_VIEWS, check_kind, stored_features
 from nucpipe.backends.model_file import ModelHeader, load_model
 from nucpipe.backends.network_checks import check_name, check_size
@@ -360,6 +361,7 @@ def load_classifier(path: Path) -> tuple[Classifier, ModelHeader, LabelSpace]:
         ModelError: no such file, not a classifier, or weights that do not fit its header.
     """
     header, tensors = load_model(path)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(OOD_PREFIX)}
     try:
         check_size(lambda: build(header), tensors)
         model = build(header)

@@ -21,34 +21,47 @@ class Predictions:
             sample has taught has exactly 0.
         features: (N, F) float16, a projection of what the classifier's last layer saw; None where the model carries
             no projection.
+        ood_scores: (N,) float32, see :mod:`classifier.out_of_distribution`; None where the model cannot tell them.
     """
 
     probabilities: npt.NDArray[np.float32]
     features: npt.NDArray[np.float16] | None = None
+    ood_scores: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.probabilities)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Predictions]) -> Predictions:
-        """Return all rows of ``parts`` (at least one, all with features or all without), in order."""
-        features = [p.features for p in parts if p.features is not None]
-        if features and len(features) < len(parts):
-            raise ValueError("some nuclei have features and some have none")
-        return cls(np.concatenate([p.probabilities for p in parts]), np.concatenate(features) if features else None)
+        """Return all rows of ``parts`` (at least one), in order.
+
+        Raises:
+            ValueError: some have features, or scores, and some have none.
+        """
+
+        def joined(arrays: Sequence[npt.NDArray[Any] | None]) -> npt.NDArray[Any] | None:
+            there = [array for array in arrays if array is not None]
+            if there and len(there) < len(parts):
+                raise ValueError("some nuclei have features and some have none")
+            return np.concatenate(there) if there else None
+
+        probabilities = np.concatenate([p.probabilities for p in parts])
+        return cls(probabilities, joined([p.features for p in parts]), joined([p.ood_scores for p in parts]))
 
     @classmethod
-    def empty(cls, outputs: LabelSpace, features: int = 0) -> Predictions:
-        """Return those of no nucleus, of a classifier that gives so many features."""
+    def empty(cls, outputs: LabelSpace, features: int = 0, ood: bool = False) -> Predictions:
+        """Return those of no nucleus, of a classifier that gives so many features, and scores or not."""
         none = np.zeros((0, features), np.float16) if features else None
-        return cls(np.zeros((0, len(outputs)), np.float32), none)
+        return cls(np.zeros((0, len(outputs)), np.float32), none, np.zeros(0, np.float32) if ood else None)
 
     def select(self, rows: npt.NDArray[Any] | slice) -> Predictions:
         """Return some rows: a mask, places or a slice."""
-        return Predictions(self.probabilities[rows], None if self.features is None else self.features[rows])
+        features = None if self.features is None else self.features[rows]
+        scores = None if self.ood_scores is None else self.ood_scores[rows]
+        return Predictions(self.probabilities[rows], features, scores)
 
     def without_features(self) -> Predictions:
-        """Return the probabilities alone."""
+        """Return the same without features."""
         return replace(self, features=None)
 
 

@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.libraries import LabelSpace
+from classifier.out_of_distribution import OodModel, read_ood
 from classifier.predictions import Predictions, probabilities
 from classifier.spec import CONTEXT_PX, PATCH_PX, TWO_VIEWS, read_features, read_outputs
 from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import read_header
 from nucpipe.backends.select import select_backend
+from nucpipe.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,9 +39,10 @@ class Predictor:
         key: names the network, so that it can be kept for the next time.
         context: whether the network looks at the context, too.
         features: how many numbers the network gives behind the logits.
+        ood: tells by these how unlike the training data a nucleus is; None where nothing does.
 
     Attributes:
-        context, features: the same.
+        context, features, ood: the same.
         max_concurrency: how many calls at once use the device fully.
     """
 
@@ -53,8 +56,9 @@ class Predictor:
         key: str | None = None,
         context: bool = False,
         features: int = 0,
+        ood: OodModel | None = None,
     ) -> None:
-        self.outputs, self.context, self.features = outputs, context, features
+        self.outputs, self.context, self.features, self.ood = outputs, context, features, ood
         self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
@@ -70,7 +74,7 @@ class Predictor:
 
     def empty(self) -> Predictions:
         """Return what it says of no nucleus."""
-        return Predictions.empty(self.outputs, self.features)
+        return Predictions.empty(self.outputs, self.features, self.ood is not None)
 
     def __call__(self, crops: npt.NDArray[np.uint8], contexts: npt.NDArray[np.uint8] | None = None) -> Predictions:
         """Return the labels of patches.
@@ -86,8 +90,10 @@ class Predictor:
         if self.context:
             views.append(np.zeros((len(crops), CONTEXT_PX, CONTEXT_PX, 4), np.uint8) if contexts is None else contexts)
         given = self.runtime(crops.shape[1])(*views)
-        logits, features = np.split(given, [len(self.outputs)], axis=1)
-        return Predictions(probabilities(logits, self.outputs), features.astype(np.float16) if self.features else None)
+        logits, rest = np.split(given, [len(self.outputs)], axis=1)
+        features = rest.astype(np.float16) if self.features else None
+        scores = None if self.ood is None or features is None else self.ood.score(features)
+        return Predictions(probabilities(logits, self.outputs), features, scores)
 
 
 def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:
@@ -111,4 +117,7 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
     outputs = read_outputs(path, header)
     key = network_key(path, [Path(__file__).with_name("network.py")])
     context = header.architecture.get("type") == TWO_VIEWS
-    return Predictor(build, outputs, device, precision, threads, key, context, read_features(path, header))
+    features, ood = read_features(path, header), read_ood(path, header)
+    if ood is not None and ood.means.shape[1] != features:
+        raise ModelError(f"{path}: its out-of-distribution score is of {ood.means.shape[1]} features, not {features}.")
+    return Predictor(build, outputs, device, precision, threads, key, context, features, ood)

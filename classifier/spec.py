@@ -37,6 +37,11 @@ def stored_features(header: ModelHeader) -> int:
     return count
 
 
+def has_ood(header: ModelHeader) -> bool:
+    """Tell whether a classifier's file tells an out-of-distribution score of a nucleus."""
+    return "ood" in header.architecture and stored_features(header) > 0
+
+
 def check_kind(header: ModelHeader) -> None:
     """See that a model is a classifier.
 

@@ -48,6 +48,7 @@ from pipeline.store.run_record import (
     remove_result,
     result_settings,
     slide_address,
+    unlike_share,
     whole_result,
     write_run_json,
 )
@@ -142,7 +143,7 @@ def store_info(slide: Slide, models: ModelIdentity, config: RunConfig) -> StoreI
         origin_l0=slide.origin_l0,
         outputs=models.outputs,
         models=described_models(models.described, config, slide.path),
-        settings=result_settings(config, models.precision, models.default_filter, models.features),
+        settings=result_settings(config, models.precision, models.default_filter, models.features, models.ood),
         nucpipe_version=__version__,
         slide_fingerprint=slide_fingerprint(slide.path),
     )
@@ -159,7 +160,7 @@ def find_finished(path: Path, folder: Path, info: StoreInfo, config: RunConfig) 
     check_unchanged(folder, "a finished result", open_store(folder / STORE).info.fingerprint(), info.fingerprint())
     if (record := whole_result(folder, config)) is None:
         return None
-    return SlideResult(path, folder, "finished before", record["nuclei"], record["tissue_mm2"], counts=record["counts"])
+    return _finished_before(path, folder, record)
 
 
 def find_finished_unopened(path: Path, folder: Path, models: ModelIdentity, config: RunConfig) -> SlideResult | None:
@@ -177,7 +178,7 @@ def find_finished_unopened(path: Path, folder: Path, models: ModelIdentity, conf
             slide_name=slide_name(path),
             outputs=models.outputs,
             models=described_models(models.described, config, path),
-            settings=result_settings(config, models.precision, models.default_filter, models.features),
+            settings=result_settings(config, models.precision, models.default_filter, models.features, models.ood),
             slide_fingerprint=slide_fingerprint(path),
         )
     except (NucpipeError, OSError):
@@ -185,7 +186,15 @@ def find_finished_unopened(path: Path, folder: Path, models: ModelIdentity, conf
     same_mpp = record["settings"].get("mpp", "not recorded") == config.mpp
     if not same_mpp or info.fingerprint() != now.fingerprint():
         return None
-    return SlideResult(path, folder, "finished before", record["nuclei"], record["tissue_mm2"], counts=record["counts"])
+    return _finished_before(path, folder, record)
+
+
+def _finished_before(path: Path, folder: Path, record: dict[str, Any]) -> SlideResult:
+    """Return the outcome of an earlier run, by its ``run.json``."""
+    nuclei, area, unlike = record["nuclei"], record["tissue_mm2"], record.get("out_of_distribution")
+    return SlideResult(
+        path, folder, "finished before", nuclei, area, counts=record["counts"], out_of_distribution=unlike
+    )
 
 
 def prepare(slide: Slide, folder: Path, info: StoreInfo, models: Models, config: RunConfig) -> PreparedSlide:
@@ -293,9 +302,12 @@ def finalize(
     if config.profile:
         draw_timeline(clock.timer.spans, prepared.folder / TIMELINE)
     area = prepared.tissue.area_mm2
+    unlike = unlike_share(store)
+    record |= {} if unlike is None else {"out_of_distribution": unlike}
     counts = write_run_json(prepared.folder, record, store, clock.seconds(), clock.performance())
     Journal(prepared.journal_path).remove()
-    return SlideResult(prepared.slide.path, prepared.folder, "done", len(store), area, clock.total(), counts=counts)
+    path, seconds = prepared.slide.path, clock.total()
+    return SlideResult(path, prepared.folder, "done", len(store), area, seconds, "", counts, unlike)
 
 
 def export(

@@ -49,6 +49,21 @@ def predict_pooled(model: Classifier, samples: PatchDataset, device: str, precis
     return _predict(model, "pooled", model.last_layer().in_features, samples, device, precision, True)
 
 
+def predict_logits_and_features(
+    model: Classifier, samples: PatchDataset, device: str, precision: str
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float16]]:
+    """Return the logits (N, columns) of every sample and the features (N, F) that a run would store of it.
+
+    Args:
+        model: a classifier with a projection.
+        samples, device, precision: as above.
+    """
+    assert model.projection is not None
+    width = model.columns + model.projection.out_features
+    both = _predict(model, "logits and features", width, samples, device, precision, True)
+    return both[:, : model.columns], both[:, model.columns :].astype(np.float16)
+
+
 def _predict(
     model: Classifier, gives: str, columns: int, samples: PatchDataset, device: str, precision: str, context: bool
 ) -> npt.NDArray[np.float32]:

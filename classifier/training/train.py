@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from classifier.dataset import SOURCE_PX, PatchDataset, extract_patches, samplin
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, libraries_of
-from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier, load_classifier
+from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier
 from classifier.patches import CONTEXT_W
 from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS
 from classifier.training.augmentation import augment, augment_views
@@ -25,12 +26,12 @@ from classifier.training.config import ClassifierTraining
 from classifier.training.distillation import Teacher, add_teacher_labels, distillation_loss, teacher_logits
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
-from classifier.training.projection import add_projection
+from classifier.training.projection import Projection, add_projection
 from classifier.training.pseudo_labels import pseudo_label
 from classifier.training.start import new_model
 from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type
-from nucpipe.backends.model_file import ModelHeader, save_model
+from nucpipe.backends.model_file import ModelHeader, read_header, rewrite_header, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import UsageError
 from nucpipe.training import trainer
@@ -87,25 +88,68 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     tensors, steps = fit(config, train, held, outputs, teacher, say, factors)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
-    add_projection(config.out, config.out, train, config.seed, config.device, config.computed_in)
-    # The figures are of the file as it is written, in half precision and at its own size.
-    model, header, outputs = load_classifier(config.out)
-    tensors = model.state_dict()
-    logits = predict_logits(model, held, config.device, config.computed_in)
-    outputs, errors = calibrate(logits, held, outputs, say)
+    made = add_projection(config.out, config.out, train, held, config.seed, config.device, config.computed_in)
+    header = add_figures(config.out, made.logits, held, matching, say)
+    say(f"wrote {config.out}: {made.in_words}")
+    return header
+
+
+def add_figures(
+    path: Path, logits: npt.NDArray[np.float32], held: PatchDataset, matching: Matching, say: Callable[[str], None]
+) -> ModelHeader:
+    """Give a model file temperatures and figures from what was held out, and write the model card beside it.
+
+    Args:
+        path: of the file; its tensors stay as they are.
+        logits: (N, columns) of the file's network, in half precision and at its own size.
+        held: the N nuclei.
+        matching: of their libraries.
+        say: receives messages, a line each.
+    """
+    header = read_header(path)
+    outputs, errors = calibrate(logits, held, LabelSpace.from_dict(header.outputs), say)
     figures = evaluate_logits(logits, held, outputs, matching.partial)
     for name, error in errors.items():
         figures[name]["ece_cross_fitted"] = round(error, 4)
     header = dataclasses.replace(header, outputs=outputs.to_dict(), figures=figures)
-    save_model(config.out, header, tensors)
-    config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
+    rewrite_header(path, header)
+    path.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
     for name, f in figures.items():
         if "accuracy" in f:
             say(f"{name}: accuracy {f['accuracy']:.3f}, macro F1 {f['macro_f1']:.3f} of {f['nuclei']} held out")
         for other, of in f.get("partial", {}).items():
             say(f"{name}: {other}'s label may be right for {of['accuracy']:.3f} of {of['nuclei']} held out")
-    say(f"wrote {config.out}")
     return header
+
+
+def finish_again(
+    config: ClassifierTraining, model: Path, calibrated: bool, say: Callable[[str], None] = print
+) -> Projection:
+    """Do again what ends a training, without training: the projection, the out-of-distribution score, the figures.
+
+    Args:
+        config: names the file to write, the libraries and what is held out.
+        model: the classifier. Of what ``config`` holds out only groups count that its header says were held out; all
+            others taught it.
+        calibrated: whether to fit temperatures and measure figures anew, too, and write the model card.
+        say: receives messages, a line each.
+
+    Raises:
+        UsageError: ``calibrated``, and the header calls nothing of this held out.
+    """
+    matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
+    data = open_libraries(config)
+    train = PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in data)
+    known = {entry["name"]: set(entry.get("held_out", ())) for entry in read_header(model).data}
+    held = PatchDataset.concatenate(
+        _gather(d.library, tuple(i for i in d.held if i.group in known.get(d.library, ())), matching) for d in data
+    )
+    if calibrated and not len(held):
+        raise UsageError(f"{model}: none of these images was held out of its training, by its header (--hold-out).")
+    made = add_projection(model, config.out, train, held, config.seed, config.device, config.computed_in)
+    if calibrated:
+        add_figures(config.out, made.logits, held, matching, say)
+    return made
 
 
 def _factors(config: ClassifierTraining, matching: Matching) -> dict[int, float]:
@@ -129,12 +173,6 @@ def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
         train, held = split_groups(open_dataset(path), config.hold_out)
         opened.append(LibraryData(names[name.lower()], tuple(train), tuple(held)))
     return opened
-
-
-def training_samples(config: ClassifierTraining) -> PatchDataset:
-    """Return the nuclei that a training learns from."""
-    matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
-    return PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in open_libraries(config))
 
 
 def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> PatchDataset:

@@ -212,7 +212,7 @@ def source_of(job: Job, models: ModelIdentity) -> dict[str, Any]:
         "slide_fingerprint": identity(job.slide),
         "mpp": config.mpp,
         "models": described_models(models.described, config, Path(job.slide.name)),
-        "settings": result_settings(config, models.precision, models.default_filter, models.features),
+        "settings": result_settings(config, models.precision, models.default_filter, models.features, models.ood),
         "primary": config.primary,
         "geojson": config.geojson,
     }
@@ -233,7 +233,13 @@ def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> Slid
         check_unchanged(target, "a finished result", json.loads(before), json.loads(json.dumps(source)))
         found = json.loads(facts)
         return SlideResult(
-            job.slide, target, "finished before", found["nuclei"], found["tissue_mm2"], counts=found["counts"]
+            job.slide,
+            target,
+            "finished before",
+            found["nuclei"],
+            found["tissue_mm2"],
+            counts=found["counts"],
+            out_of_distribution=found.get("out_of_distribution"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(f"{target}: not a result of nucpipe; use --overwrite or another --out.") from error

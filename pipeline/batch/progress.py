@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from classifier.out_of_distribution import HIGH, in_words
 from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SilentReporter, SlideResult
 
@@ -24,7 +25,7 @@ def failure(result: SlideResult) -> str:
 
 
 def final_line(result: SlideResult) -> str:
-    """Return one line that says what became of a slide."""
+    """Return one line that says what became of a slide, and one more where its labels must not be trusted."""
     name, folder = printable(result.slide.name), printable(result.folder)
     if result.status == "failed":
         return f"FAILED {failure(result)}"
@@ -32,7 +33,10 @@ def final_line(result: SlideResult) -> str:
         return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
     if not result.tissue_mm2 and not result.nuclei:
         return f"{name}: 0 nuclei, no tissue found (--tissue none looks everywhere) -> {folder}"
-    return f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
+    line = f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
+    if result.out_of_distribution is None or result.out_of_distribution < HIGH:
+        return line
+    return f"{line}\n{name}: {in_words(result.out_of_distribution)} (usual: 5 %); look at them before you count"
 
 
 class Lines:

@@ -23,7 +23,8 @@ TAIL_BYTES = 4096
 class Summary:
     """The summary of everything that was ever run into a folder, by however many processes.
 
-    After ``COLUMNS`` comes a column for each label, ``<library>:<label>``, with the number of nuclei that have it. A
+    After ``COLUMNS`` comes a column for each label, ``<library>:<label>``, with the number of nuclei that have it, and
+    before these ``out_of_distribution``, the share of nuclei unlike the training data, where the classifier can tell. A
     line is added at the end of the file. The whole file is written only for a column that it lacks, and by
     :meth:`tidy`, which drops the lines of slides that have a newer one.
     """
@@ -64,6 +65,8 @@ class Summary:
             "seconds": f"{result.seconds:.1f}",
             "cause": _cell(result.cause),
         }
+        if result.out_of_distribution is not None:
+            line["out_of_distribution"] = f"{result.out_of_distribution:.4f}"
         for library, labels in result.counts.items():
             line |= {f"{library}:{label}": str(count) for label, count in labels.items()}
         with waiting_for(Lock(self.out, "summary")):

@@ -180,23 +180,24 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
 @click.option("--model", required=True, metavar="NAME|PATH", help="The classifier, such as fast.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Model file to write (.safetensors).")
 @click.option("--hold-out", multiple=True, metavar="NAME", help="As in its training: what is left out here, too.")
+@click.option("--calibrate", is_flag=True, help="Fit temperatures and measure figures on what was held out anew, too.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, **options: Any) -> None:
-    """Give a classifier what makes runs store features.
+def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, calibrate: bool, **options: Any) -> None:
+    """Give a classifier what makes runs store features, and the out-of-distribution score.
 
-    The features are the principal components, over the annotated nuclei, of what its last layer sees. Weights, labels
-    and figures stay as they are; nucpipe train classifier ends with this step by itself.
+    The features are the principal components, over the annotated nuclei, of what its last layer sees; the score tells
+    by them how unlike the training data a nucleus is, compared with images that were held out. Weights, labels and,
+    without --calibrate, temperatures and figures stay as they are; nucpipe train classifier ends with this step by
+    itself.
     """
     from classifier.training.config import ClassifierTraining
-    from classifier.training.projection import add_projection
-    from classifier.training.train import training_samples
+    from classifier.training.train import finish_again
     from pipeline.inference.models import find_model
 
     config = ClassifierTraining(**_chosen({"libraries": data, "out": out, **options}))
-    samples = training_samples(config)
-    kept = add_projection(find_model("classifier", model), out, samples, config.seed, config.device, config.computed_in)
-    click.echo(f"wrote {out}: {kept.features} features, {kept.share:.0%} of the variance over {kept.nuclei} nuclei")
+    made = finish_again(config, find_model("classifier", model), calibrate, click.echo)
+    click.echo(f"wrote {out}: {made.in_words}")
 
 
 def _with_corrections(data: Sequence[tuple[str, Path]], out: Path) -> tuple[tuple[str, Path], ...]:

@@ -13,7 +13,7 @@ import pandas as pd
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
 from classifier.libraries import Library
 from nucpipe.errors import DataError, UsageError
-from pipeline.store.reader import Store
+from pipeline.store.reader import OOD_SCORE, Store
 from segmentation.nuclei import MEASURES
 
 Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"
@@ -95,7 +95,8 @@ def columns_of(part: Store) -> dict[str, Column]:
     probability.
 
     The columns: ``id`` (UUID), ``x_l0`` and ``y_l0`` (centroid, level-0 pixels), ``area_um2``, ``detection_p``, the
-    measures (``segmentation.nuclei.MEASURES``), ``segmentor_type`` (of detectors that give one), and for each library
+    measures (``segmentation.nuclei.MEASURES``), ``ood_score`` (of classifiers that tell it, see
+    ``classifier.out_of_distribution``), ``segmentor_type`` (of detectors that give one), and for each library
     ``<library>`` (the best label that the rule gives, categorical) and ``<library>_p``; where the rule gives several
     labels also ``<library>_labels``, all of them; with regions of interest also ``region``, the smallest that it is in.
     """
@@ -110,6 +111,8 @@ def columns_of(part: Store) -> dict[str, Column]:
         "detection_p": part.detection_p,
         **{name: part.measure(name) for name in MEASURES},
     }
+    if (scores := part.ood_scores) is not None:
+        columns[OOD_SCORE] = scores
     if part.info.segmentor_types:
         columns["segmentor_type"] = pd.Categorical.from_codes(part.type_numbers, pd.Index(part.info.segmentor_types))
     numbers = best_labels(probabilities, outputs, rule)

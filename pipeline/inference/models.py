@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from classifier.spec import read_features, read_outputs
+from classifier.spec import has_ood, read_features, read_outputs
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader, fingerprint, read_header
 from nucpipe.backends.processors import available_processors, limit_heaps
@@ -38,6 +38,7 @@ class ModelIdentity:
         precision: that they compute in, ``fp32``, ``bf16`` or ``fp16``.
         default_filter: the nuclei that the segmentor keeps unless a run says otherwise.
         features: how many numbers the classifier can give of a nucleus, beside its labels.
+        ood: whether it can tell how unlike its training data a nucleus is.
     """
 
     described: dict[str, dict[str, Any]]
@@ -45,6 +46,7 @@ class ModelIdentity:
     precision: str
     default_filter: NucleusFilter = KEEP_ALL
     features: int = 0
+    ood: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,8 @@ class Models:
     @property
     def identity(self) -> ModelIdentity:
         """Identity of the models, on which a result depends."""
-        return ModelIdentity(
-            self.described, self.outputs, self.precision, self.detector.default_filter, self.classifier.features
-        )
+        features, ood = self.classifier.features, self.classifier.ood is not None
+        return ModelIdentity(self.described, self.outputs, self.precision, self.detector.default_filter, features, ood)
 
 
 def bundled_models(kind: str) -> dict[str, Path]:
@@ -165,7 +166,9 @@ def identify_models(segmentor: str, classifier: str, device_name: str, precision
     header = read_header(paths["classifier"])
     outputs, features = read_outputs(paths["classifier"], header), read_features(paths["classifier"], header)
     precision = pick_precision(precision_name, pick_device(device_name))
-    return ModelIdentity(_described(paths), outputs, precision, default_filter(paths["segmentor"]), features)
+    return ModelIdentity(
+        _described(paths), outputs, precision, default_filter(paths["segmentor"]), features, has_ood(header)
+    )
 
 
 def _described(paths: dict[str, Path]) -> dict[str, dict[str, Any]]:

@@ -83,6 +83,7 @@ SHOWN: dict[str, tuple[str, Callable[[Any], str]]] = {
     "decide": ("--decide", _rule),
     "precision": ("--precision", _text),
     "features": ("stored features (see --no-features)", _least),
+    "ood_score": ("the out-of-distribution score", _switch),
     "primary": ("--primary", _text),
     "tta": ("--tta", _switch),
     "geojson": ("nuclei.geojson", _switch),

@@ -106,6 +106,7 @@ class Journal:
             "probabilities": labels.probabilities,
         }
         extras = {"types": nuclei.types, "measures": nuclei.measures, "ids": nuclei.ids, "features": labels.features}
+        extras["ood_scores"] = labels.ood_scores
         for name, optional in extras.items():
             if optional is not None:
                 arrays[name] = optional
@@ -143,7 +144,7 @@ class Journal:
                 measures=arrays.get("measures"),
                 ids=arrays.get("ids"),
             )
-            return nuclei, Predictions(arrays["probabilities"], arrays.get("features"))
+            return nuclei, Predictions(arrays["probabilities"], arrays.get("features"), arrays.get("ood_scores"))
 
     def remove(self) -> None:
         """Remove the journal from the disk, if there is one. Killed in the middle, what is left is still a journal.

@@ -45,6 +45,8 @@ ADAPTED = "_adapted"
 ADAPTED_X = "layers/adapted"
 NOT_A_NUCLEUS = "not_a_nucleus"
 """A column beside adapted labels, and what a correction without a library says: found, but no nucleus."""
+OOD_SCORE = "ood_score"
+"""A column of how unlike the training data a nucleus is, see ``classifier.out_of_distribution``."""
 GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is opened anyway costs no more
 
 
@@ -108,6 +110,11 @@ class StoreInfo:
     def features(self) -> int:
         """How many features of the classifier are stored of each nucleus; 0 for none."""
         return int(self.settings.get("features", 0))
+
+    @property
+    def has_ood_scores(self) -> bool:
+        """Whether each nucleus has a score of how unlike the training data it is."""
+        return bool(self.settings.get("ood_score", False))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> StoreInfo:
@@ -192,6 +199,7 @@ def _create_table(root: zarr.Group, count: int, info: StoreInfo) -> dict[str, za
     outputs = info.outputs
     names = [library.name for library in outputs.libraries]
     numbers = [*(f"{name}_p" for name in names), "detection_p", "area_um2", *MEASURES]
+    numbers += [OOD_SCORE] if info.has_ood_scores else []
     table = add_group(root, "table", "anndata")
     types = {"segmentor_type": info.segmentor_types} if info.segmentor_types else {}
     obs = add_dataframe(table, "obs", [*names, *types, *numbers])
@@ -224,6 +232,8 @@ def table_rows(nuclei: Nuclei, labels: Predictions, info: StoreInfo) -> dict[str
         values[f"table/obs/{name}"] = np.full(len(nuclei), np.nan) if nuclei.measures is None else nuclei.measures[:, k]
     if info.features and labels.features is not None:
         values["table/obsm/features"] = labels.features
+    if info.has_ood_scores and labels.ood_scores is not None:
+        values[f"table/obs/{OOD_SCORE}"] = labels.ood_scores
     if nuclei.types is not None and info.segmentor_types:
         values["table/obs/segmentor_type/codes"] = nuclei.types
     numbers = best_labels(labels.probabilities, info.outputs, info.rule)
@@ -457,6 +467,13 @@ class Store:
     def features(self) -> npt.NDArray[np.float16] | None:
         """(N, F) float16, a projection of what the classifier's last layer saw; None where the run stored none."""
         return self._read("table/obsm/features") if self.info.features else None
+
+    @property
+    def ood_scores(self) -> npt.NDArray[np.float32] | None:
+        """(N,) float32, 0-1: the share of nuclei of images held out of the classifier's training that are less unlike
+        what taught it; None where the classifier could not tell.
+        """
+        return self._read(f"table/obs/{OOD_SCORE}") if self.info.has_ood_scores else None
 
     @property
     def detection_p(self) -> npt.NDArray[np.float32]:

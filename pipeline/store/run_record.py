@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from classifier.out_of_distribution import UNLIKE
 from nucpipe.addresses import RemotePath
 from nucpipe.backends.model_file import fingerprint
 from nucpipe.files import PARTIAL, cannot_write, written_whole
@@ -52,6 +53,8 @@ class SlideResult:
         seconds: wall time of this run.
         cause: of the failure; "" otherwise.
         counts: how many nuclei have each label, by library and label; empty where it failed.
+        out_of_distribution: share of the nuclei that are unlike the training data, 0-1; None where the model cannot
+            tell.
     """
 
     slide: Path | RemotePath
@@ -62,6 +65,7 @@ class SlideResult:
     seconds: float = 0.0
     cause: str = ""
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    out_of_distribution: float | None = None
 
 
 class Reporter(Protocol):
@@ -119,7 +123,7 @@ def described_models(models: dict[str, dict[str, Any]], config: RunConfig, slide
 
 
 def result_settings(
-    config: RunConfig, precision: str, default_filter: NucleusFilter, features: int = 0
+    config: RunConfig, precision: str, default_filter: NucleusFilter, features: int = 0, ood: bool = False
 ) -> dict[str, Any]:
     """Return the settings that change what is stored, as JSON can hold them; files count by name and content.
 
@@ -128,6 +132,7 @@ def result_settings(
         precision: that the models compute in.
         default_filter: of the segmentor.
         features: how many the classifier gives of a nucleus.
+        ood: whether it tells how unlike its training data a nucleus is.
     """
     settings: dict[str, Any] = {
         "tissue": file_settings(config.tissue),
@@ -137,6 +142,8 @@ def result_settings(
     }
     if features and config.features:
         settings["features"] = features
+    if ood:
+        settings["ood_score"] = True
     return settings | ({"tta": True} if config.tta else {})
 
 
@@ -245,6 +252,14 @@ def write_run_json(
     with written_whole(folder / RUN_JSON) as partial:
         partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
     return counts
+
+
+def unlike_share(store: Store) -> float | None:
+    """Return the share of nuclei that are unlike the training data; None where the store does not tell."""
+    scores = store.ood_scores
+    if scores is None or not len(scores):
+        return None
+    return round(float((scores >= UNLIKE).mean()), 4)
 
 
 def label_counts(store: Store, library: str, labels: Sequence[str]) -> dict[str, int]:

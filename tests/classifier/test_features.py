@@ -59,8 +59,10 @@ def test_a_projection_changes_no_bit_of_the_model(tmp_path: Path) -> None:
         points=np.random.default_rng(1).uniform(0, 300, (80, 2)),
         image=np.zeros(80, np.int64),
     )
-    made = add_projection(path, tmp_path / "f.safetensors", samples, 0, "cpu", "fp32")
-    assert (made.features, made.nuclei) == (64, 80)
+    few = samples.select(np.arange(30))
+    made = add_projection(path, tmp_path / "f.safetensors", samples, few, 0, "cpu", "fp32")
+    assert (made.features, made.nuclei, made.held_out) == (64, 80, 0)
+    assert made.in_words.endswith("no out-of-distribution score, which takes 200 nuclei held out of the training")
     before, after = load_file(path), load_file(tmp_path / "f.safetensors")
     assert {name for name in after if name not in before} == {"projection.weight", "projection.bias"}
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -77,6 +79,31 @@ def test_a_projection_changes_no_bit_of_the_model(tmp_path: Path) -> None:
     alone = np.concatenate([full(some[i : i + 1]).features for i in range(20)])
     np.testing.assert_array_equal(together, alone)
     assert full(some[:0]).features.shape == (0, 64)
+    assert full(some).ood_scores is None
+    # With enough nuclei held out there is a score, too, and nothing else changes.
+    enough = samples.select(np.arange(240) % 80)
+    scored = add_projection(path, tmp_path / "s.safetensors", samples, enough, 0, "cpu", "fp32")
+    assert scored.held_out == 240
+    assert scored.logits.shape == (240, 35)
+    third = load_file(tmp_path / "s.safetensors")
+    assert {name for name in third if name not in after} == {
+        "ood.means", "ood.whitening", "ood.penalties", "ood.quantiles"
+    }  # fmt: skip
+    assert all(torch.equal(third[name], after[name]) for name in after)
+    told = load_predictor(tmp_path / "s.safetensors")
+    np.testing.assert_array_equal(told(some).features, together)
+    np.testing.assert_array_equal(told(some).probabilities, plain(some).probabilities)
+    scores = told(some).ood_scores
+    assert (scores.dtype, scores.shape) == (np.float32, (20,))
+    np.testing.assert_array_equal(scores, told.ood.score(together))
+    assert told(some[:0]).ood_scores.shape == (0,)
+    model, header, _ = load_classifier(tmp_path / "s.safetensors")
+    assert "ood" in header.architecture
+    assert not any(name.startswith("ood") for name in model.state_dict())
+    # A projection that is made anew without nuclei held out leaves no score of the old one behind.
+    add_projection(tmp_path / "s.safetensors", tmp_path / "n.safetensors", samples, few, 0, "cpu", "fp32")
+    assert load_predictor(tmp_path / "n.safetensors").ood is None
+    assert load_file(tmp_path / "n.safetensors").keys() == after.keys()
 
 
 def test_features_are_the_projection_of_what_the_last_layer_sees() -> None:
@@ -117,4 +144,6 @@ def test_a_header_with_an_impossible_number_of_features_is_refused(tmp_path: Pat
 def test_one_nucleus_has_no_components(tmp_path: Path) -> None:
     samples = drawn_samples(np.array([0]), np.array([1]))
     with pytest.raises(DataError, match="at least two"):
-        add_projection(bundled_models("classifier")["fast"], tmp_path / "f.safetensors", samples, 0, "cpu", "fp32")
+        add_projection(
+            bundled_models("classifier")["fast"], tmp_path / "f.safetensors", samples, samples, 0, "cpu", "fp32"
+        )

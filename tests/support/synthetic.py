@@ -11,6 +11,7 @@ import torch
 
 from classifier.libraries import LabelSpace, published_libraries
 from classifier.network import JointClassifier, TwoViewClassifier, of_patches
+from classifier.out_of_distribution import OodModel
 from classifier.predictor import Predictor
 from pipeline.inference.models import Models
 from segmentation.detector import Detector
@@ -75,7 +76,12 @@ class DarkSpots(Detector):
         return find_nuclei(prediction, mpp / 2, frame_scale=0.5)
 
 
-def models(seed: int = 0, context: bool = False, features: int = 0) -> Models:
+def ood_of(features: int) -> OodModel:
+    """One Gaussian of variance 1 round 0, and quantiles evenly up to a distance of 2."""
+    return OodModel(np.zeros((1, features)), np.eye(features)[None], np.zeros(1), np.linspace(0, 2, 1000))
+
+
+def models(seed: int = 0, context: bool = False, features: int = 0, ood: bool = False) -> Models:
     """Dark spots, and a classifier with random weights that may look at the context; two labels are untrained."""
     torch.manual_seed(seed)
     trained = [True] * 35
@@ -90,5 +96,6 @@ def models(seed: int = 0, context: bool = False, features: int = 0) -> Models:
         network.projection = torch.nn.Linear(network.last_layer().in_features, features)
     patches = of_patches(network, "logits and features")
     described = {"segmentor": {"name": "dark spots"}, "classifier": {"name": "random"}}
-    predictor = Predictor(lambda: patches, outputs, threads=2, context=context, features=features)
+    told = ood_of(features) if ood else None
+    predictor = Predictor(lambda: patches, outputs, threads=2, context=context, features=features, ood=told)
     return Models(DarkSpots(), predictor, described)

@@ -112,6 +112,8 @@ def _measurements(
     """Return what is measured of each nucleus, by name; NaN where it is missing."""
     columns = {"Detection probability": part.detection_p, "Area µm^2": part.area_um2}
     columns |= {name: part.measure(measure) for measure, name in MEASUREMENTS.items()}
+    if (scores := part.ood_scores) is not None:
+        columns["Out-of-distribution score"] = scores
     p = label_probabilities(probabilities, part.info.outputs, numbers)
     return columns | {f"{name} probability": values for name, values in p.items()}
 

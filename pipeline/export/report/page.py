@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from classifier.libraries import Library
+from classifier.out_of_distribution import HIGH, in_words
 from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.files import written_whole
@@ -133,7 +134,8 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
         mm2 = run.get("tissue_mm2")
         each = {lib.name: [row for row in rows(facts, lib, mm2) if row.count] for lib in outputs.libraries}
         link = _link(result.folder / "report.html", path)
-        slides.append({"name": result.name, "link": link, "mm2": mm2, "nuclei": facts.nuclei, "rows": each})
+        about = {"name": result.name, "link": link, "mm2": mm2, "nuclei": facts.nuclei, "unlike": facts.unlike_share}
+        slides.append({**about, "rows": each})
         common.add(methods(result.store.info, run))
         parts.append(facts)
         if len(parts) == MERGED_SLIDES:
@@ -154,6 +156,7 @@ def _shared(
     data = with_training_data(info.models).get("classifier", {}).get("data", ())
     return {
         "facts": facts,
+        "unlike": _unlike(facts.unlike_share),
         "mm2": mm2,
         "first": first,
         "names": [library.name for library in libraries],
@@ -198,6 +201,11 @@ def rows(facts: ReportStats, library: Library, mm2: float | None) -> list[Row]:
             mean_p = None if np.isnan(mean) else mean
             result.append(Row(label_of(library, k), count, share, count / mm2 if mm2 else None, mean_p, trained))
     return result
+
+
+def _unlike(share: float | None) -> dict[str, Any] | None:
+    """Return what the report tells of nuclei that are unlike the training data; None where that is not known."""
+    return None if share is None else {"text": in_words(share), "high": share >= HIGH}
 
 
 def _focus(focus: SlideFocus, info: StoreInfo) -> dict[str, Any]:

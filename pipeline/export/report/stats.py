@@ -17,6 +17,7 @@ import numpy.typing as npt
 from classifier.decision_rule import best_labels, label_probabilities
 from classifier.label_mapping import Matching, make_matching
 from classifier.libraries import LabelSpace, Library
+from classifier.out_of_distribution import UNLIKE
 from pipeline.store.reader import Store
 
 AREA_EDGES_UM2 = np.arange(0, 205, 5.0)  # what is larger counts into the last bin
@@ -127,6 +128,7 @@ class ReportStats:
         crosswalk: by pair of libraries, (labels + 1, labels + 1) nuclei that have both labels.
         density: by library, (labels + 1, cells down, cells across) nuclei.
         uncertain: the least certain nuclei, the worst first.
+        unlike: nuclei that are unlike the training data; None where the classifier cannot tell.
     """
 
     outputs: LabelSpace
@@ -140,6 +142,12 @@ class ReportStats:
     crosswalk: dict[tuple[str, str], Counts]
     density: dict[str, Counts]
     uncertain: tuple[Uncertain, ...]
+    unlike: int | None = None
+
+    @property
+    def unlike_share(self) -> float | None:
+        """Share of nuclei that are unlike the training data, 0-1."""
+        return None if self.unlike is None or not self.nuclei else self.unlike / self.nuclei
 
     @cached_property
     def matching(self) -> Matching:
@@ -198,6 +206,7 @@ def compute_stats(store: Store, of_batch: bool = False) -> ReportStats:
     crosswalk = {(a, b): np.zeros((sizes[a], sizes[b]), np.int64) for a, b in permutations(sizes, 2)}
     worst: list[tuple[float, int, Uncertain]] = []
     area_parts, stain_parts = [], []
+    unlike = 0 if store.info.has_ood_scores else None
     first = 0
     for part in store.batches():
         probabilities, area_um2 = part.probabilities, part.area_um2
@@ -213,6 +222,8 @@ def compute_stats(store: Store, of_batch: bool = False) -> ReportStats:
             confidence[name] += np.histogram(np.clip(label_p[name][number >= 0], 0, 1), P_EDGES)[0]
         for a, b in crosswalk:
             np.add.at(crosswalk[a, b], (numbers[a], numbers[b]), 1)
+        if unlike is not None and (scores := part.ood_scores) is not None:
+            unlike += int((scores >= UNLIKE).sum())
         if of_batch:
             continue
         stain_parts.append(Distribution.of(part.measure("haematoxylin_od")))
@@ -231,7 +242,7 @@ def compute_stats(store: Store, of_batch: bool = False) -> ReportStats:
     uncertain = tuple(item for _, _, item in sorted(worst, reverse=True))
     all_areas, stain = Distribution.merge(area_parts), Distribution.merge(stain_parts)
     return ReportStats(
-        outputs, len(store), counts, means, all_areas, stain, areas, confidence, crosswalk, density, uncertain
+        outputs, len(store), counts, means, all_areas, stain, areas, confidence, crosswalk, density, uncertain, unlike
     )
 
 
@@ -248,6 +259,7 @@ def merge_stats(parts: Sequence[ReportStats]) -> ReportStats:
     for name, total in counts.items():
         sums = np.sum([np.nan_to_num(p.mean_p[name]) * p.counts[name] for p in parts], 0)
         means[name] = np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0)
+    unlike = [p.unlike for p in parts if p.unlike is not None]
     return ReportStats(
         first.outputs,
         sum(p.nuclei for p in parts),
@@ -260,6 +272,7 @@ def merge_stats(parts: Sequence[ReportStats]) -> ReportStats:
         {pair: np.sum([p.crosswalk[pair] for p in parts], 0) for pair in first.crosswalk},
         {},
         (),
+        sum(unlike) if len(unlike) == len(parts) else None,
     )
 
 

@@ -85,6 +85,7 @@ def describe_nucleus(store: Store, number: int, adapted: Adapted | None = None) 
         "y": float(y),
         "area_um2": float(one.area_um2[0]),
         "detection_p": float(one.detection_p[0]),
+        "ood_score": None if one.ood_scores is None else float(one.ood_scores[0]),
         "outline": one.contours()[1].tolist(),
         "labels": _described_labels(store, probabilities),
         "adapted": None if adapted is None else _described_labels(store, after),

@@ -120,7 +120,18 @@ def test_a_temperature_is_found_again() -> None:
     assert fit_temperature(logits / 2, truth) == pytest.approx(0.5, rel=0.05)
 
 
-def test_calibration_leaves_libraries_without_enough_nuclei() -> None:
+def test_a_temperature_is_drawn_to_another_one() -> None:
+    logits = np.array([[0.0, 4.0]] * 10)
+    truth = np.array([1] * 8 + [0] * 2)
+    alone = fit_temperature(logits, truth)
+    assert alone == pytest.approx(4 / math.log(4), rel=1e-3)
+    between = fit_temperature(logits, truth, 1.0, 0.1)
+    assert 1 < between < alone
+    assert fit_temperature(logits, truth, 1.0, 1000.0) == pytest.approx(1, abs=0.01)
+    assert fit_temperature(logits, truth, alone, 1000.0) == pytest.approx(alone, rel=1e-3)
+
+
+def test_calibration_borrows_where_there_are_few_nuclei() -> None:
     rng = np.random.default_rng(0)
     n = 600
     columns = OUTPUTS.slices["PanNuke"]
@@ -136,12 +147,39 @@ def test_calibration_leaves_libraries_without_enough_nuclei() -> None:
     logits[np.arange(n), columns.start + np.where(wrong, (truth + 1) % 5, truth)] = 10  # sure, and right for 60 %
     said: list[str] = []
     outputs, errors = calibrate(logits, samples, OUTPUTS, said.append)
-    # two outcomes a nucleus: the best temperature says 0.6 = 1 / (1 + 4 exp(-10 / t))
-    assert outputs.temperatures == pytest.approx((1, 1, 1, 1, 10 / math.log(4 * 0.6 / 0.4)), rel=0.08)
+    # two outcomes a nucleus: the best temperature says 0.6 = 1 / (1 + 4 exp(-10 / t)); the others borrow it
+    assert outputs.temperatures == pytest.approx((10 / math.log(4 * 0.6 / 0.4),) * 5, rel=0.08)
+    assert len(set(outputs.temperatures)) == 1
+    assert errors.keys() == {"PanNuke"}
     assert errors["PanNuke"] < 0.06
-    few = samples.select(np.arange(n) < 100)
-    assert calibrate(logits[:100], few, OUTPUTS, said.append)[0].temperatures == (1.0,) * 5
-    assert said == ["PanNuke: 100 held-out nuclei are too few to calibrate on; left as it is"]
+    few = samples.select(np.arange(n) < 40)
+    assert calibrate(logits[:40], few, OUTPUTS, said.append)[0].temperatures == (1.0,) * 5
+    assert said == ["PanNuke: 40 held-out nuclei are too few to calibrate on; left as it is"]
+    both = PatchDataset.concatenate([samples, of_library("CoNSeP", ["inflammatory"] * 9, [0] * 9, ("patient",))])
+    more, errors = calibrate(np.concatenate([logits, np.zeros((9, 35), np.float32)]), both, OUTPUTS, said.append)
+    assert more.temperatures == outputs.temperatures
+    assert said[1:] == [
+        "CoNSeP: 9 held-out nuclei are too few to calibrate on; "
+        f"it has the others' temperature, {outputs.temperatures[4]:.2f}"
+    ]
+    assert errors["CoNSeP"] == pytest.approx(1 / 7)  # none is the first of seven alike
+
+
+def test_each_group_is_calibrated_by_the_others() -> None:
+    # One tissue is always right, the other right for half: what one tells of the other is wrong by a half.
+    n = 200
+    truth = np.arange(n) % 2
+    groups = np.repeat([0, 1], n // 2)
+    samples = of_library("PanNuke", [LIBRARIES[4].labels[t] for t in truth], groups.tolist(), ("right", "random"))
+    logits = np.zeros((n, 35), np.float32)
+    logits[:, OUTPUTS.slices["PanNuke"]] = -30
+    said = np.where(groups == 0, truth, 0)
+    logits[np.arange(n), OUTPUTS.slices["PanNuke"].start + said] = 30
+    logits[np.arange(n), OUTPUTS.slices["PanNuke"].start + 1 - said] = 29
+    outputs, errors = calibrate(logits, samples, OUTPUTS, print)
+    # The surer tissue makes the other 0.5 too sure; that makes the surer one as unsure as 10 allows, 0.525.
+    assert errors["PanNuke"] == pytest.approx((0.5 + 0.475) / 2, abs=0.01)
+    assert 0.1 < outputs.temperatures[4] < 10
 
 
 @pytest.fixture

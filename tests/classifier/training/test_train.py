@@ -21,8 +21,9 @@ from classifier.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, TwoViewClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining
+from classifier.training.model_card import model_card
 from classifier.training.train import _LibrarySampler, open_libraries, train_classifier
-from nucpipe.backends.model_file import read_header, save_model
+from nucpipe.backends.model_file import read_header, rewrite_header, save_model
 from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
 from pipeline.cli.main import main
@@ -430,3 +431,17 @@ def test_a_classifier_gets_a_projection_from_the_command_line(config: Classifier
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert read_header(config.out) == read_header(tmp_path / "again.safetensors")
+    # With --calibrate temperatures and figures are those that the training measured, whatever stands there.
+    trained = read_header(config.out)
+    outputs = {**trained.outputs, "temperatures": [7.0] * 5}
+    rewrite_header(config.out, dataclasses.replace(trained, figures={}, outputs=outputs))
+    done = CliRunner().invoke(main, [*words, "--calibrate"])
+    assert done.exit_code == 0, done.output
+    assert read_header(tmp_path / "again.safetensors") == trained
+    assert (tmp_path / "again.md").read_text("utf-8") == model_card(trained)
+    # What taught the model is not called held out, whatever the command says.
+    data = [{**entry, "held_out": ["another"]} for entry in trained.data]
+    rewrite_header(config.out, dataclasses.replace(trained, data=data))
+    done = CliRunner().invoke(main, [*words, "--calibrate"])
+    assert done.exit_code != 0
+    assert "none of these images was held out of its training" in done.output

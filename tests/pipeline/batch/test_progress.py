@@ -31,6 +31,20 @@ def test_a_failure_names_the_slide_once(cause: str, told: str) -> None:
     assert final_line(result) == f"FAILED {told}"
 
 
+@pytest.mark.parametrize("share", [None, 0.0, 0.1499])
+def test_nothing_is_said_of_nuclei_like_the_training_data(share: float | None) -> None:
+    result = SlideResult(Path("in/a.svs"), FOLDER, "done", 7, 2.0, 3.0, out_of_distribution=share)
+    assert final_line(result) == "a.svs: 7 nuclei on 2 mm² in 3 s -> out/cut"
+
+
+def test_many_nuclei_unlike_the_training_data_are_told_in_a_second_line() -> None:
+    result = SlideResult(Path("in/a.svs"), FOLDER, "done", 7, 2.0, 3.0, out_of_distribution=0.38)
+    assert final_line(result).splitlines()[1] == (
+        "a.svs: 38 % of these nuclei are unlike anything that the model was trained on (usual: 5 %); "
+        "look at them before you count"
+    )
+
+
 def test_lines_of_a_run_that_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     lines.begin("a", 400.0, 40, 150.0, 11)
