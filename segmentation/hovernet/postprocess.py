@@ -2,7 +2,8 @@
 
 Graham et al. 2019 (section 3.2) find the border between touching nuclei where the horizontal and vertical maps jump.
 Their code stretches the gradients to 0-1 over the tile; here they are kept in the maps' own unit, so that the same
-nucleus is cut in the same way whatever lies beside it.
+nucleus is cut in the same way whatever lies beside it. And parts are joined again where the maps hardly fall all along
+the border between them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from nucpipe.optional.jit import jit
 from segmentation.contours import trace_instances
+from segmentation.hovernet.merging import merge_across_weak_borders
 from segmentation.hovernet.watershed import flood
 from segmentation.nuclei import Nuclei
 
@@ -31,15 +33,17 @@ class PostProcessing:
         border: fall of the horizontal or vertical map per pixel, from which a pixel is a border between nuclei.
         min_marker_px: a nucleus starts from a marker of at least this many pixels.
         min_area_px: smaller nuclei are dropped.
+        weak_border: parts between which the maps fall by less a pixel, in the mean, are one nucleus.
     """
 
     threshold: float = 0.5
     border: float = 0.02
     min_marker_px: int = 20
     min_area_px: int = 40
+    weak_border: float = 0.045
 
 
-def border_strength(hv: FloatMap) -> FloatMap:
+def falls(hv: FloatMap) -> tuple[FloatMap, FloatMap]:
     """Return how steeply the maps fall, per pixel: dH/dx and dV/dy are positive inside a nucleus and negative between
     two.
 
@@ -47,15 +51,14 @@ def border_strength(hv: FloatMap) -> FloatMap:
         hv: (2, H, W) float32, horizontal and vertical maps.
 
     Returns:
-        (H, W) float32, 0 where neither map falls.
+        The fall of the horizontal map to the right, and of the vertical map downwards: (H, W) float32 each, 0 where a
+        map does not fall.
     """
     # Normalised so that a ramp of slope 1 a pixel gives 1.
     unit = 1 / cv2.Sobel(np.tile(np.arange(16, dtype=np.float32), (16, 1)), cv2.CV_32F, 1, 0, ksize=5)[8, 8]
-    falls = np.maximum(
-        -cv2.Sobel(hv[0], cv2.CV_32F, 1, 0, ksize=5, scale=unit),
-        -cv2.Sobel(hv[1], cv2.CV_32F, 0, 1, ksize=5, scale=unit),
-    )
-    return np.asarray(np.maximum(falls, 0), np.float32)
+    right = -cv2.Sobel(hv[0], cv2.CV_32F, 1, 0, ksize=5, scale=unit)
+    down = -cv2.Sobel(hv[1], cv2.CV_32F, 0, 1, ksize=5, scale=unit)
+    return np.asarray(np.maximum(right, 0), np.float32), np.asarray(np.maximum(down, 0), np.float32)
 
 
 def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.NDArray[np.int32]:
@@ -71,7 +74,8 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
     """
     nuclear = (p >= settings.threshold).astype(np.uint8)
     components, component_px = _components(nuclear)
-    fall = border_strength(hv)
+    right, down = falls(hv)
+    fall = np.maximum(right, down)
     inner = ((fall < settings.border) & (nuclear > 0)).astype(np.uint8)
     # An opening parts markers that hang together by a thread.
     opened = cv2.morphologyEx(inner, cv2.MORPH_OPEN, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5)))
@@ -82,6 +86,7 @@ def label_instances(p: FloatMap, hv: FloatMap, settings: PostProcessing) -> npt.
     if several.any():
         landscape = np.asarray(cv2.GaussianBlur(fall, (5, 5), 0), np.float32)
         flood(landscape, components, several, instances)
+        merge_across_weak_borders(instances, right, down, settings.weak_border)
     return instances
 
 

@@ -95,7 +95,7 @@ class PublishedHoVerNet(Detector):
             lambda: maps, device, precision, threads, batch_rows=1, inputs=(Input(self.tile.input_px),)
         )
         self.max_concurrency = self.runtime.max_concurrency
-        self.settings = settings or PostProcessing()
+        self.settings = settings or PostProcessing(weak_border=0)  # chosen for the compact network alone
 
     def predict(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the maps of a region's read box.

@@ -6,6 +6,7 @@ from scipy.ndimage import gaussian_filter, label
 from skimage.segmentation import watershed
 
 from segmentation.evaluation.metrics import panoptic_quality
+from segmentation.hovernet.merging import merge_across_weak_borders
 from segmentation.hovernet.network import HoVerNet
 from segmentation.hovernet.postprocess import PostProcessing, find_nuclei, label_instances
 from segmentation.hovernet.watershed import flood
@@ -95,3 +96,57 @@ def test_flooding_is_the_watershed_of_scikit_image(seed: int) -> None:
     flood(landscape, components, wanted, flooded)
     np.testing.assert_array_equal(flooded, expected)
     assert len(np.unique(flooded)) > 10
+
+
+def test_a_nucleus_whose_maps_wave_stays_one() -> None:
+    """A long nucleus, whose horizontal map falls a little in the middle, on half of its width."""
+    instances = np.zeros((60, 120), np.int32)
+    instances[20:40, 20:100] = 1
+    maps = ideal_maps(instances)
+    maps[1, 20:40, 56:64] -= np.linspace(0, 0.45, 8, dtype=np.float32)
+    maps[1, 20:40, 64:100] -= 0.45
+    p = 1 / (1 + np.exp(-maps[0]))
+    assert len(np.unique(label_instances(p, maps[1:], PostProcessing(weak_border=0)))) == 3
+    np.testing.assert_array_equal(label_instances(p, maps[1:], PostProcessing()) > 0, instances > 0)
+    assert len(np.unique(label_instances(p, maps[1:], PostProcessing()))) == 2
+
+
+def test_borders_are_judged_by_their_mean_fall_and_joins_carry_on() -> None:
+    """Four parts in a row: 5 | 2 | 7 | 9 with falls of 0.02 (mean of 0 and 0.04), 0.05 and 0.5; 5, 2 and 7 become 2.
+    What the other map does beside such a border does not count.
+    """
+    instances = np.repeat(np.array([[5, 2, 7, 9, 0, 9]], np.int32), 2, 0)
+    right = np.array([[0.0, 0.0, 0.05, 0.5, 9.0, 0.0], [0.04, 0.0, 0.05, 0.5, 9.0, 0.0]], np.float32)
+    down = np.full((2, 6), 9, np.float32)
+    merge_across_weak_borders(instances, right, down, 0.06)
+    np.testing.assert_array_equal(instances, [[2, 2, 2, 9, 0, 9]] * 2)
+    columns = np.array([[5], [2]], np.int32)
+    merge_across_weak_borders(columns, np.full((2, 1), 9, np.float32), np.zeros((2, 1), np.float32), 0.06)
+    np.testing.assert_array_equal(columns, [[2], [2]])
+    untouched = np.array([[5, 2]], np.int32)
+    merge_across_weak_borders(untouched, np.zeros((1, 2), np.float32), np.zeros((1, 2), np.float32), 0)
+    np.testing.assert_array_equal(untouched, [[5, 2]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_joins_are_those_of_a_plain_loop(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    instances = np.kron(rng.permutation(np.arange(1, 31)).reshape(5, 6), np.ones((7, 8))).astype(np.int32)
+    instances[rng.random(instances.shape) < 0.1] = 0
+    down, right = rng.random((2, *instances.shape)).astype(np.float32)
+    pixels: dict[tuple[int, int], list[float]] = {}
+    for row, column in np.ndindex(instances.shape):
+        for r, c, fall in ((row + 1, column, down), (row, column + 1, right)):
+            if r < instances.shape[0] and c < instances.shape[1]:
+                one, other = sorted((int(instances[row, column]), int(instances[r, c])))
+                if 0 < one < other:
+                    pixels.setdefault((one, other), []).append(float(max(fall[row, column], fall[r, c])))
+    numbers = {number: number for number in range(31)}
+    for (one, other), falls in pixels.items():
+        if np.mean(falls) < 0.64:
+            smaller, larger = sorted((numbers[one], numbers[other]))
+            numbers = {k: smaller if v == larger else v for k, v in numbers.items()}
+    expected = np.vectorize(numbers.get)(instances)
+    assert 3 < len(np.unique(expected)) < 30
+    merge_across_weak_borders(instances, right, down, 0.64)
+    np.testing.assert_array_equal(instances, expected)
