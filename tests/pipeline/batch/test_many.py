@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,34 @@ def test_the_folder_of_a_finished_slide_is_found_without_reading_the_slide(
     run_all(tmp_path / "a.png", tmp_path / "out")
     monkeypatch.setattr(folder, "slide_fingerprint", lambda path: pytest.fail("its name suffices"))
     assert folder.choose_folder(job, tmp_path / "out").folder == Path("a")
+
+
+def test_the_content_of_a_new_slide_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the store; its folder follows from its name, also where slides that are told apart by content lie there."""
+    hashed: list[str] = []
+    for module in (folder, run_slide):
+        before = module.slide_fingerprint
+
+        def counted(path: Path, before: Callable[[Path], str] = before) -> str:
+            hashed.append(path.name)
+            return before(path)
+
+        monkeypatch.setattr(module, "slide_fingerprint", counted)
+    slides, tracker = tmp_path / "in", BatchTracker(OutputLocation(tmp_path / "out"), SilentReporter(), None)
+
+    def run_these(*names: str) -> None:
+        for name in names:
+            (slides / name).parent.mkdir(parents=True)
+            draw_slide(220, 200, seed=ord(name[0])).save(slides / name)
+        hashed.clear()
+        run_free(plan([slides / name for name in names], CONFIG), models(), tracker)
+
+    run_these("a/y.png")
+    assert hashed == ["y.png"]
+    run_these("b/x.png", "c/x.png")
+    assert [r.folder.name[:6] for r in tracker.results] == ["y", "x_png_", "x_png_"]
+    run_these("d/z.png")
+    assert hashed == ["z.png"]
 
 
 @pytest.mark.parametrize(
