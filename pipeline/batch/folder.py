@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -95,7 +94,7 @@ def _stems_with_digits(root: Path) -> frozenset[str]:
 @lru_cache(maxsize=1)
 def _listed(root: Path, changed_ns: int) -> frozenset[str]:
     """List a folder; once, for thousands of slides, until something comes into it."""
-    parts = (name.rpartition("_") for name in os.listdir(root))
+    parts = (path.name.rpartition("_") for path in root.iterdir())
     return frozenset(stem for stem, _, digits in parts if len(digits) == DIGITS)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import run_slide
 from pipeline.batch import folder
+from pipeline.batch.lock import Holder, Lock, machine
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import plan
 from pipeline.batch.run import run_free
@@ -23,8 +25,9 @@ CONFIG = RunConfig(mpp=MPP, tissue="none", region_size=256)
 
 
 def run_all(slides: Path, out: Path, config: RunConfig = CONFIG) -> list[SlideResult]:
-    tracker = BatchTracker(OutputLocation(out), SilentReporter(), None)
-    assert run_free(plan([slides], config), models(), tracker) == []
+    with OutputLocation(out) as to:
+        tracker = BatchTracker(to, SilentReporter(), None)
+        assert run_free(plan([slides], config), models(), tracker) == []
     return tracker.results
 
 
@@ -60,6 +63,34 @@ def test_finished_slides_are_not_opened_again(tmp_path: Path, opened: list[str])
     third = run_all(tmp_path / "in", tmp_path / "out")
     assert opened == ["a.png", "b.png", "b.png", "c.png"]
     assert [r.status for r in third] == ["finished before", "done", "done"]
+
+
+def test_finished_slides_are_found_without_their_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless one was left there; and the summary's lines, should they be lost, are written together."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        draw_slide(220, 200, seed=ord(name)).save(tmp_path / "in" / f"{name}.png")
+    out, acquire, taken = tmp_path / "out", Lock.acquire, list[str]()
+    run_all(tmp_path / "in", out)
+
+    def acquired(lock: Lock) -> bool:
+        taken.append(f"{lock.folder.name}/{lock.name}")
+        return acquire(lock)
+
+    monkeypatch.setattr(Lock, "acquire", acquired)
+    assert [r.status for r in run_all(tmp_path / "in", out)] == ["finished before"] * 3
+    assert taken == []
+    summary = (out / "summary.csv").read_text()
+    (out / "summary.csv").unlink()
+    run_all(tmp_path / "in", out)
+    assert taken == ["out/summary"]
+    assert len((out / "summary.csv").read_text().splitlines()) == len(summary.splitlines()) == 4
+    left = out / "b" / ".run.0.lock"
+    left.write_text(json.dumps(asdict(Holder("token", machine(), "here", 2**31 - 1, ""))))
+    taken.clear()
+    assert [r.status for r in run_all(tmp_path / "in", out)] == ["finished before"] * 3
+    assert taken == ["b/run"]
+    assert not left.exists()
 
 
 def test_the_folder_of_a_finished_slide_is_found_without_reading_the_slide(
