@@ -4,9 +4,9 @@ python benchmarks/many_slides.py --slides 10000 --out /tmp/many [--run 20] [--pr
 
 The slides are pictures of 96x96 pixels with a few dark ellipses and the networks are stand-ins, so that what shows is
 what nucpipe does once for each slide. The first --run slides are run and timed; the results of the others are made of
-the first one's (links to its files, but for what names the slide), since running them all would take an hour and tell
-nothing more. Then each step is timed in a process of its own, for a tenth of the slides and for all: time must grow in
-proportion, and memory hardly.
+the first one's (links to its files, but for what names the slide and for the store's arrays, which no step reads),
+since running them all would take an hour and tell nothing more. Then each step is timed in a process of its own, for a
+tenth of the slides and for all: time must grow in proportion, and memory hardly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import multiprocessing
 import os
 import pstats
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -33,10 +32,13 @@ from pipeline.batch.plan import plan
 from pipeline.batch.run import run_free
 from pipeline.batch.tracker import BatchTracker
 from pipeline.config import RunConfig
+from pipeline.export.report.saved import write_figures
+from pipeline.export.report.stats import ReportStats, compute_batch_stats
 from pipeline.export.report.write import report_batch
 from pipeline.result import open_results
 from pipeline.slide.identity import slide_fingerprint
-from pipeline.store.run_record import SilentReporter
+from pipeline.store.reader import open_store
+from pipeline.store.run_record import FIGURES, RUN_JSON, STORE, SilentReporter
 from tests.support.synthetic import models
 
 MPP, SIDE_PX = 0.25, 96
@@ -67,13 +69,18 @@ def run_some(slides: list[Path], out: Path) -> list:
     return tracker.results
 
 
-def copy_result(source: Path, target: Path, names: tuple[str, str], prints: tuple[str, str]) -> None:
-    """Link a result's files to another slide's folder; those that name the slide are written anew."""
-    shutil.copytree(source, target, copy_function=os.link)
-    for name in ("run.json", "nuclei.zarr/zarr.json"):
-        text = (target / name).read_text("utf-8").replace(names[0], names[1]).replace(prints[0], prints[1])
-        (target / name).unlink()
+def copy_result(
+    source: Path, target: Path, names: tuple[str, str], prints: tuple[str, str], facts: ReportStats
+) -> None:
+    """Link a result's files, but for its arrays, to another slide's folder; those that name the slide are new."""
+    (target / STORE).mkdir(parents=True)
+    for path in (path for path in source.iterdir() if path.is_file()):
+        os.link(path, target / path.name)
+    for name in (RUN_JSON, f"{STORE}/zarr.json"):
+        text = (source / name).read_text("utf-8").replace(names[0], names[1]).replace(prints[0], prints[1])
+        (target / name).unlink(missing_ok=True)
         (target / name).write_text(text, "utf-8")
+    write_figures(target / FIGURES, open_store(target / STORE), facts)
 
 
 def measured(step: Callable[..., object], profile: bool, *arguments: object) -> tuple[float, float, float]:
@@ -146,6 +153,7 @@ def main(count: int, out: Path, run_count: int, profile: bool) -> None:
     size = sum(path.stat().st_size for path in files)
     print(f"one slide: {each:.3f} s ({whole:.3f} s with all that is round it), {first.nuclei} nuclei")
     print(f"one result: {len(files)} files, {size} bytes")
+    facts = compute_batch_stats(open_store(Path(first.folder) / STORE))
     record = json.loads((Path(first.folder) / "run.json").read_text("utf-8"))
     for share in (10, 1):
         some, results_of = out / f"slides-{share}", out / f"results-{share}"
@@ -154,9 +162,8 @@ def main(count: int, out: Path, run_count: int, profile: bool) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.link(source, path)
             target = results_of / path.parent.name / path.stem
-            target.parent.mkdir(parents=True, exist_ok=True)
             prints = record["slide_fingerprint"], slide_fingerprint(source)
-            copy_result(Path(first.folder), target, (record["slide_name"], path.stem), prints)
+            copy_result(Path(first.folder), target, (record["slide_name"], path.stem), prints, facts)
         for name, step in STEPS:
             seconds, computed, megabytes = measured(step, profile and share == 1, some, results_of)
             took = f"{seconds:.1f} s ({computed:.1f} s of a processor), {megabytes:.0f} MB"

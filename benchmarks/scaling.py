@@ -1,17 +1,19 @@
-"""Time and memory as the slide grows: a square of a slide, tiled 1, 4 and 16 times, and 1 and 2 workers.
+"""Time and memory as the slide grows: a disc of a slide, tiled 1, 4, 16 and 64 times, and 1 and 2 workers.
 
-python benchmarks/scaling.py SLIDE --out /tmp/scaling [--mpp 0.25] [--cheap]
+python benchmarks/scaling.py SLIDE --out /tmp/scaling [--mpp 0.25] [--corner X Y] [--cheap] [--times 1 --times 8]
 
 Each run is a process of its own, whose peak memory is what the system says of it. With --cheap the networks are
-replaced by a threshold on darkness and a small classifier, so that x16 takes minutes and the rest of the engine shows.
+replaced by a threshold on darkness and a small classifier, so that x64 takes minutes and the rest of the engine shows.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -19,37 +21,58 @@ import cv2
 import numpy as np
 import tifffile
 
-SIDE_PX = 4096
-TIMES = (1, 2, 4)
+SIDE_PX, TILE_PX, SHRINKS = 4096, 256, (1, 4, 16)
+TIMES = (1, 2, 4, 8)
 """Copies along each side."""
 
 
+def piece(square: np.ndarray) -> np.ndarray:
+    """Return the square with white round a disc, so that read boxes have as many sizes as on a slide."""
+    middle = len(square) // 2
+    inside = cv2.circle(np.zeros(square.shape[:2], np.uint8), (middle, middle), middle - 100, 1, -1) > 0
+    return np.where(inside[..., None], square, np.uint8(255))
+
+
 def tiled(square: np.ndarray, times: int, mpp: float, path: Path) -> None:
-    """Write a pyramidal TIFF of ``times`` x ``times`` copies, tile by tile."""
-    density = (1e4 / mpp, 1e4 / mpp)
-    with tifffile.TiffWriter(path, bigtiff=True) as file:
-        for level, shrink in enumerate((1, 4, 16)):
-            side = len(square) // shrink
-            small = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA) if shrink > 1 else square
-            whole = (
-                small[y % side :][:256, x % side :][:, :256] for y in starts(side, times) for x in starts(side, times)
-            )
+    """Write a pyramidal TIFF of ``times`` x ``times`` copies; each tile is compressed once."""
+    sides = [len(square) // shrink for shrink in SHRINKS]
+    levels = [cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA) for side in sides]
+    once = io.BytesIO()
+    write_tiff(once, sides, mpp, [list(tiles_of(level)) for level in levels])
+    once.seek(0)
+    with tifffile.TiffFile(once) as file:
+        tiles: list[list[bytes]] = []
+        for page in file.pages:
+            parts = zip(page.dataoffsets, page.databytecounts, strict=True)
+            tiles.append([once.getvalue()[start : start + count] for start, count in parts])
+    repeated = []
+    for side, some in zip(sides, tiles, strict=True):
+        n = side // TILE_PX
+        repeated.append([some[y % n * n + x % n] for y in range(n * times) for x in range(n * times)])
+    write_tiff(path, [side * times for side in sides], mpp, repeated)
+
+
+def tiles_of(level: np.ndarray) -> Iterator[np.ndarray]:
+    starts = range(0, len(level), TILE_PX)
+    yield from (level[y : y + TILE_PX, x : x + TILE_PX] for y in starts for x in starts)
+
+
+def write_tiff(to: Path | io.BytesIO, sides: list[int], mpp: float, levels: list[list]) -> None:
+    """Write a pyramid from tiles, arrays or compressed ones."""
+    with tifffile.TiffWriter(to, bigtiff=True) as file:
+        for k, (side, shrink, tiles) in enumerate(zip(sides, SHRINKS, levels, strict=True)):
             file.write(
-                whole,
-                shape=(side * times, side * times, 3),
+                iter(tiles),
+                shape=(side, side, 3),
                 dtype=np.uint8,
-                tile=(256, 256),
+                tile=(TILE_PX, TILE_PX),
                 compression="jpeg",
-                photometric="ycbcr",
-                subfiletype=1 if level else 0,
-                resolution=(density[0] / shrink, density[1] / shrink),
+                photometric="rgb",  # of what is given; the file has YCbCr
+                subfiletype=1 if k else 0,
+                resolution=(1e4 / mpp / shrink, 1e4 / mpp / shrink),
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-
-
-def starts(side: int, times: int) -> range:
-    return range(0, side * times, 256)
 
 
 def cheap_models(workers: int):
@@ -122,7 +145,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     with open_slide(slide, mpp) as opened:
         x, y = corner
-        square, mpp = opened.read_level(0, (x, y, x + SIDE_PX, y + SIDE_PX)), opened.mpp
+        square, mpp = piece(opened.read_level(0, (x, y, x + SIDE_PX, y + SIDE_PX))), opened.mpp
     print("area workers |  nuclei     mm2   seconds  mm2/s  peak GiB  of the first")
     first = 0.0
     for k, workers in [(k, 2) for k in times] + [(times[0], 1)]:

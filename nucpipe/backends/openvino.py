@@ -74,6 +74,8 @@ class OpenVINOBackend:
             "INFERENCE_NUM_THREADS": threads,
             # Several processes may share the machine: each would pin its threads to the same processors.
             "ENABLE_CPU_PINNING": False,
+            # Read boxes have many sizes, and what is kept for each is megabytes; making it anew takes milliseconds.
+            "CPU_RUNTIME_CACHE_CAPACITY": 0,
         }
         self._compiled = import_openvino().Core().compile_model(model, "CPU", settings)
         self.max_concurrency = threads

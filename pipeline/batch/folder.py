@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,23 +40,23 @@ def choose_folder(job: Job, root: Path, address: RemotePath | None = None) -> Jo
         OutputError: the folder that a manifest names lies inside the results of another slide, or the address cannot
             be asked.
     """
-    for folder in _choices(job):
+    for folder in job.choices:
         if _has_results_of(job.slide, root, address, folder):
             return replace(job, folder=folder)
-    for folder in islice(_choices(job), job.clashes, None):
+    last = None
+    # The content is not read where no folder looks as if it were named after it.
+    if not job.is_named and (address is not None or _stem(job) in _stems_with_digits(root)):
+        last = _unmistakable(job)
+        if _has_results_of(job.slide, root, address, last):
+            return replace(job, folder=last)
+    for folder in job.choices[job.clashes :]:
         if _is_free(root, address, folder):
             return replace(job, folder=folder)
-    if job.is_named and _outer(root, address, job.folder) is not None:
-        raise OutputError(f"{job.folder}: lies inside the results of another slide; give the slide another name.")
-    *_, last = _choices(job)
-    return replace(job, folder=last)
-
-
-def _choices(job: Job) -> Iterator[Path]:
-    """Yield the folders that a slide may have; its content, which names the last one, is read only for that one."""
-    yield from job.choices
     if not job.is_named:
-        yield _unmistakable(job)
+        return replace(job, folder=last or _unmistakable(job))
+    if _outer(root, address, job.folder) is not None:
+        raise OutputError(f"{job.folder}: lies inside the results of another slide; give the slide another name.")
+    return job
 
 
 def identity(slide: Path | RemotePath) -> str:
@@ -76,8 +75,27 @@ def _unmistakable(job: Job) -> Path:
     with suppress(SlideError, OSError):  # what cannot be read has no result, and fails when it is opened
         content = identity(job.slide)
     digest = hashlib.sha256(f"{job.choices[0].as_posix()}\n{content}".encode()).hexdigest()[:DIGITS]
-    name = job.choices[1].name.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
-    return Path(f"{name}_{digest}")
+    return Path(f"{_stem(job)}_{digest}")
+
+
+def _stem(job: Job) -> str:
+    """Return how the name of the folder that its content names begins."""
+    return job.choices[1].name.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
+
+
+def _stems_with_digits(root: Path) -> frozenset[str]:
+    """Return what stands before the digits in the names of folders that seem to be named after a slide's content."""
+    try:
+        return _listed(root, root.stat().st_mtime_ns)
+    except OSError:  # it is not there yet
+        return frozenset()
+
+
+@lru_cache(maxsize=1)
+def _listed(root: Path, changed_ns: int) -> frozenset[str]:
+    """List a folder; once, for thousands of slides, until something comes into it."""
+    parts = (path.name.rpartition("_") for path in root.iterdir())
+    return frozenset(stem for stem, _, digits in parts if len(digits) == DIGITS)
 
 
 def _has_results_of(slide: Path | RemotePath, root: Path, address: RemotePath | None, folder: Path) -> bool:

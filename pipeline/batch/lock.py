@@ -172,12 +172,22 @@ class Lock:
         latest = self._latest()
         return None if latest is None else Holder.parse(self._content(latest))
 
+    def is_free(self) -> bool:
+        """Tell whether nobody has the lock, nor died with it."""
+        return self._latest() is None
+
     def _file(self, generation: int) -> Path:
         return self.folder / f".{self.name}.{generation}.lock"
 
     def _latest(self) -> int | None:
         """Return the highest generation that is there."""
-        generations = [path.name.split(".")[-2] for path in self.folder.glob(f".{self.name}.*.lock")]
+        begin, end = f".{self.name}.", ".lock"
+        try:
+            names = [path.name for path in self.folder.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):  # who gives a lock back removes the folder if it is empty
+            return None
+        locks = [name for name in names if name.startswith(begin) and name.endswith(end)]
+        generations = [name.removeprefix(begin).removesuffix(end) for name in locks]
         return max((int(text) for text in generations if text.isdecimal()), default=None)
 
     def _content(self, generation: int) -> bytes:

@@ -21,7 +21,7 @@ from pipeline.batch.folder import SOURCE, choose_folder, identity
 from pipeline.batch.lock import Lock, file_system_now, held
 from pipeline.batch.plan import Job, is_result
 from pipeline.batch.remote import check_reachable, exists, fetched, local_folder, read, send, write
-from pipeline.batch.summary import SUMMARY, Summary
+from pipeline.batch.summary import BEFORE, SUMMARY, Summary
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity
 from pipeline.run_slide import find_finished_unopened
@@ -37,6 +37,8 @@ from pipeline.store.run_record import (
 
 SEND_S = 30.0
 """How often an address gets the summary, which is sent whole."""
+LINES = 500
+"""Lines of slides finished before that are written together."""
 
 
 class OutputRoot:
@@ -161,18 +163,22 @@ class OutputLocation(OutputRoot):
                     partial.write_bytes(before)
         self.summary = Summary(self.root)
         self._sent, self._is_sent = -math.inf, True
+        self._lines: list[tuple[SlideResult, Path]] = []  # that are not written yet
 
     def with_folder(self, job: Job) -> Job:
         """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""
         return choose_folder(job, self.root, self.address)
 
     def summary_line(self, result: SlideResult, job: Job) -> None:
-        """Write a slide's line of the summary; an address gets it now and then, and at the end.
+        """Write a slide's line of the summary, that of a slide finished before together with others; an address gets
+        the summary now and then, and at the end.
 
         Raises:
             OutputError: it cannot be written.
         """
-        self._is_sent = not self.summary.write(result, job.folder) and self._is_sent
+        self._lines.append((result, job.folder))
+        if result.status != BEFORE or len(self._lines) >= LINES:
+            self._write_summary()
         if time.monotonic() - self._sent >= SEND_S:
             self._send_summary()
 
@@ -188,11 +194,16 @@ class OutputLocation(OutputRoot):
             OutputError: it cannot be written, and the block ended well.
         """
         try:
+            self._write_summary()
             self._is_sent = not self.summary.tidy() and self._is_sent
             self._send_summary()
         except OutputError:
             if error is None:
                 raise
+
+    def _write_summary(self) -> None:
+        lines, self._lines = self._lines, []
+        self._is_sent = not (lines and self.summary.write(lines)) and self._is_sent
 
     def _send_summary(self) -> None:
         if self.address is not None and not self._is_sent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from nucpipe.errors import OutputError
@@ -15,7 +16,8 @@ from pipeline.store.run_record import SlideResult
 
 SUMMARY = "summary.csv"
 COLUMNS = ["slide", "folder", "status", "nuclei", "tissue_mm2", "seconds", "cause"]
-GOOD = ("done", "finished before")
+BEFORE = "finished before"
+GOOD = ("done", BEFORE)
 TAIL_BYTES = 4096
 """Of what was read of the file: they are compared to see that another process has only added lines since."""
 
@@ -43,19 +45,36 @@ class Summary:
         self._forget()
         self._read_on()
 
-    def write(self, result: SlideResult, folder: Path) -> bool:
-        """Add a slide's line, which replaces an earlier one; those of other slides stay, whoever writes them.
+    def write(self, results: Sequence[tuple[SlideResult, Path]]) -> bool:
+        """Add slides' lines, which replace earlier ones; those of other slides stay, whoever writes them.
 
         Args:
-            result: what became of the slide.
-            folder: of its results as seen from the summary, so that it means the same from everywhere.
+            results: what became of the slides, and the folder of each one's results as seen from the summary, so that
+                it means the same from everywhere.
 
         Returns:
-            False where nothing was to be written: the line of a finished slide is there.
+            False where nothing was to be written: the lines of finished slides are there.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: they cannot be written.
         """
+        lines = [self._line(result, folder) for result, folder in results]
+        self._read_on()
+        if not any(map(self._is_news, lines)):
+            return False
+        with waiting_for(Lock(self.out, "summary")):
+            self._read_on()
+            news = list(filter(self._is_news, lines))
+            if self._is_torn or not set().union(*news) <= set(self._columns):
+                self._write_all(news)
+            else:
+                self._append(news)
+        return True
+
+    def _is_news(self, line: dict[str, str]) -> bool:
+        return line["status"] != BEFORE or self._statuses.get(line["folder"]) not in GOOD
+
+    def _line(self, result: SlideResult, folder: Path) -> dict[str, str]:
         line = {
             "slide": _cell(result.slide),
             "folder": _cell(folder),
@@ -69,15 +88,7 @@ class Summary:
             line["out_of_distribution"] = f"{result.out_of_distribution:.4f}"
         for library, labels in result.counts.items():
             line |= {f"{library}:{label}": str(count) for label, count in labels.items()}
-        with waiting_for(Lock(self.out, "summary")):
-            self._read_on()
-            if result.status == "finished before" and self._statuses.get(line["folder"]) in GOOD:
-                return False
-            if self._is_torn or not line.keys() <= set(self._columns):
-                self._write_all(line)
-            else:
-                self._append(line)
-        return True
+        return line
 
     def tidy(self) -> bool:
         """Leave one line a slide, the newest; False where that was so already.
@@ -138,9 +149,9 @@ class Summary:
         self._end, self._tail = self._end + len(content), content[-TAIL_BYTES:]
         return lines
 
-    def _append(self, line: dict[str, str]) -> None:
+    def _append(self, lines: list[dict[str, str]]) -> None:
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self._columns, restval="").writerow(line)
+        csv.DictWriter(text, self._columns, restval="").writerows(lines)
         content = text.getvalue().encode()
         try:
             with self.path.open("ab") as file:
@@ -155,13 +166,13 @@ class Summary:
             raise cannot_write(self.path, error) from error
         self._take(content)
 
-    def _write_all(self, line: dict[str, str] | None = None) -> None:
-        """Write the whole file anew, with one line more."""
+    def _write_all(self, news: Sequence[dict[str, str]] = ()) -> None:
+        """Write the whole file anew, with some lines more."""
         self._forget()
         lines: dict[str, dict[str, str]] = {}
-        for one in [*self._read_on(), *([line] if line else [])]:
+        for one in [*self._read_on(), *news]:
             lines[one["folder"]] = one
-        columns = dict.fromkeys([*COLUMNS, *self._columns, *(line or {})])
+        columns = dict.fromkeys([*COLUMNS, *self._columns, *(name for line in news for name in line)])
         with written_whole(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(columns), restval="")
             writer.writeheader()

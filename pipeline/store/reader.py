@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +122,18 @@ class StoreInfo:
         """Make it of the form that :meth:`to_dict` gives."""
         width, height = fields["size_l0"]
         x, y = fields["origin_l0"]
-        outputs = LabelSpace.from_dict(fields["outputs"])
+        # Thousands of results have one classifier: they share what is made of its labels.
+        outputs = _label_space(json.dumps(fields["outputs"]))
         return cls(**{**fields, "size_l0": (width, height), "origin_l0": (x, y), "outputs": outputs})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that the store's metadata hold."""
-        return {**asdict(self), "outputs": self.outputs.to_dict()}
+        return {**vars(self), "outputs": self.outputs.to_dict()}
+
+
+@lru_cache(maxsize=16)
+def _label_space(text: str) -> LabelSpace:
+    return LabelSpace.from_dict(json.loads(text))
 
 
 def finish(journal: Journal, regions: Sequence[int], path: Path, info: StoreInfo) -> None:

@@ -21,22 +21,26 @@ from pipeline.slide.identity import valid_utf8
 from pipeline.store.reader import Store, StoreInfo
 from segmentation.nuclei import NucleusFilter
 
-STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, RUN_JSON, TIMELINE = (
+STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, FIGURES, RUN_JSON, TIMELINE = (
     "nuclei.zarr",
     "nuclei.geojson",
     "overview.png",
     "regions.csv",
     "report.html",
+    "report.json",
     "run.json",
     "profile.png",
 )
-RESULT_FILES = (STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, TIMELINE, RUN_JSON)
+RESULT_FILES = (STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, FIGURES, TIMELINE, RUN_JSON)
 """All that a run may leave in a slide's folder, in the order in which it is written; ``run.json`` comes last."""
 
 
 def expected_files(config: RunConfig) -> tuple[str, ...]:
-    """Return the names of the files that make a result whole; ``profile.png`` tells of a run, not of a slide."""
-    wanted = {TIMELINE: False, GEOJSON: config.geojson, REGIONS: gives_regions(config.tissue)}
+    """Return the names of the files that make a result whole.
+
+    ``profile.png`` tells of a run, not of a slide; ``report.json`` only saves the report of a batch time.
+    """
+    wanted = {TIMELINE: False, FIGURES: False, GEOJSON: config.geojson, REGIONS: gives_regions(config.tissue)}
     return tuple(name for name in RESULT_FILES if wanted.get(name, True))
 
 

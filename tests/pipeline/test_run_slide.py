@@ -212,7 +212,7 @@ def test_what_is_made_from_the_store_is_made_again_where_it_is_missing(tile: Pat
     again = run_slide(tile, out, models(), config, SilentReporter())
     assert (again.status, again.nuclei) == ("done", first.nuclei)
     assert (out / "nuclei.geojson").read_text("utf-8") == text
-    assert {p.name for p in out.iterdir()} == {"nuclei.zarr", *made}
+    assert {p.name for p in out.iterdir()} == {"nuclei.zarr", "report.json", *made}
     assert run_slide(tile, out, models(), config, SilentReporter()).status == "finished before"
     for name in made:  # each alone is missed
         (out / name).unlink()

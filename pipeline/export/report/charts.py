@@ -15,7 +15,7 @@ Colour = tuple[int, int, int]
 WIDTH, HEIGHT, LEFT = 320, 120, 14  # of a chart without the texts round it, and its margin on both sides
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Label:
     """A label as a legend shows it: its name, and its colour as ``#rrggbb``."""
 

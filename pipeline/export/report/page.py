@@ -26,6 +26,7 @@ from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.export.focus import SlideFocus, hatched
 from pipeline.export.report.charts import Cell, Label, heat_row, histogram, label_of, words
 from pipeline.export.report.pictures import Picture, crop, data_uri, density_map, overviews
+from pipeline.export.report.saved import read_figures, write_figures
 from pipeline.export.report.stats import (
     AREA_EDGES_UM2,
     P_EDGES,
@@ -40,6 +41,7 @@ from pipeline.regions.focus import CELL_UM
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store, StoreInfo
+from pipeline.store.run_record import FIGURES, REPORT
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 BLUE, VIOLET = (31, 78, 140), "#5a3ca0"
@@ -47,7 +49,7 @@ MERGED_SLIDES = 256  # whose figures are kept apart at most
 CONTRADICTIONS, MIN_CONTRADICTION = 12, 0.002  # listed at most, and the least share of the nuclei
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """Statistics of a label from its counts."""
 
@@ -69,7 +71,7 @@ def write_report(
     table: pd.DataFrame | None = None,
     focus: SlideFocus | None = None,
 ) -> None:
-    """Write the report of one slide.
+    """Write the report of one slide; in the folder of its result, its figures for the report of a batch, too.
 
     Args:
         store: its nuclei.
@@ -103,6 +105,8 @@ def write_report(
         "regions": {} if table is None else {lib.name: _regions(table, lib) for lib in info.outputs.libraries},
     }
     _write(path, "slide.html", _shared(facts, info, [info.nucleus_filter], run.get("tissue_mm2"), first) | content)
+    if path == store.path.parent / REPORT and isinstance(store.rows, range):
+        write_figures(path.with_name(FIGURES), store, facts)
 
 
 def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> None:
@@ -130,7 +134,8 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
     parts: list[ReportStats] = []
     common = CommonMethods()
     for result in results:
-        facts, run = compute_batch_stats(result.store), result.run_facts
+        store, run = result.store, result.run_facts
+        facts = read_figures(store.path.with_name(FIGURES), store) or compute_batch_stats(store)
         mm2 = run.get("tissue_mm2")
         each = {lib.name: [row for row in rows(facts, lib, mm2) if row.count] for lib in outputs.libraries}
         link = _link(result.folder / "report.html", path)

@@ -1,5 +1,6 @@
 """Networks ready to run: OpenVINO says what PyTorch says, and neither batches nor threads change it."""
 
+import ctypes
 import importlib.util
 import os
 import subprocess
@@ -148,6 +149,45 @@ class Odd(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return torch.tensordot(pixels.float(), torch.ones(2, pixels.shape[-1]), dims=([3], [1]))
+
+
+class Allocated(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()  # noqa: SIM905
+    )
+
+
+def test_memory_does_not_grow_with_the_number_of_sizes() -> None:
+    """Read boxes reach as far as the tissue in them: hundreds of sizes on a large slide."""
+    try:
+        allocated = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, TypeError):
+        pytest.skip("no glibc that says what is allocated")
+    allocated.restype = Allocated
+
+    def build() -> torch.nn.Module:
+        layers = [[torch.nn.Conv2d(8 + k if k else 3, 9 + k, 3, padding=1), torch.nn.ReLU()] for k in range(8)]
+        return torch.nn.Sequential(Floats(), *(module for pair in layers for module in pair))
+
+    class Floats(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels.float()
+
+    runtime = select_backend(build, "cpu", "fp32", 1, 1)
+    assert runtime.name == "openvino"
+
+    def used(sides: range) -> float:
+        for height in sides:
+            for width in sides:
+                runtime(np.zeros((1, height, width, 3), np.uint8))
+        now = allocated()
+        return float(now.uordblks + now.hblkhd) / 1e6
+
+    before = used(range(60, 72))  # the library below keeps its 1024 latest pieces, eight of a size
+    assert used(range(72, 82)) - before < 2
 
 
 def test_what_openvino_cannot_run_pytorch_does() -> None:

@@ -44,6 +44,7 @@ def test_one_holder_and_nothing_is_left(tmp_path: Path) -> None:
     first.check()
     first.release()
     assert not folder.exists()
+    assert second.holder() is None
     assert second.acquire()
     (folder / "result").write_text("")
     second.release()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from pipeline import run_slide
 from pipeline.batch import folder
+from pipeline.batch.lock import Holder, Lock, machine
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import plan
 from pipeline.batch.run import run_free
@@ -22,8 +25,9 @@ CONFIG = RunConfig(mpp=MPP, tissue="none", region_size=256)
 
 
 def run_all(slides: Path, out: Path, config: RunConfig = CONFIG) -> list[SlideResult]:
-    tracker = BatchTracker(OutputLocation(out), SilentReporter(), None)
-    assert run_free(plan([slides], config), models(), tracker) == []
+    with OutputLocation(out) as to:
+        tracker = BatchTracker(to, SilentReporter(), None)
+        assert run_free(plan([slides], config), models(), tracker) == []
     return tracker.results
 
 
@@ -61,6 +65,34 @@ def test_finished_slides_are_not_opened_again(tmp_path: Path, opened: list[str])
     assert [r.status for r in third] == ["finished before", "done", "done"]
 
 
+def test_finished_slides_are_found_without_their_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless one was left there; and the summary's lines, should they be lost, are written together."""
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b", "c"):
+        draw_slide(220, 200, seed=ord(name)).save(tmp_path / "in" / f"{name}.png")
+    out, acquire, taken = tmp_path / "out", Lock.acquire, list[str]()
+    run_all(tmp_path / "in", out)
+
+    def acquired(lock: Lock) -> bool:
+        taken.append(f"{lock.folder.name}/{lock.name}")
+        return acquire(lock)
+
+    monkeypatch.setattr(Lock, "acquire", acquired)
+    assert [r.status for r in run_all(tmp_path / "in", out)] == ["finished before"] * 3
+    assert taken == []
+    summary = (out / "summary.csv").read_text()
+    (out / "summary.csv").unlink()
+    run_all(tmp_path / "in", out)
+    assert taken == ["out/summary"]
+    assert len((out / "summary.csv").read_text().splitlines()) == len(summary.splitlines()) == 4
+    left = out / "b" / ".run.0.lock"
+    left.write_text(json.dumps(asdict(Holder("token", machine(), "here", 2**31 - 1, ""))))
+    taken.clear()
+    assert [r.status for r in run_all(tmp_path / "in", out)] == ["finished before"] * 3
+    assert taken == ["b/run"]
+    assert not left.exists()
+
+
 def test_the_folder_of_a_finished_slide_is_found_without_reading_the_slide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +101,34 @@ def test_the_folder_of_a_finished_slide_is_found_without_reading_the_slide(
     run_all(tmp_path / "a.png", tmp_path / "out")
     monkeypatch.setattr(folder, "slide_fingerprint", lambda path: pytest.fail("its name suffices"))
     assert folder.choose_folder(job, tmp_path / "out").folder == Path("a")
+
+
+def test_the_content_of_a_new_slide_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the store; its folder follows from its name, also where slides that are told apart by content lie there."""
+    hashed: list[str] = []
+    for module in (folder, run_slide):
+        before = module.slide_fingerprint
+
+        def counted(path: Path, before: Callable[[Path], str] = before) -> str:
+            hashed.append(path.name)
+            return before(path)
+
+        monkeypatch.setattr(module, "slide_fingerprint", counted)
+    slides, tracker = tmp_path / "in", BatchTracker(OutputLocation(tmp_path / "out"), SilentReporter(), None)
+
+    def run_these(*names: str) -> None:
+        for name in names:
+            (slides / name).parent.mkdir(parents=True)
+            draw_slide(220, 200, seed=ord(name[0])).save(slides / name)
+        hashed.clear()
+        run_free(plan([slides / name for name in names], CONFIG), models(), tracker)
+
+    run_these("a/y.png")
+    assert hashed == ["y.png"]
+    run_these("b/x.png", "c/x.png")
+    assert [r.folder.name[:6] for r in tracker.results] == ["y", "x_png_", "x_png_"]
+    run_these("d/z.png")
+    assert hashed == ["z.png"]
 
 
 @pytest.mark.parametrize(

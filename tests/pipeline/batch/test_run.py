@@ -402,6 +402,6 @@ def test_memory_of_many_lines_is_small(tmp_path: Path) -> None:
     lines = ([f"s{k}", f"s{k}", "done", 1, 1, 1, "", *"11111"] for k in range(10_000))
     with to.summary.path.open("w", newline="") as file:
         csv.writer(file).writerows([[*COLUMNS, *(f"PanNuke:{c}" for c in "abcde")], *lines])
-    to.summary.write(SlideResult(Path("new.svs"), tmp_path / "new", "done", counts=counts), Path("new"))
+    to.summary.write([(SlideResult(Path("new.svs"), tmp_path / "new", "done", counts=counts), Path("new"))])
     assert len(rows(tmp_path)) == 10_001
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000

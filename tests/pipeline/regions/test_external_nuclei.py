@@ -277,7 +277,7 @@ def test_the_area_is_that_of_the_tissue_with_external_nuclei_too(tmp_path: Path)
         assert result.tissue_mm2 == begun.mm2 == mm2
         assert begun.done_mm2 == pytest.approx(mm2)
         assert f"on {mm2:.3g} mm²" in final_line(result)
-        Summary(out).write(result, Path("slide"))
+        Summary(out).write([(result, Path("slide"))])
         rows = list(csv.DictReader((out / "summary.csv").read_text("utf-8").splitlines()))
         assert float(rows[0]["tissue_mm2"]) == open_result(out / "slide").run_facts["tissue_mm2"] == round(mm2, 6)
         report = (out / "slide" / "report.html").read_text("utf-8")

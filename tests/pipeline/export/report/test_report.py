@@ -366,6 +366,30 @@ def test_names_and_labels_are_escaped(tmp_path: Path) -> None:
     assert table(page.panels("Slides")["PanNuke"])[0][0] == "<img src=x>"
 
 
+def test_a_batch_has_its_figures_from_beside_the_slides_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of stores take hours to read; what is saved of them gives the very same page."""
+    for name, nuclei in (("a", 40), ("b", 60), ("c", 0)):
+        random_store(tmp_path / name, nuclei, name=name)
+    for result in open_results(tmp_path):
+        report_slide(result)
+
+    def page(min_area: float | None = None) -> str:
+        results = [result.filtered(min_area) for result in open_results(tmp_path)]
+        return report_batch(results, tmp_path / "report.html", "NuCLS").read_text("utf-8")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.export.report.page.compute_batch_stats", lambda store: pytest.fail("it is saved"))
+        saved = page()
+    with_saved = page(min_area=40)
+    (tmp_path / "a" / "report.json").write_text("{", "utf-8")  # damaged
+    for name in "bc":
+        (tmp_path / name / "report.json").unlink()
+    assert page() == saved
+    assert page(min_area=40) == with_saved != saved
+
+
 def test_different_libraries_are_not_added_up(tmp_path: Path) -> None:
     for name in "ab":
         random_store(tmp_path / name, 5, name=name)
