@@ -16,6 +16,8 @@ import httpx
 import numpy as np
 from selenium import webdriver
 
+import nucpipe
+
 SIZE = 1200, 640
 PLACE = "x=1190&y=1780&zoom=1.6&library=PanNuke"
 FOLLICLE = [[1000, 1500], [1300, 1500], [1300, 2150], [1000, 2150]]
@@ -46,17 +48,18 @@ def screenshot(browser: webdriver.Chrome, url: str) -> np.ndarray:
     return cv2.imdecode(np.frombuffer(browser.get_screenshot_as_png(), np.uint8), cv2.IMREAD_COLOR)
 
 
-def correct(client: httpx.Client) -> int:
+def correct(client: httpx.Client, result: Path) -> int:
     """Correct some nuclei; return the number of one of them."""
-    inside = client.post("api/nuclei/inside?library=PanNuke", json={"polygon": FOLLICLE}).json()
-    labels = {n: client.get(f"api/nuclei/{n}").json()["labels"]["PanNuke"][0]["name"] for n in inside}
-    first = -1
+    inside = np.array(client.post("api/nuclei/inside?library=PanNuke", json={"polygon": FOLLICLE}).json())
+    labels = nucpipe.open(result).labels("PanNuke").to_numpy()[inside]
+    corrected = []
     for label, (given, count) in GIVEN.items():
-        numbers = [n for n in inside if labels[n] == label]
-        chosen = numbers[:: max(1, len(numbers) // count)][:count]
-        client.post("api/corrections", json={"numbers": chosen, "library": "PanNuke", "label": given})
-        first = first if first >= 0 else chosen[len(chosen) // 2]
-    return first
+        numbers = inside[labels == label]
+        chosen = numbers[:: max(1, len(numbers) // count)][:count].tolist()
+        answer = client.post("api/corrections", json={"numbers": chosen, "library": "PanNuke", "label": given})
+        answer.raise_for_status()
+        corrected += chosen
+    return corrected[GIVEN["neoplastic"][1] // 2]
 
 
 def main(result: str, docs: str) -> None:
@@ -73,7 +76,7 @@ def main(result: str, docs: str) -> None:
             try:
                 before = screenshot(browser, f"{found[0]}#{PLACE}")
                 with httpx.Client(base_url=found[0], timeout=60) as client:
-                    number = correct(client)
+                    number = correct(client, copy)
                 after = screenshot(browser, f"{found[0]}#{PLACE}")
                 card = screenshot(browser, f"{found[0]}#{PLACE}&nucleus={number}")
             finally:

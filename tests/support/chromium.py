@@ -45,7 +45,8 @@ def chromium() -> Iterator[Driver]:
 def without_complaints(browser: Driver) -> Iterator[None]:
     """The console stays empty: no error in the page, nothing that the browser refused."""
     yield
-    assert [line["message"] for line in browser.get_log("browser")] == []
+    complaints = [line["message"] for line in browser.get_log("browser")]
+    assert not complaints, complaints
 
 
 @contextmanager

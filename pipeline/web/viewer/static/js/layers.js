@@ -91,13 +91,12 @@ function put(layer, address, opacity = 1) {
   wait(1);
   viewer.addTiledImage({
     tileSource: tileSource(layer, address), x: 0, y: 0, width: 1, opacity,
+    get index() { return items().filter((one) => ORDER.indexOf(known.get(one)?.layer) <= ORDER.indexOf(layer)).length; },  // when it is added
     success: ({ item }) => {
       if (turn !== turns[layer]) { viewer.world.removeItem(item); wait(-1); return; }
-      const below = items().filter((one) => one !== item && ORDER.indexOf(known.get(one)?.layer) <= ORDER.indexOf(layer));
       const mine = { layer, turn, isDrawn: false };
       known.set(item, mine);
       shown[layer] = item;
-      viewer.world.setItemIndex(item, below.length);
       clip();
       const swap = () => {
         mine.isDrawn = true;
