@@ -123,8 +123,8 @@ def test_two_libraries_are_compared_at_a_divider(browser: Driver, address: str) 
 
     def halves_are_right(share: float) -> None:
         both, at = canvas(browser), round(browser.find_element(By.ID, "slide").rect["width"] * share) - 60
-        np.testing.assert_array_equal(both[:, : at - 20], alone[0][:, : at - 20])  # beside the divider's focus ring
-        np.testing.assert_array_equal(both[:, at + 20 :], alone[1][:, at + 20 :])
+        for part, one in ((np.s_[:, : at - 20], alone[0]), (np.s_[:, at + 20 :], alone[1])):  # beside its focus ring
+            assert np.abs(both[part].astype(int) - one[part]).max() <= 8  # a clipped layer is rounded otherwise
 
     halves_are_right(0.5)
     until(browser, lambda b: sum(column(b, "sight", "right-labels")) == sum(column(b, "sight")) > 0)
@@ -310,6 +310,7 @@ def test_a_nucleus_is_corrected_on_a_phone(browser: Driver, drawn: Drawn, result
         browser.find_element(By.ID, "close").click()
         assert not browser.find_element(By.ID, "nucleus").is_displayed()
         assert not overflows(browser)
+        browser.get("about:blank")  # it asks for nothing when the server is gone
 
 
 @pytest.mark.parametrize("screen", ["desktop", "phone"])
@@ -357,3 +358,4 @@ def _move_between_slides(browser: Driver, results: Path) -> None:
         press(browser, "l")
         until(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#slides tr")) == 2)
         assert browser.current_url.partition("#")[0] == address
+        browser.get("about:blank")

@@ -78,9 +78,9 @@ function show() {
 document.title = `${folder.folder} – nucpipe`;
 $("folder").textContent = folder.folder;
 $("library").append(...folder.libraries.map(({ name }) => element("option", { textContent: name })));
-for (const [id, name] of [["find", "find"], ["library", "library"], ["order", "order"]]) {
-  $(id).value = state[name];
-  $(id).oninput = (event) => { state[name] = event.target.value; show(); };
+for (const [name, event] of [["find", "input"], ["library", "change"], ["order", "change"]]) {
+  $(name).value = state[name];
+  $(name).addEventListener(event, ({ target }) => { state[name] = target.value; show(); });
 }
 $("others").hidden = !folder.others.length;
 $("others").lastElementChild.append(...folder.others.map(({ name, cause }) => element("li", {}, element("b", { textContent: name }), `: ${cause}`)));

@@ -46,7 +46,7 @@ const sections = [
     ["+", "zoom in", () => viewer.viewport.zoomBy(1.6)], ["=", "", () => viewer.viewport.zoomBy(1.6)],
     ["-", "zoom out", () => viewer.viewport.zoomBy(1 / 1.6)], ["0", "the whole slide", () => viewer.viewport.goHome()]],
   ["What is shown",
-    ["1", "label system, with 1 to 9", null],
+    ["1", "label system", null],
     ["c", "compare with another label system, or not", () => compare("off or on")], ["v", "the next one to compare with", () => compare("next")],
     [",", "the divider to the left", () => moveBy(-0.05)], [".", "and to the right", () => moveBy(0.05)],
     ["f", "fill the outlines or not", () => fill(!state.filled)], ["h", "hide the nuclei or not", () => setNucleiOpacity(getNucleiOpacity() > 0 ? 0 : $("opacity").value / 100)],
@@ -62,7 +62,7 @@ const sections = [
     ["z", "undo", undo], ["b", "labels as in the run, or corrected", () => showBase(!state.base)]],
   ...slides,
 ];
-const NAMES = { ArrowLeft: "← → ↑ ↓", Escape: "Esc", "-": "−" };
+const NAMES = { 1: "1–9", ArrowLeft: "← → ↑ ↓", Escape: "Esc", "-": "−" };
 const actions = new Map(sections.flatMap(([, ...keys]) => keys).map(([key, , run]) => [key, run]));
 $("keys-list").replaceChildren(...sections.map(([title, ...keys]) => element("div", {}, element("h3", { textContent: title }),
   element("dl", {}, ...keys.filter(([, what]) => what).flatMap(([key, what]) =>
