@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.errors import UsageError
 from pipeline.cli.options import filtered
 
 PORT = 8401
@@ -20,6 +21,12 @@ PORT = 8401
     help="Where the slide is now.  [default: where the run found it]",
 )
 @click.option("--primary", metavar="LIBRARY", help="Whose labels are shown first.  [default: as in the run]")
+@click.option(
+    "--regions",
+    type=click.Path(path_type=Path),
+    metavar="ROI.geojson",
+    help="Regions drawn in QuPath, of one slide: shown, and to choose the nuclei of one of them.",
+)
 @filtered
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Any free one where that is taken."
@@ -29,29 +36,41 @@ def view(
     result: Path,
     slide: Path | None,
     primary: str | None,
+    regions: Path | None,
     min_area: float | None,
     min_detection: float | None,
     port: int,
     no_browser: bool,
 ) -> None:
-    """Show a finished result in the browser.
+    """Show finished results in the browser.
 
-    RESULT is a slide's folder; the slide is shown with its nuclei on it. The page is served on this machine alone, and
-    needs no internet. Ctrl-C ends it.
+    RESULT is a slide's folder, which is shown with its nuclei on it, or a folder of many, which are listed. The pages
+    are served on this machine alone, and need no internet. Ctrl-C ends it.
     """
     from pipeline.web.server import LOOPBACK, address, listen, serve
     from pipeline.web.viewer.app import viewer_app
+    from pipeline.web.viewer.folder import folder_app, slides_in
     from pipeline.web.viewer.open import open_viewed
 
-    viewed = open_viewed(result, slide, primary, min_area, min_detection)
+    found = slides_in(result)
+    if len(found.results) > 1:
+        for option, given in (("--slide", slide), ("--regions", regions)):
+            if given is not None:
+                raise UsageError(f"{option} is of one slide; {result} holds {len(found.results)}, name one of them.")
+        app = folder_app(found, lambda path: open_viewed(path, None, primary, min_area, min_detection))
+        what, note = f"{result}: {len(found.results):,} slides", ""
+    else:
+        viewed = open_viewed(found.results[0], slide, primary, min_area, min_detection, regions)
+        app = viewer_app(viewed)
+        what, note = f"{viewed.result.name}: {len(viewed.nuclei):,} nuclei", viewed.note
     listener = listen(LOOPBACK, port, or_next=True)
     url = address(listener)
 
     def begun() -> None:
-        click.echo(f"{viewed.result.name}: {len(viewed.nuclei):,} nuclei at {url}  (Ctrl-C ends it)")
-        if viewed.note:
-            click.echo(f"Without the slide: {viewed.note}", err=True)
+        click.echo(f"{what} at {url}  (Ctrl-C ends it)")
+        if note:
+            click.echo(f"Without the slide: {note}", err=True)
         if not no_browser:
             webbrowser.open(url)
 
-    serve(viewer_app(viewed), listener, begun)
+    serve(app, listener, begun)

@@ -1,11 +1,11 @@
-"""The viewer's page and what it asks for: tiles of the slide, tiles of the nuclei, single nuclei."""
+"""The page of one slide and what it asks for: tiles of the slide and of what lies on it, counts, single nuclei."""
 
 from __future__ import annotations
 
-import json
 import secrets
+import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from classifier.patches import patch_box_w
-from nucpipe.errors import DataError, NucpipeError, UsageError
+from nucpipe.errors import DataError, NucpipeError, SlideError, UsageError
+from pipeline.regions.focus import MAX_BLUR, FocusMap, measure_focus
+from pipeline.regions.tissue import tissue_mask
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
@@ -29,15 +31,19 @@ from pipeline.slide.resample import Image
 from pipeline.store.reader import NOT_A_NUCLEUS
 from pipeline.web.server import with_safe_headers
 from pipeline.web.viewer.correct import Corrector
-from pipeline.web.viewer.describe import describe_nucleus, describe_result
-from pipeline.web.viewer.draw import Tile, draw_nuclei
+from pipeline.web.viewer.describe import describe_nucleus, describe_regions, describe_result
+from pipeline.web.viewer.drawing.focus import draw_focus
+from pipeline.web.viewer.drawing.heat import HeatMap, Kind, draw_heat, measure_heat
+from pipeline.web.viewer.drawing.nuclei import draw_nuclei
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
-from pipeline.web.viewer.tiles import Pyramid
+from pipeline.web.viewer.requests import box_of, list_of, number_of, read_json
+from pipeline.web.viewer.tiles import Pyramid, Tile
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 STATIC = Path(str(resources.files("pipeline.web") / "viewer" / "static"))
 SHARED_STATIC = Path(str(resources.files("pipeline.web") / "static"))
 SLIDE_TILES_KEPT = 512  # about 40 MB; the tiles of a slide without a pyramid take long to make
+HEAT_MAPS_KEPT = 8
 MAX_UNCERTAIN = 200  # nuclei a request
 MAX_CORNERS = 10_000  # of a line drawn round nuclei
 CROP_PX = 224  # side of a crop as it is sent, which is what the classifier sees
@@ -66,13 +72,38 @@ class Viewed:
     kept: NucleusFilter = KEEP_ALL
 
 
-def viewer_app(viewed: Viewed) -> Starlette:
-    """Return the web application of one result."""
-    pages = _Pages(viewed)
+@dataclass(frozen=True)
+class Place:
+    """Where a slide stands among others that are viewed.
+
+    Attributes:
+        number, count: which one it is, from 1, and of how many.
+        previous, next: addresses of the slides beside it; "" where there is none.
+        all: address of their list.
+    """
+
+    number: int
+    count: int
+    previous: str
+    next: str
+    all: str
+
+
+def viewer_app(viewed: Viewed, place: Place | None = None) -> Starlette:
+    """Return the web application of one result.
+
+    Args:
+        viewed: the result.
+        place: among others; None where it is viewed alone.
+    """
+    pages = _Pages(viewed, place)
     routes = [
         Route("/", pages.index),
         Route("/api/result", pages.describe),
         Route("/api/counts", pages.counts),
+        Route("/api/regions", pages.regions),
+        Route("/api/heat", pages.heat),
+        Route("/api/focus", pages.focus),
         Route("/api/nuclei/at", pages.nucleus_at),
         Route("/api/nuclei/uncertain", pages.uncertain),
         Route("/api/nuclei/suggested", pages.suggested),
@@ -84,15 +115,28 @@ def viewer_app(viewed: Viewed) -> Starlette:
         Route("/api/nuclei/{number:int}/crop.png", pages.crop),
         Route("/tiles/slide/{level:int}/{column:int}_{line:int}.jpg", pages.slide_tile),
         Route("/tiles/nuclei/{level:int}/{column:int}_{line:int}.png", pages.nuclei_tile),
+        Route("/tiles/heat/{level:int}/{column:int}_{line:int}.png", pages.heat_tile),
+        Route("/tiles/focus/{level:int}/{column:int}_{line:int}.png", pages.focus_tile),
+    ]
+    return with_answers([*routes, *static_files()])
+
+
+def static_files() -> list[Mount]:
+    """Return where the files of the pages lie."""
+    return [
         Mount("/shared", StaticFiles(directory=SHARED_STATIC)),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
+
+
+def with_answers(routes: list[Route | Mount]) -> Starlette:
+    """Return an application for this machine alone that answers our errors in JSON."""
     handlers: Mapping[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {NucpipeError: _refusal}
     return with_safe_headers(Starlette(routes=routes, exception_handlers=handlers), local_only=True)
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
-    status = 400 if isinstance(error, UsageError | DataError) else 500
+    status = 400 if isinstance(error, UsageError | DataError | SlideError) else 500
     return JSONResponse({"error": str(error)}, status)
 
 
@@ -103,14 +147,17 @@ def _missing(what: str) -> Response:
 class _Pages:
     """The answers. What computes is no coroutine, so that it runs in threads."""
 
-    def __init__(self, viewed: Viewed) -> None:
-        self.viewed = viewed
+    def __init__(self, viewed: Viewed, place: Place | None) -> None:
+        self.viewed, self.place = viewed, place
         self.store = viewed.result.store
         self.pyramid = Pyramid(self.store.info.size_l0)
         self.grid = WorkingGrid.for_slide(self.store.info.size_l0, self.store.info.mpp)
         # Browsers keep tiles; those of another result, or of another run of the viewer, have other addresses.
         self.version = secrets.token_hex(4)
         self.jpeg = lru_cache(SLIDE_TILES_KEPT)(self._jpeg)
+        self.heat_map = lru_cache(HEAT_MAPS_KEPT)(self._heat_map)
+        self.focus_map: FocusMap | None = None
+        self.focus_lock = threading.Lock()
 
     def index(self, _: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -118,10 +165,24 @@ class _Pages:
     def describe(self, _: Request) -> Response:
         viewed = self.viewed
         facts = describe_result(viewed.result, viewed.nuclei, viewed.primary, viewed.note, viewed.kept)
-        return JSONResponse({**facts, "version": self.version, "corrections": self._corrections()})
+        place = None if self.place is None else asdict(self.place)
+        return JSONResponse({**facts, "version": self.version, "corrections": self._corrections(), "place": place})
 
     def counts(self, request: Request) -> Response:
-        return JSONResponse(self.viewed.nuclei.counts(self._choice(request)).tolist())
+        return JSONResponse(self.viewed.nuclei.counts(self._choice(request), box_of(request)).tolist())
+
+    def regions(self, _: Request) -> Response:
+        return JSONResponse(describe_regions(self.viewed.nuclei))
+
+    def heat(self, request: Request) -> Response:
+        """Return the ends of a heat map's colours."""
+        return JSONResponse({"scale": self._heat(request).scale})
+
+    def focus(self, _: Request) -> Response:
+        """Measure where the slide is out of focus, which takes long the first time."""
+        focus, blurred = self._measured_focus(), self.viewed.nuclei.out_of_focus
+        nuclei = 0 if blurred is None else int(np.count_nonzero(blurred))
+        return JSONResponse({"share": focus.out_of_focus_share, "nuclei": nuclei})
 
     def nucleus(self, request: Request) -> Response:
         number = request.path_params["number"]
@@ -130,13 +191,13 @@ class _Pages:
         return JSONResponse(self._described(number))
 
     def nucleus_at(self, request: Request) -> Response:
-        x, y, tolerance = (_number(request, name) for name in ("x", "y", "tolerance"))
+        x, y, tolerance = (number_of(request, name) for name in ("x", "y", "tolerance"))
         number = self.viewed.nuclei.at(x, y, min(max(tolerance, 0.0), 1000.0), self._choice(request))
         return JSONResponse(None if number is None else self._described(number))
 
     def uncertain(self, request: Request) -> Response:
         choice = self._choice(request)
-        start, count = (int(_number(request, name)) for name in ("start", "count"))
+        start, count = (int(number_of(request, name)) for name in ("start", "count"))
         rows = self.viewed.nuclei.least_certain(choice, max(start, 0), min(max(count, 0), MAX_UNCERTAIN))
         numbers, p = self.viewed.nuclei.labels(choice.library, choice.adapted)
         labels = self.store.info.outputs.library(choice.library).labels
@@ -151,12 +212,12 @@ class _Pages:
         """Return the numbers of nuclei that are worth a correction next."""
         choice = self._choice(request)
         candidates = np.flatnonzero(self.viewed.nuclei.shown(slice(None), choice))
-        count = min(max(int(_number(request, "count")), 0), MAX_UNCERTAIN)
+        count = min(max(int(number_of(request, "count")), 0), MAX_UNCERTAIN)
         return JSONResponse(self.viewed.corrector.suggested(choice.library, candidates, count).tolist())
 
     async def inside(self, request: Request) -> Response:
         """Return the numbers of the nuclei inside a line that was drawn."""
-        polygon = np.array(_list(await _json(request), "polygon"), np.float32)
+        polygon = np.array(list_of(await read_json(request), "polygon"), np.float32)
         if polygon.ndim != 2 or polygon.shape[1:] != (2,) or not 3 <= len(polygon) <= MAX_CORNERS:
             raise UsageError("polygon: expected three or more pairs of x and y.")
         if not np.isfinite(polygon).all():
@@ -169,8 +230,8 @@ class _Pages:
 
     async def correct(self, request: Request) -> Response:
         """Take a correction of some nuclei: ``numbers`` with ``library`` and ``label``, or with that they are none."""
-        body = await _json(request)
-        numbers = _list(body, "numbers")
+        body = await read_json(request)
+        numbers = list_of(body, "numbers")
         if not numbers or not all(isinstance(n, int) and 0 <= n < len(self.store) for n in numbers):
             raise UsageError("numbers: expected those of nuclei.")
         library, label = str(body.get("library", "")), str(body.get("label", ""))
@@ -181,7 +242,7 @@ class _Pages:
         return JSONResponse(self._corrections())
 
     async def undo(self, request: Request) -> Response:
-        await _json(request)
+        await read_json(request)
         await run_in_threadpool(self.viewed.corrector.undo)
         return JSONResponse(self._corrections())
 
@@ -197,7 +258,9 @@ class _Pages:
 
     def _described(self, number: int) -> dict[str, Any]:
         facts = describe_nucleus(self.store, number, self.viewed.nuclei.adapted)
-        return {**facts, "corrected": self.viewed.corrector.of(number)}
+        blurred = self.viewed.nuclei.out_of_focus
+        out_of_focus = None if blurred is None else bool(blurred[number])
+        return {**facts, "corrected": self.viewed.corrector.of(number), "outOfFocus": out_of_focus}
 
     def crop(self, request: Request) -> Response:
         """Return what the classifier saw of a nucleus."""
@@ -226,9 +289,40 @@ class _Pages:
         tile = self.pyramid.nuclei_tile(*self._place(request))
         if tile is None:
             return _missing("tile")
-        filled = _number(request, "fill", 1.0) != 0
-        drawn = draw_nuclei(self.viewed.nuclei, tile, self._choice(request), filled)
+        filled = number_of(request, "fill", 1.0) != 0
+        return self._png(draw_nuclei(self.viewed.nuclei, tile, self._choice(request), filled))
+
+    def heat_tile(self, request: Request) -> Response:
+        tile = self.pyramid.nuclei_tile(*self._place(request))
+        return _missing("tile") if tile is None else self._png(draw_heat(self._heat(request), tile))
+
+    def focus_tile(self, request: Request) -> Response:
+        tile = self.pyramid.nuclei_tile(*self._place(request))
+        return _missing("tile") if tile is None else self._png(draw_focus(self._measured_focus(), tile))
+
+    def _png(self, drawn: Image) -> Response:
         return self._kept(_encoded(".png", drawn, cv2.IMWRITE_PNG_COMPRESSION, 1), "image/png")
+
+    def _heat(self, request: Request) -> HeatMap:
+        choice, kind = self._choice(request), request.query_params.get("kind")
+        if kind not in ("density", "certainty"):
+            raise UsageError(f"kind={kind}: expected density or certainty.")
+        return self.heat_map(choice, kind, self.viewed.nuclei.generation)
+
+    def _heat_map(self, choice: Choice, kind: Kind, _: int) -> HeatMap:
+        return measure_heat(self.viewed.nuclei, choice, kind)
+
+    def _measured_focus(self) -> FocusMap:
+        slide, nuclei = self.viewed.slide, self.viewed.nuclei
+        with self.focus_lock:
+            if self.focus_map is None:
+                if slide is None:
+                    raise UsageError("the slide is needed to tell what is out of focus; give its path (--slide).")
+                if (focus := measure_focus(slide, tissue_mask(slide))) is None:
+                    raise SlideError(f"pixels of {slide.mpp:.3g} µm are too coarse to tell what is out of focus.")
+                nuclei.out_of_focus = focus.at(nuclei.centroids_l0.astype(np.float64)) > MAX_BLUR
+                self.focus_map = focus
+            return self.focus_map
 
     @staticmethod
     def _place(request: Request) -> tuple[int, int, int]:
@@ -242,50 +336,15 @@ class _Pages:
             numbers = frozenset(int(number) for number in off.split(",") if number)
         except ValueError:
             raise UsageError(f"off={off}: expected numbers of labels with commas between them.") from None
-        kept = NucleusFilter(_number(request, "area", 0.0), _number(request, "detection", 0.0))
+        kept = NucleusFilter(number_of(request, "area", 0.0), number_of(request, "detection", 0.0))
         adapted = request.query_params.get("labels", "base") != "base"
-        return Choice(library, numbers, _number(request, "p", 0.0), kept, adapted)
+        in_focus = request.query_params.get("focus") == "in" and self.viewed.nuclei.out_of_focus is not None
+        region = request.query_params.get("region", "")
+        return Choice(library, numbers, number_of(request, "p", 0.0), kept, adapted, region, in_focus)
 
     @staticmethod
     def _kept(content: bytes, kind: str) -> Response:
         return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=3600"})
-
-
-async def _json(request: Request) -> dict[str, Any]:
-    """Return what a page of ours sent.
-
-    A page of another site can send no JSON here: browsers ask first, and are not answered.
-
-    Raises:
-        UsageError: it is not a JSON object.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise UsageError("expected JSON (Content-Type: application/json).")
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise UsageError("expected a JSON object.")
-    return body
-
-
-def _list(body: dict[str, Any], name: str) -> list[Any]:
-    value = body.get(name)
-    if not isinstance(value, list):
-        raise UsageError(f"{name}: expected a list.")
-    return value
-
-
-def _number(request: Request, name: str, default: float | None = None) -> float:
-    text = request.query_params.get(name)
-    try:
-        value = default if text is None else float(text)
-        if value is not None and np.isfinite(value):
-            return value
-    except ValueError:
-        pass
-    raise UsageError(f"{name}={text}: expected a number.")
 
 
 def _encoded(kind: str, bgr: Image, *options: int) -> bytes:

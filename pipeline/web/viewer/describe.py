@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from classifier.decision_rule import decide
 from classifier.libraries import no_label_colour
@@ -16,6 +17,9 @@ from pipeline.store.reader import Store
 from pipeline.web.viewer.nuclei import Adapted, Choice, NucleiMap
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, OVERLAP_PX, TILE_PX, Pyramid
 from segmentation.nuclei import NucleusFilter
+
+OUTLINE_TOLERANCE_L0 = 2.0
+"""By so many pixels a region's outline may be drawn beside its place; its nuclei are those of the exact one."""
 
 
 def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str, kept: NucleusFilter) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def describe_result(result: Result, nuclei: NucleiMap, primary: str, note: str, 
         "fullLevel": Pyramid(info.size_l0).full_level,
         "enlargedLevels": ENLARGED_LEVELS,
         "scaleBars": [(length_um, length_text(length_um)) for length_um in LENGTHS_UM],
+        "regions": nuclei.store.regions is not None,
         "libraries": [_describe_library(nuclei, library.name) for library in info.outputs.libraries],
     }
 
@@ -61,6 +66,30 @@ def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
             for label, colour, n, known in zip(names, colours, counts, trained, strict=True)
         ],
     }
+
+
+def describe_regions(nuclei: NucleiMap) -> list[dict[str, Any]]:
+    """Return each region of interest: name, class, area, number of nuclei, box and rings of its outline at level 0."""
+    if (regions := nuclei.store.regions) is None:
+        return []
+    return [
+        {
+            "name": name,
+            "class": label,
+            "mm2": mm2,
+            "nuclei": int(np.count_nonzero(nuclei.in_region(name))),
+            "box": shapely.bounds(shape).tolist(),
+            "rings": [
+                np.round(shapely.get_coordinates(ring), 1).tolist()
+                for part in shapely.get_parts(shapely.simplify(shape, OUTLINE_TOLERANCE_L0))
+                for ring in shapely.get_rings(part)
+            ],
+        }
+        for name, label, mm2, shape in zip(
+            regions.names, regions.labels, regions.areas_mm2.tolist(), regions.shapes, strict=True
+        )
+        if mm2
+    ]
 
 
 def describe_nucleus(store: Store, number: int, adapted: Adapted | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from nucpipe.errors import UsageError
 from pipeline.store.reader import Store
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
@@ -39,6 +40,8 @@ class Choice:
         least_p: nuclei whose label is less probable are hidden.
         kept: nuclei of a smaller area or a lower detection probability are hidden.
         adapted: whether labels are the adapted ones, and what is no nucleus is hidden.
+        region: name of the region of interest whose nuclei are shown; "" for all.
+        in_focus: whether nuclei that are out of focus are hidden, once that is measured.
     """
 
     library: str
@@ -46,6 +49,8 @@ class Choice:
     least_p: float = 0.0
     kept: NucleusFilter = KEEP_ALL
     adapted: bool = False
+    region: str = ""
+    in_focus: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,8 @@ class Outlines:
 class NucleiMap:
     """The nuclei of a store for a viewer. Safe to be used from several threads.
 
-    In memory: 28 bytes a nucleus for its place, area and detection probability, 5 a library for its label; outlines
-    come from the disk.
+    In memory: 28 bytes a nucleus for its place, area and detection probability, 5 a library for its label, 1 a region
+    that was looked at; outlines come from the disk.
 
     Attributes:
         store: the whole store.
@@ -137,6 +142,7 @@ class NucleiMap:
         diameter_l0: of a disc of the median area; 0 where there are no nuclei.
         adapted: labels after corrections; None where there are none.
         generation: how often ``adapted`` was set.
+        out_of_focus: (N,) bool; None as long as nobody has measured it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -155,7 +161,9 @@ class NucleiMap:
         self._lock = threading.Lock()
         self.adapted: Adapted | None = None
         self.generation = 0
+        self.out_of_focus: npt.NDArray[np.bool_] | None = None
         self._labels: dict[str, Labels] = {}
+        self._in_region: dict[str, npt.NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
         return len(self.centroids_l0)
@@ -200,15 +208,40 @@ class NucleiMap:
             visible = visible & (p[rows] >= choice.least_p)
         if choice.adapted and (now := self.adapted) is not None:
             visible = visible & ~now.no_nuclei[rows]
+        if choice.region:
+            visible = visible & self.in_region(choice.region)[rows]
+        if choice.in_focus and self.out_of_focus is not None:
+            visible = visible & ~self.out_of_focus[rows]
         return visible & choice.kept.keeps(self.area_um2[rows], self.detection_p[rows])
 
-    def counts(self, choice: Choice) -> npt.NDArray[np.int64]:
+    def in_region(self, name: str) -> npt.NDArray[np.bool_]:
+        """Return (N,) which nuclei lie in a region of interest.
+
+        Raises:
+            UsageError: there is no such region.
+        """
+        if name not in self._in_region:
+            if (regions := self.store.regions) is None:
+                raise UsageError(f"region={name}: there are no regions here; give a file of them with --regions.")
+            self._in_region[name] = regions.contain(regions.number_of(name), self.store.centroids_l0)
+        return self._in_region[name]
+
+    def counts(self, choice: Choice, box_l0: BoxL0 | None = None) -> npt.NDArray[np.int64]:
         """Return (labels + 1,) how many nuclei of each label the filters leave, "no label" last.
 
         A label that is switched off has the number that switching it on would show.
+
+        Args:
+            choice: with the filters.
+            box_l0: x0, y0, x1, y1, in which centroids count; None: everywhere.
         """
-        shown = self.shown(slice(None), replace(choice, off=frozenset()))
-        numbers = self.labels(choice.library, choice.adapted)[0][shown]
+        rows: Rows | slice = slice(None)
+        if box_l0 is not None:
+            near = self.rows_in(box_l0)
+            x, y = self.centroids_l0[near].T
+            rows = near[(x >= box_l0[0]) & (y >= box_l0[1]) & (x < box_l0[2]) & (y < box_l0[3])]
+        shown = self.shown(rows, replace(choice, off=frozenset()))
+        numbers = self.labels(choice.library, choice.adapted)[0][rows][shown]
         count = len(self.store.info.outputs.library(choice.library).labels)
         return np.bincount(np.where(numbers < 0, count, numbers), minlength=count + 1)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from nucpipe.errors import NucpipeError, OutputError
-from pipeline.result import STORE_NAME, open_result
+from nucpipe.errors import NucpipeError
+from pipeline.result import open_result
 from pipeline.slide.base import Slide
 from pipeline.web.viewer.app import Viewed
 from pipeline.web.viewer.correct import Corrector
@@ -18,24 +19,28 @@ def open_viewed(
     primary: str | None,
     min_area: float | None = None,
     min_detection: float | None = None,
+    regions: Path | None = None,
 ) -> Viewed:
     """Return a result with its nuclei in memory and its slide open.
 
     Args:
-        path: a slide's folder of results, its ``nuclei.zarr``, or a folder with one such folder.
+        path: a slide's folder of results, or its ``nuclei.zarr``.
         slide: where the slide is; None for where the run found it. Where that is no longer true, the nuclei are shown
             alone.
         primary: name of a library, in any case of letters; None for that of the run.
         min_area, min_detection: the least area (square micrometres) and detection probability of the nuclei that are
             shown at first; None: as in the run.
+        regions: a GeoJSON of regions of interest; None: none are shown.
 
     Raises:
         OutputError: no finished result.
         UsageError: no such library; ``slide`` is not there; nuclei are asked for that the run left out.
-        SlideError: ``slide`` cannot be read or is another one.
+        SlideError: ``slide`` cannot be read or is another one; ``regions`` cannot be read or meet no slide.
         DataError: the corrections beside the result cannot be read.
     """
-    result = open_result(_one_result(path))
+    result = open_result(path)
+    if regions is not None:
+        result = replace(result, store=result.store.with_regions(regions))
     library = result.store.info.outputs.library(primary or result.primary).name
     kept = result.store.stricter_filter(min_area, min_detection)
     opened: Slide | None = None
@@ -48,18 +53,3 @@ def open_viewed(
         note = str(error)
     nuclei = NucleiMap(result.store)
     return Viewed(result, nuclei, Corrector(result, nuclei), opened, library, note, kept)
-
-
-def _one_result(path: Path) -> Path:
-    """Return the path itself, or the only result in it.
-
-    Raises:
-        OutputError: several lie in it.
-    """
-    if not path.is_dir() or (path / STORE_NAME).exists() or (path / "zarr.json").exists():
-        return path
-    found = sorted(store.parent for store in path.rglob(STORE_NAME))
-    if len(found) > 1:
-        names = ", ".join(str(folder) for folder in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise OutputError(f"{path}: holds {len(found)} results; give one of them, such as {names}.")
-    return found[0] if found else path

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from pipeline.web.viewer.draw import Tile
+from dataclasses import dataclass, replace
 
 TILE_PX = 512
 OVERLAP_PX = 1
 """Overlap of the slide's tiles, so that a browser that enlarges them shows no seams."""
 ENLARGED_LEVELS = 3
 """Levels beyond the slide's own pixels, on which outlines are drawn finer than the slide's pixels are."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of the slide on a grid of square pixels.
+
+    Attributes:
+        box: x0, y0, x1, y1 in its own pixels.
+        l0_per_px: level-0 pixels per pixel; below 1 where it is enlarged.
+    """
+
+    box: tuple[int, int, int, int]
+    l0_per_px: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.box[2] - self.box[0], self.box[3] - self.box[1]
+
+    @property
+    def box_l0(self) -> tuple[float, float, float, float]:
+        """The same rectangle at level 0."""
+        x0, y0, x1, y1 = (edge * self.l0_per_px for edge in self.box)
+        return x0, y0, x1, y1
+
+    def widened(self, rim_px: int) -> Tile:
+        """Widen by a number of pixels on each side."""
+        x0, y0, x1, y1 = self.box
+        return replace(self, box=(x0 - rim_px, y0 - rim_px, x1 + rim_px, y1 + rim_px))
 
 
 @dataclass(frozen=True)

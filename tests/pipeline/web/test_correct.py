@@ -1,10 +1,7 @@
 """Corrections in the viewer: what is kept in the file, what becomes of all nuclei, and what the server answers."""
 
 from pathlib import Path
-from typing import Any
 
-import anyio
-import httpx
 import numpy as np
 import pytest
 import shapely
@@ -18,30 +15,10 @@ from pipeline.store.reader import open_store
 from pipeline.web.viewer.app import Viewed, viewer_app
 from pipeline.web.viewer.nuclei import Choice
 from pipeline.web.viewer.open import open_viewed
+from tests.support.browser import Client
 from tests.support.stores import random_store
 
 SIZE = (2400, 1800)
-
-
-class Client:
-    """Asks a viewer of this process."""
-
-    def __init__(self, view: Viewed) -> None:
-        self.app = viewer_app(view)
-
-    def get(self, path: str, **more: Any) -> httpx.Response:
-        return self.ask("GET", path, **more)
-
-    def post(self, path: str, **more: Any) -> httpx.Response:
-        return self.ask("POST", path, **more)
-
-    def ask(self, method: str, path: str, **more: Any) -> httpx.Response:
-        async def answer() -> httpx.Response:
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-                return await client.request(method, path, **more)
-
-        return anyio.run(answer)
 
 
 @pytest.fixture
@@ -56,7 +33,7 @@ def view(folder: Path) -> Viewed:
 
 @pytest.fixture
 def client(view: Viewed) -> Client:
-    return Client(view)
+    return Client(viewer_app(view))
 
 
 def said(folder: Path) -> list[tuple[str, str]]:
@@ -205,7 +182,7 @@ def test_contradictions_of_the_file_are_listed(folder: Path, tmp_path: Path) -> 
     x, y = open_store(folder / "nuclei.zarr").centroids_l0[9]
     both = [Correction(x, y, "PanNuke", "dead"), Correction(x, y, "PanNuke", "epithelial")]
     write_corrections(folder / "corrections.csv", both)
-    client = Client(open_viewed(folder, None, "PanNuke"))
+    client = Client(viewer_app(open_viewed(folder, None, "PanNuke")))
     assert client.get("/api/corrections").json()["contradictions"] == [
         f"x {x:.1f}, y {y:.1f}: PanNuke dead or epithelial"
     ]

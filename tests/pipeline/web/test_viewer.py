@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from classifier.patches import cut_crops
-from nucpipe.errors import OutputError, SlideError, UsageError
+from nucpipe.errors import SlideError, UsageError
 from pipeline.cli.main import main
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.open import open_slide
 from pipeline.store.reader import Store
 from pipeline.web.viewer import app as view_app
-from pipeline.web.viewer.draw import Tile, draw_nuclei
+from pipeline.web.viewer.drawing.nuclei import draw_nuclei
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.open import open_viewed
-from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
+from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid, Tile
 from segmentation.nuclei import NucleusFilter
 from tests.support.browser import run_drawn, viewed
 from tests.support.stores import random_store
@@ -272,7 +272,7 @@ def test_the_page_needs_nothing_from_elsewhere(server: httpx.Client) -> None:
     assert page.headers["content-type"].startswith("text/html")
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
     links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
-    assert len(links) == 4
+    assert len(links) == 5
     for link in links:
         assert link.startswith(("/", "data:"))
         if link.startswith("/"):
@@ -409,13 +409,6 @@ def test_a_viewer_begins_with_the_filter_that_is_asked_for(tmp_path: Path) -> No
     assert len(asked.nuclei) == 200  # all are at hand
     with pytest.raises(UsageError, match="expected 4 or more, or run the slide again with --min-area 3"):
         open_viewed(tmp_path, None, None, 3)
-
-
-def test_one_result_is_asked_for_where_several_lie(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        random_store(tmp_path / name, 3)
-    with pytest.raises(OutputError, match="holds 2 results"):
-        open_viewed(tmp_path, None, None)
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path, result: Path) -> None:

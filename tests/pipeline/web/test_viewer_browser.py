@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import httpx
 import numpy as np
 import pytest
 
 from pipeline.adaptation.corrections import read_corrections
 from tests.support.browser import run_drawn, viewed
+from tests.support.chromium import (
+    ActionChains,
+    By,
+    Driver,
+    Keys,
+    canvas,
+    chromium,
+    link,
+    opened,
+    seen,
+    settled,
+    until,
+    without_complaints,
+)
 from tests.support.synthetic import Drawn, draw_slide
-
-selenium = pytest.importorskip("selenium", reason="selenium is not installed")
-
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
-Driver = webdriver.Chrome
 SYSTEMS = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Driver]:
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("no chromium with chromedriver here (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(paths[0])
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(str(paths[1])))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture(autouse=True)
+def no_complaints(browser: Driver) -> Iterator[None]:
+    with without_complaints(browser):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,51 +53,6 @@ def drawn() -> Drawn:
 def address(browser: Driver, drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with viewed(run_drawn(drawn, tmp_path_factory.mktemp("viewed"))) as url:
         yield url
-
-
-@pytest.fixture(autouse=True)
-def no_complaints(browser: Driver) -> Iterator[None]:
-    """The console stays empty: no error in the page, nothing that the browser refused."""
-    yield
-    assert [line["message"] for line in browser.get_log("browser")] == []
-
-
-def until(browser: Driver, what: Callable[[Driver], Any]) -> Any:
-    return WebDriverWait(browser, 30, 0.1).until(what)
-
-
-def settled(browser: Driver) -> None:
-    """All tiles are there and nothing moves."""
-    script = """
-        const w = viewer.world, n = w.getItemCount();
-        return n === 2 && [0, 1].every((k) => w.getItemAt(k).getFullyLoaded()) && !viewer.isAnimating?.()
-            && Math.abs(viewer.viewport.getZoom(true) - viewer.viewport.getZoom()) < 1e-6;"""
-    until(browser, lambda b: b.execute_script(script))
-    browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
-
-
-def opened(browser: Driver, url: str) -> None:
-    browser.get("about:blank")  # else a page that differs in its hash alone would stay
-    browser.get(url)
-    until(browser, lambda b: b.execute_script("return Boolean(window.viewer && viewer.world.getItemCount())"))
-    settled(browser)
-
-
-def canvas(browser: Driver) -> np.ndarray:
-    """The part of the screen that shows the slide, without the controls that lie on it: RGB."""
-    png = browser.find_element(By.ID, "slide").screenshot_as_png
-    image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
-    assert image is not None
-    return np.asarray(image[150:-60, 60:, ::-1])
-
-
-def link(browser: Driver) -> dict[str, str]:
-    return dict(pair.split("=") for pair in browser.current_url.partition("#")[2].split("&"))
-
-
-def seen(image: np.ndarray, colour: list[int]) -> int:
-    """Pixels of that colour, as an outline of full opacity shows it."""
-    return int((np.abs(image.astype(int) - colour).max(2) < 6).sum())
 
 
 def colours_of(address: str, library: str) -> dict[str, list[int]]:
@@ -122,8 +76,9 @@ def test_the_slide_and_its_nuclei_are_seen_and_nothing_comes_from_elsewhere(brow
 
 def legend(browser: Driver) -> dict[str, int]:
     """The numbers of nuclei that the legend shows, by label."""
-    rows = (one.text.rsplit("\n", 1) for one in browser.find_elements(By.CSS_SELECTOR, "#labels label"))
-    return {name: int(count.replace(",", "")) for name, count in rows}
+    rows = browser.find_elements(By.CSS_SELECTOR, "#labels label")
+    names, counts = ([row.find_element(By.CLASS_NAME, name).text for row in rows] for name in ("name", "count"))
+    return {name: int(count.replace(",", "")) for name, count in zip(names, counts, strict=True)}
 
 
 def test_the_legend_counts_what_is_shown(browser: Driver, address: str) -> None:
@@ -247,7 +202,8 @@ def test_a_link_leads_back_to_the_place(browser: Driver, address: str) -> None:
     assert np.abs(canvas(browser).astype(int) - before).mean() > 5
     opened(browser, url)
     assert browser.current_url == url
-    np.testing.assert_array_equal(canvas(browser), before)
+    # The card was painted in parts before, and whole now: its round corners differ by a rounding.
+    assert np.abs(canvas(browser).astype(int) - before).max() <= 3
     opened(browser, f"{address}#x=nonsense&zoom=-1&library=Mars&off=a,b&nucleus=999999999")
     assert link(browser)["library"] == "PanNuke"
 
@@ -309,7 +265,8 @@ def test_the_card_never_hides_the_nucleus_that_was_clicked(
             assert apart, (dx, dy, a, b)
             assert "detection" in card.text
             sides.add(card.get_attribute("data-side"))
-        assert sides == ({"left", "right"} if window[0] > 1000 else {"top", "bottom"})
+            assert window[0] > 1000 or a["y"] >= slide.rect["height"] - 1  # on a phone it lies over the panel
+        assert window[0] < 1000 or sides == {"left", "right"}
     finally:
         browser.set_window_size(1200, 900)
 
@@ -375,7 +332,7 @@ def test_corrections_by_key_mouse_and_a_line_recolour_the_slide(
 
         # A line round several.
         ActionChains(browser).send_keys("d").perform()
-        line = browser.find_element(By.ID, "line")
+        line = browser.find_element(By.ID, "drawings")
         move = ActionChains(browser).move_to_element_with_offset(line, -180, -180).click_and_hold()
         for dx, dy in ((360, 0), (0, 360), (-360, 0), (0, -300)):
             move = move.move_by_offset(dx, dy)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -12,7 +11,8 @@ import numpy.typing as npt
 
 from classifier.libraries import no_label_colour
 from pipeline.export.figures.overview import SUBPIXEL_BITS
-from pipeline.web.viewer.nuclei import BoxL0, Choice, NucleiMap, Outlines
+from pipeline.web.viewer.nuclei import Choice, NucleiMap, Outlines
+from pipeline.web.viewer.tiles import Tile
 
 Picture = npt.NDArray[np.uint8]
 
@@ -22,35 +22,6 @@ WIDE_LINE_PX = 40.0
 RIM_PX = 4  # drawn round a tile and cut off: OpenCV draws a line otherwise where the picture ends
 FILL = 80  # of 255: how opaque the inside of an outline is
 BOOST, SEEN = 2.0, 0.4  # a pixel is more opaque than its nuclei cover of it, so that few are seen too
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A rectangle of the slide on a grid of square pixels.
-
-    Attributes:
-        box: x0, y0, x1, y1 in its own pixels.
-        l0_per_px: level-0 pixels per pixel; below 1 where it is enlarged.
-    """
-
-    box: tuple[int, int, int, int]
-    l0_per_px: float
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self.box[2] - self.box[0], self.box[3] - self.box[1]
-
-    @property
-    def box_l0(self) -> BoxL0:
-        """The same rectangle at level 0."""
-        x0, y0, x1, y1 = (edge * self.l0_per_px for edge in self.box)
-        return x0, y0, x1, y1
-
-    def widened(self, rim_px: int) -> Tile:
-        """Widen by a number of pixels on each side."""
-        x0, y0, x1, y1 = self.box
-        return replace(self, box=(x0 - rim_px, y0 - rim_px, x1 + rim_px, y1 + rim_px))
 
 
 def draw_nuclei(nuclei: NucleiMap, tile: Tile, choice: Choice, filled: bool = True) -> Picture:
