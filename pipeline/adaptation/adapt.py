@@ -39,6 +39,13 @@ class Learnt:
         """The libraries whose labels became worse."""
         return [name for name, one in self.accuracy.items() if one is not None and one.worse]
 
+    @property
+    def untrusted(self) -> list[str]:
+        """The libraries that cannot be measured, where those that can became worse: they were taught by the same
+        corrections.
+        """
+        return [name for name, one in self.accuracy.items() if one is None] if self.worse else []
+
 
 @dataclass(frozen=True)
 class Changed:

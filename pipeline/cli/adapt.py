@@ -31,7 +31,7 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
     RESULT is a slide's folder with a corrections.csv, from nucpipe view or nucpipe corrections import. The adapted
     labels stand beside the base labels, in columns such as PanNuke_adapted; nucpipe export and report take them with
     --adapted. Accuracy is measured on corrections that are left out, place by place. A library that no
-    correction speaks of keeps its labels, and so does one that becomes worse.
+    correction speaks of keeps its labels, and so does one that becomes worse, and then one that cannot be measured.
     """
     from pipeline.adaptation.adapt import learn, write
     from pipeline.result import open_result
@@ -46,10 +46,12 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
         return
     learnt = learn(source)
     _say_learnt(source.name, learnt)
-    left_out = [] if even_worse else learnt.worse
+    left_out = [] if even_worse else [*learnt.worse, *learnt.untrusted]
     if left_out:
+        unmeasured = f"; and, too few to measure: {', '.join(learnt.untrusted)}" if learnt.untrusted else ""
         click.echo(
-            f"Worse than before, so left as they are: {', '.join(left_out)} (--even-worse writes them all the same)."
+            f"Worse than before, so left as they are: {', '.join(learnt.worse)}{unmeasured} "
+            "(--even-worse writes them all the same)."
         )
     if not set(learnt.adaptation.libraries) - set(left_out) and not len(learnt.clicks.no_nuclei):
         raise UsageError(f"{source.name}: nothing became better, so nothing is written; correct more nuclei.")

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from classifier.out_of_distribution import HIGH, in_words
 from nucpipe.errors import NucpipeError
 from pipeline.adaptation.corrections import CORRECTIONS, read_corrections
 from pipeline.batch.summary import GOOD, SUMMARY
@@ -211,6 +212,8 @@ def cautions(result: Result) -> list[str]:
         found.append("no nuclei were found")
     if (share := result.run_facts.get("out_of_focus") or 0.0) >= MUCH_OUT_OF_FOCUS:
         found.append(f"{100 * share:.0f} % of the tissue is out of focus")
+    if (share := result.run_facts.get("out_of_distribution") or 0.0) >= HIGH:
+        found.append(in_words(share))
     try:
         result.slide_path()
     except NucpipeError:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -13,8 +14,10 @@ from click.testing import CliRunner
 import nucpipe
 from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
+from pipeline.adaptation.adapt import learn
 from pipeline.adaptation.clicks import clicks_of
 from pipeline.adaptation.corrections import Correction, write_corrections
+from pipeline.adaptation.validation import Accuracy
 from pipeline.cli.main import main
 from pipeline.result import open_result
 from pipeline.store.adapted import made_from, remove_adapted
@@ -161,11 +164,22 @@ def test_what_became_worse_is_not_written_unless_it_is_asked_for(tmp_path: Path)
     status, said = call("adapt", tmp_path / "r")
     worse = next(line for line in said.splitlines() if line.startswith("Worse than before, so left as they are: "))
     assert "PanNuke" in worse
+    # Nothing else is written, either: what the label table carries over cannot be measured here.
     assert "PanNuke" not in open_store(store.path).adapted_libraries
     assert status == (2 if "nothing became better" in said else 0)
     status, said = call("adapt", tmp_path / "r", "--even-worse")
     assert status == 0
     assert "PanNuke" in open_store(store.path).adapted_libraries
+
+
+def test_what_cannot_be_measured_goes_with_what_became_worse(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    correct(store, truth, ROWS)
+    learnt = learn(open_result(tmp_path / "r"))
+    better, worse = Accuracy(60, (0.5, 0.7), (0.5, 0.7)), Accuracy(60, (0.7, 0.5), (0.7, 0.5))
+    assert replace(learnt, accuracy={"PanNuke": better, "NuCLS": None}).untrusted == []
+    one_worse = replace(learnt, accuracy={"PanNuke": worse, "CoNSeP": better, "NuCLS": None})
+    assert (one_worse.worse, one_worse.untrusted) == (["PanNuke"], ["NuCLS"])
 
 
 def test_other_slides_get_the_labels_too_with_a_warning(tmp_path: Path) -> None:
