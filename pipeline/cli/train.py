@@ -184,12 +184,12 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, calibrate: bool, **options: Any) -> None:
-    """Give a classifier what makes runs store features, and the out-of-distribution score.
+    """Give a classifier features and an out-of-distribution score.
 
-    The features are the principal components, over the annotated nuclei, of what its last layer sees; the score tells
-    by them how unlike the training data a nucleus is, compared with images that were held out. Weights, labels and,
-    without --calibrate, temperatures and figures stay as they are; nucpipe train classifier ends with this step by
-    itself.
+    Runs store both. The features are the principal components, over the annotated nuclei, of what its last layer sees;
+    the score tells by them how unlike the training data a nucleus is, compared with images that were held out.
+    Weights, labels and, without --calibrate, temperatures and figures stay as they are; nucpipe train classifier ends
+    with this step by itself.
     """
     from classifier.training.config import ClassifierTraining
     from classifier.training.train import finish_again

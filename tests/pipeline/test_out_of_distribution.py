@@ -102,8 +102,8 @@ def test_the_share_is_told_wherever_a_slide_is(slide: Path, done: SlideResult, t
     page = (tmp_path / "batch.html").read_text("utf-8")
     assert in_words(share) in page
     assert f'<td class="num">{100 * share:.0f} %</td>' in page
-    Summary(tmp_path).write(SlideResult(Path("old.svs"), Path("old"), "done", 3), Path("old"))
-    Summary(tmp_path).write(done, Path("new"))
+    Summary(tmp_path).write([(SlideResult(Path("old.svs"), Path("old"), "done", 3), Path("old"))])
+    Summary(tmp_path).write([(done, Path("new"))])
     with (tmp_path / "summary.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["out_of_distribution"] for line in lines] == ["", f"{share:.4f}"]

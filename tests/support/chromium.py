@@ -43,9 +43,13 @@ def chromium() -> Iterator[Driver]:
 
 @contextmanager
 def without_complaints(browser: Driver) -> Iterator[None]:
-    """The console stays empty: no error in the page, nothing that the browser refused."""
+    """The console stays empty: no error in the page, nothing that the browser refused.
+
+    That a tile came after its layer was replaced is no fault: OpenSeadragon says so whenever one chooses quickly.
+    """
     yield
-    complaints = [line["message"] for line in browser.get_log("browser")]
+    messages = [line["message"] for line in browser.get_log("browser")]
+    complaints = [message for message in messages if "loaded before reset" not in message]
     assert not complaints, complaints
 
 

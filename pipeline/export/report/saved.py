@@ -39,6 +39,7 @@ def write_figures(path: Path, store: Store, facts: ReportStats) -> None:
     counts += [facts.crosswalk[pair] for pair in combinations(facts.counts, 2)]
     content = {
         "of": _mark(store),
+        "unlike": facts.unlike,
         "counts": _packed(np.concatenate([table.ravel() for table in counts])),
         "mean_p": _packed(np.concatenate(list(facts.mean_p.values()))),
         "area_um2": _packed(facts.area_um2.values),
@@ -56,6 +57,7 @@ def read_figures(path: Path, store: Store) -> ReportStats | None:
         content = json.loads(path.read_text("utf-8"))
         if content["of"] != _mark(store):
             return None
+        unlike = None if content["unlike"] is None else int(content["unlike"])
         rest = _unpacked(content["counts"], np.int64)
 
         def take(*shape: int) -> Counts:
@@ -78,7 +80,7 @@ def read_figures(path: Path, store: Store) -> ReportStats | None:
     except (OSError, ValueError, KeyError, TypeError, zlib.error):
         return None
     nothing = Distribution.merge([])
-    return ReportStats(outputs, len(store), counts, mean_p, area, nothing, areas, confidence, crosswalk, {}, ())
+    return ReportStats(outputs, len(store), counts, mean_p, area, nothing, areas, confidence, crosswalk, {}, (), unlike)
 
 
 def _mark(store: Store) -> str:
