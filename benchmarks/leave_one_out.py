@@ -28,6 +28,7 @@ from classifier.training.config_file import read_config
 from classifier.training.train import train_classifier
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import UsageError
+from pipeline.inference.models import find_model
 
 
 def rounds(config: ClassifierTraining, leave: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -79,7 +80,8 @@ def main(file: Path, leave: tuple[str, ...], steps: int | None, out: Path) -> No
     """Train and measure; prints a table."""
     out.mkdir(parents=True, exist_ok=True)
     base = ClassifierTraining(**(read_config(file) | {"out": out / "base.safetensors"}))
-    base = dataclasses.replace(base, steps=base.steps if steps is None else steps)
+    start = tuple(find_model("classifier", str(model)) for model in base.start_from)
+    base = dataclasses.replace(base, start_from=start, steps=base.steps if steps is None else steps)
     matching = make_matching(libraries_of(base.libraries), base.match, base.similarity, base.match_table)
     rows = []
     for name, groups in rounds(base, leave):
