@@ -93,7 +93,9 @@ class OodModel:
         weights, offsets = self._affine
         found = [np.zeros(0)]
         for start in range(0, len(features), ROWS):
-            whitened = _whole(features[start : start + ROWS], FEATURE_STEPS) @ weights - offsets
+            # Not by "@": BLAS has threads of its own, which wait actively and take the processors from the networks.
+            # Sums of whole numbers are the same in any order.
+            whitened = np.einsum("nf,fg->ng", _whole(features[start : start + ROWS], FEATURE_STEPS), weights) - offsets
             squares = (whitened / (FEATURE_STEPS * WEIGHT_STEPS)) ** 2
             # Column by column: how numpy adds up a row depends on the number of rows.
             columns = np.ascontiguousarray(squares.reshape(-1, count, size).transpose(2, 0, 1))
