@@ -29,6 +29,8 @@ def merge_across_weak_borders(instances: Ints, right: Floats, down: Floats, thre
         right, down: (H, W) float32, see ``segmentation.hovernet.postprocess.falls``.
         threshold: fall per pixel; 0 joins nothing.
     """
+    if threshold <= 0:
+        return
     keys, falls = _border_pixels(instances, right, down)
     if not len(keys):
         return

@@ -24,22 +24,10 @@ from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.open import open_viewed
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid, Tile
 from segmentation.nuclei import NucleusFilter
+from tests.pipeline.web.conftest import SIZE
 from tests.support.browser import run_drawn, viewed
 from tests.support.stores import random_store
 from tests.support.synthetic import MPP, Drawn, draw_slide
-
-SIZE = (2400, 1800)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return random_store(tmp_path_factory.mktemp("store"), 400, SIZE)
-
-
-@pytest.fixture
-def nuclei(store: Store) -> NucleiMap:
-    return NucleiMap(store)
-
 
 # ---- the index
 

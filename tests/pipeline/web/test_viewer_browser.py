@@ -17,31 +17,17 @@ from tests.support.chromium import (
     Driver,
     Keys,
     canvas,
-    chromium,
     link,
     opened,
     seen,
     settled,
     until,
-    without_complaints,
 )
 from tests.support.synthetic import Drawn, draw_slide
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_complaints")]
 
 SYSTEMS = ["NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Driver]:
-    with chromium() as driver:
-        yield driver
-
-
-@pytest.fixture(autouse=True)
-def no_complaints(browser: Driver) -> Iterator[None]:
-    with without_complaints(browser):
-        yield
 
 
 @pytest.fixture(scope="module")

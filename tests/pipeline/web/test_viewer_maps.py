@@ -22,22 +22,12 @@ from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.open import open_viewed
 from pipeline.web.viewer.tiles import Tile
 from tests.pipeline.export.test_measure import write_boxes
+from tests.pipeline.web.conftest import SIZE
 from tests.support.browser import Client
 from tests.support.stores import random_store
 
-SIZE = (2400, 1800)
 CELL = CELL_UM / 0.25
 BOXES = {"left": (0, 0, 1200, 1800), "small one": (300, 300, 900, 900)}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return random_store(tmp_path_factory.mktemp("store"), 400, SIZE)
-
-
-@pytest.fixture
-def nuclei(store: Store) -> NucleiMap:
-    return NucleiMap(store)
 
 
 @pytest.mark.parametrize("box", [(0, 0, *SIZE), (100.5, 900, 1100, 1030), (-90, -90, 700, 5000), (50, 50, 50, 50)])
