@@ -102,7 +102,7 @@ def test_the_installation_names_what_there_is() -> None:
     assert set(extras[2].split(",")) < PROJECT["project"]["optional-dependencies"].keys()
     for name in re.findall(r"containers/([\w.]+)", script):
         assert (CONTAINERS / name).is_file(), name
-    from pipeline.cli.run import run
+    from pipeline.cli.commands.run import run
 
     command = re.search(r"^nucpipe run (\S+) (.*)$", script, re.M)
     assert command is not None

@@ -1,1 +1,1 @@
-"""The commands of the command line, a file for each kind; heavy packages are imported inside them."""
+"""The command line: ``main`` gathers the commands, and beside it stands what they are made of."""

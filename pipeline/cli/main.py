@@ -11,7 +11,7 @@ import click
 from nucpipe._version import __version__
 from nucpipe.cache import keep_libraries_in_cache
 from nucpipe.errors import NucpipeError
-from pipeline.cli import (
+from pipeline.cli.commands import (
     adapt,
     classify,
     doctor,

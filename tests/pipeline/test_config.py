@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from pipeline.cli.run import config_of, run
+from pipeline.cli.commands.run import config_of, run
 from pipeline.config import RunConfig
 
 CHANGED = RunConfig(

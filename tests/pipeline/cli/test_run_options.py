@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from pipeline.cli.run import run
+from pipeline.cli.commands.run import run
 from pipeline.config import RunConfig
 
 BATCH = {"slides", "out", "max_failures", "dry_run", "cluster"}
