@@ -22,7 +22,7 @@ import click
 import cv2
 
 import nucpipe
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from pipeline.store.reader import Store, open_store
 from segmentation.evaluation.metrics import DetectionCounts

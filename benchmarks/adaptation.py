@@ -36,7 +36,7 @@ from scipy.spatial import cKDTree
 from sklearn.ensemble import RandomForestClassifier
 
 from benchmarks.accuracy import run_images
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.stains import stain_matrix
 from pipeline.adaptation.clicks import LabelTable, says_one_thing

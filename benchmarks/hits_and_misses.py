@@ -20,8 +20,8 @@ import numpy as np
 
 from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import predict_logits
-from classifier.label_mapping import Matching
-from classifier.libraries import LabelSpace
+from classifier.labels.label_mapping import Matching
+from classifier.labels.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
 from nucpipe.backends.device import pick_device, pick_precision

@@ -30,8 +30,8 @@ import numpy as np
 
 from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import predict_logits
-from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import LabelSpace, Library, libraries_of
+from classifier.labels.label_mapping import Matching, make_matching
+from classifier.labels.libraries import LabelSpace, Library, libraries_of
 from classifier.network import MEAN, STD, Enlarged, JointClassifier
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS

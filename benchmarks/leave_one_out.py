@@ -20,8 +20,8 @@ import click
 
 from classifier.dataset import extract_patches
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
-from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import libraries_of
+from classifier.labels.label_mapping import Matching, make_matching
+from classifier.labels.libraries import libraries_of
 from classifier.network import load_classifier
 from classifier.training.config import ClassifierTraining
 from classifier.training.config_file import read_config

@@ -78,7 +78,7 @@ def write_tiff(to: Path | io.BytesIO, sides: list[int], mpp: float, levels: list
 def cheap_models(workers: int):
     """Return stand-ins for the networks."""
 
-    from classifier.libraries import LabelSpace, published_libraries
+    from classifier.labels.libraries import LabelSpace, published_libraries
     from classifier.network import Enlarged, JointClassifier
     from classifier.predictor import Predictor
     from pipeline.inference.models import Models

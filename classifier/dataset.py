@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from classifier.label_mapping import Matching
-from classifier.libraries import Library
+from classifier.labels.label_mapping import Matching
+from classifier.labels.libraries import Library
 from classifier.patches import CONTEXT_W, at_working_mpp, cut_contexts, patch_corners, reflected
 from classifier.spec import CONTEXT_PX
 from nucpipe.datasets import AnnotatedImage
@@ -28,7 +28,7 @@ class PatchDataset:
         points: (N, 2) float64, x and y of each nucleus in pixels of its image, without the reflection.
         library: (N,) int64, the place of each sample's own library among ``Matching.sources``.
         label: (N,) int64, its label's number there; -1 where only a group of labels is known.
-        targets: (N, columns) bool, what it teaches (see ``classifier.label_mapping``).
+        targets: (N, columns) bool, what it teaches (see ``classifier.labels.label_mapping``).
         image: (N,) int64, the place of its image in ``images``.
         images: (group, name) of each image.
         centroids: (N, 2) float64, x and y in the image's own pixels, as annotated.

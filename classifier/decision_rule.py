@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from nucpipe.errors import UsageError
 
 KINDS = ("argmax", "best", "threshold")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.out_of_distribution import PREFIX as OOD_PREFIX
 from classifier.spec import PATCH_PX, TWO_VIEWS, check_kind, stored_features
 from nucpipe.backends.model_file import ModelHeader, load_model

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.out_of_distribution import OodModel, read_ood
 from classifier.predictions import Predictions, probabilities
 from classifier.spec import CONTEXT_PX, PATCH_PX, TWO_VIEWS, read_features, read_outputs

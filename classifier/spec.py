@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.errors import ModelError
 

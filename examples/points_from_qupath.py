@@ -10,7 +10,7 @@ tile as GeoJSON beside it (tile.png, tile.geojson). Then:
 
 Every nucleus then has six labels. --distil keeps what the bundled model knows of the five; give their data too if you
 have it (--library consep=CoNSeP ...). What your labels mean in the words of the five can be said in a table of your own
-(match_table in a --config, in the form of classifier/label_mapping.toml), so that they teach these too.
+(match_table in a --config, in the form of classifier/labels/label_mapping.toml), so that they teach these too.
 """
 
 import csv

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tests.support.slides as make
-from classifier.libraries import load_library
+from classifier.labels.libraries import load_library
 from classifier.predictor import load_predictor
 from nucpipe.backends.model_file import FORMAT, ModelHeader, load_model, read_header
 from nucpipe.errors import DataError, ModelError, NucpipeError, SlideError

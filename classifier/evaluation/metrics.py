@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from classifier.dataset import PatchDataset
-from classifier.libraries import LabelSpace, Library
+from classifier.labels.libraries import LabelSpace, Library
 from classifier.network import Classifier, TwoViewClassifier, of_patches
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS

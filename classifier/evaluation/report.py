@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import library_figures, partial_figures, predict_logits
-from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import LIBRARY_FILE, LabelSpace, load_library
+from classifier.labels.label_mapping import Matching, make_matching
+from classifier.labels.libraries import LIBRARY_FILE, LabelSpace, load_library
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
 from nucpipe.backends.device import pick_device, pick_precision

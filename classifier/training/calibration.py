@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 
 from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import calibration_error
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 
 MIN = 50
 """Nuclei below which a library has the other libraries' temperature instead of one of its own."""

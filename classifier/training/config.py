@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from classifier.dataset import BALANCES
-from classifier.label_mapping import SIMILARITY
+from classifier.labels.label_mapping import SIMILARITY
 from classifier.network import BACKBONE, PATCH_STRIDES
 from classifier.training.losses import LOSSES
 from nucpipe.backends.device import training_precision
@@ -47,7 +47,7 @@ class ClassifierTraining:
         start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
             labels and layers, whose mean is taken; outputs of labels that
             it has too start as they are there.
-        match, similarity, match_table: which label teaches another library's, see ``classifier.label_mapping``.
+        match, similarity, match_table: which label teaches another library's, see ``classifier.labels.label_mapping``.
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
         balance: how samples are drawn, see ``classifier.dataset.sampling_weights``.
         library_weights: (name, factor) of libraries that are drawn more or less often than ``balance`` says.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import predict_logits
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.network import load_classifier
 from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.errors import DataError

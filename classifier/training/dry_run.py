@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from classifier.label_mapping import make_matching
-from classifier.libraries import LabelSpace, libraries_of
+from classifier.labels.label_mapping import make_matching
+from classifier.labels.libraries import LabelSpace, libraries_of
 from classifier.training.config import ClassifierTraining
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: LabelSpace, s
 
     Args:
         logits: (N, columns) float.
-        targets: (N, columns) bool, see ``classifier.label_mapping``.
+        targets: (N, columns) bool, see ``classifier.labels.label_mapping``.
         outputs: the columns.
         smoothing: share of a target's probability that is spread evenly over the library's trained labels, 0-1.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.spec import unmeasured
 from nucpipe.backends.model_file import ModelHeader
 

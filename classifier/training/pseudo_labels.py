@@ -10,7 +10,7 @@ import numpy as np
 
 from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import predict_logits
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
 from nucpipe.errors import DataError

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.network import SIZE_PX, Classifier, JointClassifier, PatchStem, TwoViewClassifier, load_classifier
 from classifier.spec import TWO_VIEWS, check_kind
 from classifier.training.config import ClassifierTraining

@@ -15,8 +15,8 @@ import torch
 
 from classifier.dataset import SOURCE_PX, PatchDataset, extract_patches, sampling_weights
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
-from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import LabelSpace, libraries_of
+from classifier.labels.label_mapping import Matching, make_matching
+from classifier.labels.libraries import LabelSpace, libraries_of
 from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier
 from classifier.patches import CONTEXT_W
 from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS

@@ -28,7 +28,7 @@ class ModelHeader:
         architecture: what the package that owns ``kind`` needs to build the network.
         mpp: pixel size of the network's input, micrometres.
         mean, std: normalisation of RGB in 0-1.
-        outputs: for a classifier, its libraries and their labels (see ``classifier.libraries``); else empty.
+        outputs: for a classifier, its libraries and their labels (see ``classifier.labels.libraries``); else empty.
         data: the data sets it learnt from: name, counts, licence, what was held out.
         figures: what was measured on the held-out part.
         min_area_um2, min_detection_p: for a segmentor, the least area (square micrometres) and the least detection

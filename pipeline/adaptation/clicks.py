@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from classifier.label_mapping import make_matching
-from classifier.libraries import LabelSpace
+from classifier.labels.label_mapping import make_matching
+from classifier.labels.libraries import LabelSpace
 from pipeline.adaptation.corrections import Contradiction, Correction, agreed, contradictions, locate
 from pipeline.store.reader import Store
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from nucpipe.errors import DataError
 from nucpipe.files import written_whole
 from pipeline.store.reader import NOT_A_NUCLEUS, Store

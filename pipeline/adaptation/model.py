@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from pipeline.store.reader import Store
 from segmentation.nuclei import MEASURES
 

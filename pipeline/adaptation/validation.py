@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from pipeline.adaptation.model import Floats, fit
 
 PLACES = 5

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from nucpipe.errors import DataError, UsageError
 from pipeline.store.reader import OOD_SCORE, Store
 from segmentation.nuclei import MEASURES

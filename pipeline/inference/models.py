@@ -18,7 +18,7 @@ from segmentation.nuclei import KEEP_ALL, NucleusFilter
 from segmentation.registry import default_filter, load_detector
 
 if TYPE_CHECKING:
-    from classifier.libraries import LabelSpace
+    from classifier.labels.libraries import LabelSpace
     from classifier.predictor import Predictor
     from segmentation.detector import Detector
 

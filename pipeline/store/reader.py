@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import DecisionRule, best_labels, label_probabilities, short_form
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import cannot_write

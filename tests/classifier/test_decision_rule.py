@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
-from classifier.libraries import LabelSpace, Library, published_libraries
+from classifier.labels.libraries import LabelSpace, Library, published_libraries
 from nucpipe.errors import OutputError, UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig

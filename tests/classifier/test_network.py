@@ -13,8 +13,8 @@ import timm
 import torch
 
 from classifier.dataset import PatchDataset, extract_patches, sampling_weights
-from classifier.label_mapping import make_matching
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.label_mapping import make_matching
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.network import (
     MEAN,
     STD,

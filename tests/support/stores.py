@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.predictions import Predictions
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, StoreInfo, finish, open_store

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.network import JointClassifier, TwoViewClassifier, of_patches
 from classifier.out_of_distribution import OodModel
 from classifier.predictor import Predictor

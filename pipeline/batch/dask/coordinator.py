@@ -86,7 +86,7 @@ def for_workers(config: RunConfig) -> RunConfig:
     Raises:
         UsageError: they name a model or a library that is not there.
     """
-    from classifier.libraries import LabelSpace
+    from classifier.labels.libraries import LabelSpace
 
     find_model("segmentor", config.segmentor)
     outputs = LabelSpace.from_dict(read_header(find_model("classifier", config.classifier)).outputs)

@@ -100,7 +100,7 @@ def classify(
     Exit status: 0 all done, 1 some image could not be read (each is named), 2 wrong usage.
     """
     from classifier.decision_rule import DecisionRule
-    from classifier.images import as_json, as_table, classify_images, preparation
+    from classifier.single_images.classify import as_json, as_table, classify_images, preparation
     from pipeline.inference.models import find_model
 
     rule = DecisionRule.chosen(decide, threshold)

@@ -20,8 +20,8 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
     Each label is listed with its short form, and with why it teaches another library's.
     """
     from classifier.decision_rule import short_form
-    from classifier.label_mapping import make_matching
-    from classifier.libraries import LabelSpace, libraries_of
+    from classifier.labels.label_mapping import make_matching
+    from classifier.labels.libraries import LabelSpace, libraries_of
     from classifier.spec import unmeasured
     from pipeline.inference.models import find_model
 

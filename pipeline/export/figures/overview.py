@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from classifier.libraries import Colour, Library, no_label_colour
+from classifier.labels.libraries import Colour, Library, no_label_colour
 from nucpipe.files import written_whole
 from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.store.reader import Store

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import no_label_colour
+from classifier.labels.libraries import no_label_colour
 from nucpipe.errors import UsageError
 from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.result import BBox, Result

@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.files import EXPORTED, folder_written_whole

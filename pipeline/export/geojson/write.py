@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from nucpipe.files import written_whole
 from pipeline.export.geojson.jsontext import CategoricalText, features_text
 from pipeline.export.geojson.packing import Content, Gzip, Plain

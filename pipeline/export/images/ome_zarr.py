@@ -12,7 +12,7 @@ import numpy.typing as npt
 import zarr
 
 from classifier.decision_rule import best_labels
-from classifier.libraries import Library, no_label_colour
+from classifier.labels.libraries import Library, no_label_colour
 from nucpipe._version import __version__
 from nucpipe.files import EXPORTED, folder_written_whole
 from pipeline.export.images.pyramid import (

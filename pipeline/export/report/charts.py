@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import Library, no_label_colour
+from classifier.labels.libraries import Library, no_label_colour
 
 Colour = tuple[int, int, int]
 

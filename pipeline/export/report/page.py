@@ -17,7 +17,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from classifier.out_of_distribution import HIGH, in_words
 from nucpipe._version import __version__
 from nucpipe.errors import UsageError

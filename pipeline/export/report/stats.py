@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import best_labels, label_probabilities
-from classifier.label_mapping import Matching, make_matching
-from classifier.libraries import LabelSpace, Library
+from classifier.labels.label_mapping import Matching, make_matching
+from classifier.labels.libraries import LabelSpace, Library
 from classifier.out_of_distribution import UNLIKE
 from pipeline.store.reader import Store
 

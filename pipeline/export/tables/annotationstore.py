@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from nucpipe.files import cannot_write, written_whole
 from pipeline.export.polygons import geometries_of
 from pipeline.export.select import columns_of

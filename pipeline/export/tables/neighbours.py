@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from classifier.libraries import Library
+from classifier.labels.libraries import Library
 from nucpipe.backends.processors import available_processors
 from nucpipe.files import written_whole
 from pipeline.export.select import columns_of

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel
 
 from classifier.decision_rule import DecisionRule, best_labels, label_probabilities
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from pipeline.export.geojson.write import write_geojson
 from pipeline.export.polygons import coordinates_of
 from pipeline.store.reader import Store

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import best_labels, label_probabilities
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from pipeline.adaptation.clicks import Clicks, clicks_of
 from pipeline.adaptation.corrections import (
     CORRECTIONS,

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import shapely
 
 from classifier.decision_rule import decide
-from classifier.libraries import no_label_colour
+from classifier.labels.libraries import no_label_colour
 from pipeline.export.figures.scale_bar import LENGTHS_UM, length_text
 from pipeline.result import Result
 from pipeline.store.reader import Store

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from classifier.dataset import PatchDataset
 from classifier.evaluation.metrics import auroc, calibration_error, label_figures, library_figures
-from classifier.label_mapping import make_matching
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.label_mapping import make_matching
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.network import MEAN, STD, JointClassifier
 from classifier.spec import MPP
 from classifier.training.calibration import calibrate, fit_temperature

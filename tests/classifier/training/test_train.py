@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from classifier.dataset import PatchDataset
-from classifier.libraries import LabelSpace, Library
+from classifier.labels.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, TwoViewClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining

@@ -14,8 +14,8 @@ import pytest
 import scipy.io
 
 from classifier.dataset import extract_patches
-from classifier.label_mapping import make_matching
-from classifier.libraries import published_libraries
+from classifier.labels.label_mapping import make_matching
+from classifier.labels.libraries import published_libraries
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
 from tests.support.paths import SHARED

@@ -15,7 +15,7 @@ import pytest
 import shapely
 from shapely.geometry import shape
 
-from classifier.libraries import LabelSpace, Library, published_libraries
+from classifier.labels.libraries import LabelSpace, Library, published_libraries
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from pipeline.export.geojson import write as geojson

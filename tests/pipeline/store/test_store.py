@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import zarr
 
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from pipeline.store.journal import Journal

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import no_label_colour
+from classifier.labels.libraries import no_label_colour
 from pipeline.export.figures.overview import SUBPIXEL_BITS
 from pipeline.web.viewer.nuclei import Choice, NucleiMap, Outlines
 from pipeline.web.viewer.tiles import Tile

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
 from pipeline.export.figures.overview import draw_overview

@@ -23,7 +23,7 @@ Colour = tuple[int, int, int]
 @cache
 def _published() -> dict[str, Any]:
     """Return the content of ``libraries.toml``."""
-    return tomllib.loads(resources.files("classifier").joinpath("libraries.toml").read_text("utf-8"))
+    return tomllib.loads(resources.files("classifier.labels").joinpath("libraries.toml").read_text("utf-8"))
 
 
 def no_label_colour() -> Colour:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from skimage.color import rgb2lab
 
-from classifier.libraries import Colour, LabelSpace, Library, no_label_colour, published_libraries
+from classifier.labels.libraries import Colour, LabelSpace, Library, no_label_colour, published_libraries
 
 # Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB.
 VISIONS = {

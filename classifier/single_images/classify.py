@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import DecisionRule, decide, short_form
-from classifier.libraries import LabelSpace
+from classifier.labels.libraries import LabelSpace
 from classifier.patches import at_working_mpp, cut_padded_patches
 from classifier.predictor import load_predictor
-from classifier.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
+from classifier.single_images.preprocess import Pixels, Step, denoise, sharpen, stain_normaliser
 from classifier.spec import PATCH_PX, unmeasured
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import read_header

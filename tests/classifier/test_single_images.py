@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from classifier.decision_rule import DecisionRule
-from classifier.images import NamedImages, as_table, patch_of, preparation
-from classifier.libraries import LabelSpace, published_libraries
+from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.predictor import load_predictor
-from classifier.preprocess import denoise, sharpen, stain_normaliser
+from classifier.single_images.classify import NamedImages, as_table, patch_of, preparation
+from classifier.single_images.preprocess import denoise, sharpen, stain_normaliser
 from nucpipe.errors import DataError, UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from classifier.libraries import Library, plain
+from classifier.labels.libraries import Library, plain
 from nucpipe.errors import DataError, UsageError
 
 MODES = ("own", "exact", "similar", "table")
@@ -189,7 +189,7 @@ def _by_text(source: Library, label: str, other: Library, mode: str, similarity:
 
 
 def _read_table(path: Path | None, libraries: Sequence[Library]) -> list[Pair]:
-    file = path or resources.files("classifier").joinpath("label_mapping.toml")
+    file = path or resources.files("classifier.labels").joinpath("label_mapping.toml")
     try:
         table = tomllib.loads(file.read_text("utf-8"))
         rows = [

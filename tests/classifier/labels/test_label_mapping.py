@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from classifier.label_mapping import Matching, Pair, make_matching
-from classifier.libraries import LabelSpace, Library, libraries_of, load_library, published_libraries
+from classifier.labels.label_mapping import Matching, Pair, make_matching
+from classifier.labels.libraries import LabelSpace, Library, libraries_of, load_library, published_libraries
 from classifier.predictions import probabilities
 from classifier.training.distillation import Teacher, distillation_loss
 from classifier.training.losses import masked_cross_entropy, masked_distance

@@ -1,0 +1,1 @@
+"""The label systems: what is known of each, and which label of one teaches another."""

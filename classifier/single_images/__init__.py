@@ -1,0 +1,1 @@
+"""Images of single nuclei, as of ``nucpipe classify``: read, prepared, named."""
