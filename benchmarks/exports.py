@@ -24,7 +24,8 @@ from classifier.predictions import Predictions
 from pipeline.config import RunConfig
 from pipeline.export.geojson.write import write_geojson
 from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.writer import finish
 from segmentation.nuclei import MEASURES, Nuclei
 
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from classifier.predictions import Predictions
 from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.writer import finish
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
 from segmentation.nuclei import Nuclei
 

@@ -32,7 +32,7 @@ from pipeline.slide.identity import slide_fingerprint, slide_name
 from pipeline.slide.open import open_slide
 from pipeline.slide.resample import Image
 from pipeline.store.journal import JOURNAL, Journal, check_unchanged
-from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from pipeline.store.reader import Store, open_store
 from pipeline.store.run_record import (
     GEOJSON,
     OVERVIEW,
@@ -52,6 +52,8 @@ from pipeline.store.run_record import (
     whole_result,
     write_run_json,
 )
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import finish
 
 OVERVIEW_PX = 1800
 

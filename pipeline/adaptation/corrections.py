@@ -16,7 +16,8 @@ from scipy.spatial import cKDTree
 from classifier.labels.libraries import LabelSpace
 from nucpipe.errors import DataError
 from nucpipe.files import written_whole
-from pipeline.store.reader import NOT_A_NUCLEUS, Store
+from pipeline.store.reader import Store
+from pipeline.store.schema import NOT_A_NUCLEUS
 
 CORRECTIONS = "corrections.csv"
 MATCH_UM = 3.0

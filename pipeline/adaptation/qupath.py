@@ -9,7 +9,8 @@ import numpy as np
 from nucpipe.errors import DataError
 from pipeline.adaptation.corrections import Correction, now
 from pipeline.regions.geojson import GEOJSON_ERRORS, read_features
-from pipeline.store.reader import NOT_A_NUCLEUS, Store
+from pipeline.store.reader import Store
+from pipeline.store.schema import NOT_A_NUCLEUS
 
 IGNORED = "*"
 """Ends the names of QuPath's classes of what is to be ignored, such as ``Ignore*``."""

@@ -13,7 +13,8 @@ import pandas as pd
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
 from classifier.labels.libraries import Library
 from nucpipe.errors import DataError, UsageError
-from pipeline.store.reader import OOD_SCORE, Store
+from pipeline.store.reader import Store
+from pipeline.store.schema import OOD_SCORE
 from segmentation.nuclei import MEASURES
 
 Column: TypeAlias = "npt.NDArray[Any] | pd.Categorical[Any]"

@@ -21,7 +21,8 @@ from classifier.decision_rule import best_labels, label_probabilities
 from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.store.anndata_encoding import add_array, add_categorical, add_group, add_scalar
-from pipeline.store.reader import ADAPTED, ADAPTED_X, CHUNK_ROWS, CHUNK_ROWS_X, NOT_A_NUCLEUS, Store, read_obs_columns
+from pipeline.store.reader import Store, read_obs_columns
+from pipeline.store.schema import ADAPTED, ADAPTED_X, CHUNK_ROWS, CHUNK_ROWS_X, NOT_A_NUCLEUS
 
 WRITTEN_IN = "adapted.partial"
 MADE_FROM = "uns/adaptation"

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from classifier.predictions import Predictions
 from pipeline.store.ordering import index_regions, iterate_ordered
-from pipeline.store.reader import Store, StoreInfo, table_rows
+from pipeline.store.reader import Store
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import table_rows
 from segmentation.nuclei import Nuclei
 
 

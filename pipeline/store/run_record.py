@@ -18,7 +18,8 @@ from pipeline.config import RunConfig
 from pipeline.regions.external_nuclei import nuclei_file
 from pipeline.regions.tissue import gives_regions
 from pipeline.slide.identity import valid_utf8
-from pipeline.store.reader import Store, StoreInfo
+from pipeline.store.reader import Store
+from pipeline.store.schema import StoreInfo
 from segmentation.nuclei import NucleusFilter
 
 STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, FIGURES, RUN_JSON, TIMELINE = (

@@ -13,7 +13,9 @@ import pytest
 from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.predictions import Predictions
 from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import finish
 from segmentation.nuclei import Nuclei
 
 UNTRAINED = ("NuCLS:plasma_cell", "BreCaHAD:non_mitosis")

@@ -40,8 +40,9 @@ from pipeline.inference.models import with_training_data
 from pipeline.regions.focus import CELL_UM
 from pipeline.result import Result
 from pipeline.slide.base import Slide
-from pipeline.store.reader import Store, StoreInfo
+from pipeline.store.reader import Store
 from pipeline.store.run_record import FIGURES, REPORT
+from pipeline.store.schema import StoreInfo
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
 BLUE, VIOLET = (31, 78, 140), "#5a3ca0"

@@ -15,7 +15,8 @@ from classifier.decision_rule import decide
 from nucpipe.files import cannot_write, written_whole
 from pipeline.export.select import columns_of, is_multilabel
 from pipeline.store.anndata_encoding import VERSIONS, add_array, add_string_array
-from pipeline.store.reader import ADAPTED, CHUNK_ROWS_X, Store
+from pipeline.store.reader import Store
+from pipeline.store.schema import ADAPTED, CHUNK_ROWS_X
 
 BY_ROW = ("X", "obs", "obsm", "layers")
 """The elements of a table that have a row for each nucleus."""

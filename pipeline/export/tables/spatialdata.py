@@ -26,7 +26,8 @@ from pipeline.export.tables.anndata import ZarrTable, copy_table
 from pipeline.export.tables.parquet import write_table
 from pipeline.slide.base import Slide
 from pipeline.store.anndata_encoding import add_categorical, add_group, add_scalar, add_string_array
-from pipeline.store.reader import CHUNK_ROWS, Store
+from pipeline.store.reader import Store
+from pipeline.store.schema import CHUNK_ROWS
 
 NUCLEI, IMAGE, TABLE = "nuclei", "slide", "table"
 REGION_KEY, INSTANCE_KEY = "region", "instance_id"

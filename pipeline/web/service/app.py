@@ -29,7 +29,7 @@ from nucpipe.pixel_size import MAX_MPP, MIN_MPP
 from pipeline.inference.models import Models
 from pipeline.slide.identity import slide_name
 from pipeline.store.memory import MemoryStore
-from pipeline.store.reader import StoreInfo
+from pipeline.store.schema import StoreInfo
 from pipeline.web.server import with_safe_headers
 from pipeline.web.service import schemas
 from pipeline.web.service.config import ServeConfig

@@ -28,7 +28,7 @@ from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.resample import Image
-from pipeline.store.reader import NOT_A_NUCLEUS
+from pipeline.store.schema import NOT_A_NUCLEUS
 from pipeline.web.server import with_safe_headers
 from pipeline.web.viewer.correct import Corrector
 from pipeline.web.viewer.describe import describe_nucleus, describe_regions, describe_result

@@ -26,7 +26,7 @@ from pipeline.adaptation.corrections import (
 from pipeline.adaptation.model import confirmed, features_of, fit, standardisation
 from pipeline.adaptation.suggest import suggest
 from pipeline.result import Result
-from pipeline.store.reader import NOT_A_NUCLEUS
+from pipeline.store.schema import NOT_A_NUCLEUS
 from pipeline.web.viewer.nuclei import Adapted, Labels, NucleiMap
 
 Rows = npt.NDArray[np.int64]

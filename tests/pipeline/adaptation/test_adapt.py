@@ -22,7 +22,9 @@ from pipeline.cli.main import main
 from pipeline.result import open_result
 from pipeline.store.adapted import made_from, remove_adapted
 from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import finish
 from segmentation.nuclei import Nuclei
 from tests.support.stores import published_outputs, random_store
 

@@ -23,7 +23,9 @@ from pipeline.export.geojson.jsontext import CategoricalText, features_text
 from pipeline.export.geojson.write import write_geojson
 from pipeline.export.polygons import valid_rings
 from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import finish
 from segmentation.nuclei import Nuclei
 
 OUTPUTS = LabelSpace(published_libraries(), (True,) * 35)

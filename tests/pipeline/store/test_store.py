@@ -19,7 +19,9 @@ from classifier.predictions import Predictions
 from nucpipe.errors import OutputError, UsageError
 from pipeline.store.journal import Journal
 from pipeline.store.ordering import NUCLEUS_NAMESPACE, ROUNDING, nucleus_ids
-from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import finish
 from segmentation.nuclei import MEASURES, Nuclei
 
 LIBRARIES = published_libraries()
@@ -236,8 +238,8 @@ def test_the_batches_of_writing_change_no_number(
     made: tuple[Store, Nuclei, Predictions], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.store.ordering.BATCH_ROWS", 1)
-    monkeypatch.setattr("pipeline.store.reader.CHUNK_ROWS", 64)
-    monkeypatch.setattr("pipeline.store.reader.CHUNK_POINTS", 100)
+    monkeypatch.setattr("pipeline.store.writer.CHUNK_ROWS", 64)
+    monkeypatch.setattr("pipeline.store.writer.CHUNK_POINTS", 100)
     store, nuclei, labels = made
     again = make_store(tmp_path, nuclei, labels)
     pd.testing.assert_frame_equal(again.table.obs, store.table.obs)

@@ -13,7 +13,9 @@ from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
 from pipeline.export.figures.overview import draw_overview
 from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, StoreInfo, finish, open_store
+from pipeline.store.reader import Store, open_store
+from pipeline.store.schema import StoreInfo
+from pipeline.store.writer import finish
 from segmentation.nuclei import Nuclei
 
 OUTPUTS = LabelSpace(published_libraries(), (True,) * 35)
