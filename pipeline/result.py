@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.errors import OutputError, SlideError, UsageError
+from pipeline.store.journal import JOURNAL
 from pipeline.store.reader import Store, open_store
-from pipeline.store.run_record import label_counts
+from pipeline.store.run_record import RUN_JSON, STORE, label_counts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 BBox = tuple[float, float, float, float]
 """x0, y0, x1, y1 in level-0 pixels; the nuclei whose centroid has ``x0 <= x < x1`` and ``y0 <= y < y1`` are in it."""
 
-STORE_NAME = "nuclei.zarr"
 COMMON_LABELS = 3
 """Labels of each library that a printed result names."""
 
@@ -91,7 +92,7 @@ class Result:
     def run_facts(self) -> dict[str, Any]:
         """Content of ``run.json``; empty without it, for a store can be used alone."""
         try:
-            facts = json.loads((self.folder / "run.json").read_text("utf-8"))
+            facts = json.loads((self.folder / RUN_JSON).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
         return facts if isinstance(facts, dict) else {}
@@ -203,7 +204,7 @@ class Result:
 
 def is_result(path: Path) -> bool:
     """Tell whether a path is a slide's folder of results, or the store in one."""
-    return (path / STORE_NAME).is_dir() or path.name == STORE_NAME
+    return (path / STORE).is_dir() or path.name == STORE
 
 
 def open_result(result: str | Path) -> Result:
@@ -216,13 +217,13 @@ def open_result(result: str | Path) -> Result:
         OutputError: there is none, its run is not finished, or it is of a later version of nucpipe.
     """
     path = Path(result)
-    if (path / STORE_NAME).exists():
-        return Result(path, open_store(path / STORE_NAME))
-    if (path / "journal").is_dir():
+    if (path / STORE).exists():
+        return Result(path, open_store(path / STORE))
+    if (path / JOURNAL).is_dir():
         raise OutputError(f"{path}: the run of this slide is not finished; give the same run command again.")
     if path.is_dir() and not (path / "zarr.json").exists():
-        inside = next((f", such as {store.parent}" for store in sorted(path.glob(f"*/{STORE_NAME}"))), "")
-        raise OutputError(f"{path}: expected a slide's folder of results, with {STORE_NAME} in it{inside}.")
+        inside = next((f", such as {store.parent}" for store in sorted(path.glob(f"*/{STORE}"))), "")
+        raise OutputError(f"{path}: expected a slide's folder of results, with {STORE} in it{inside}.")
     return Result(path.parent, open_store(path))
 
 
@@ -232,12 +233,15 @@ def open_results(folder: str | Path) -> list[Result]:
     Raises:
         OutputError: there is none, or one is of a later version of nucpipe.
     """
-    root = Path(folder)
-    found = []
-    for here, names, _ in os.walk(root):
-        if STORE_NAME in names:
-            found.append(Path(here))
-            names.clear()  # a result holds no other
+    found = sorted(results_in(Path(folder)))
     if not found:
-        raise OutputError(f"{root}: holds no finished result; expected a folder that nucpipe run wrote to.")
-    return [open_result(path) for path in sorted(found)]
+        raise OutputError(f"{folder}: holds no finished result; expected a folder that nucpipe run wrote to.")
+    return [open_result(path) for path in found]
+
+
+def results_in(folder: Path) -> Iterator[Path]:
+    """Yield each slide's folder of results in a folder and its sub-folders."""
+    for here, names, _ in os.walk(folder):
+        if STORE in names:
+            yield Path(here)
+            names.clear()  # a result holds no other

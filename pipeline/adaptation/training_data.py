@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ import numpy as np
 from nucpipe.errors import DataError, UsageError
 from nucpipe.files import written_whole
 from pipeline.adaptation.corrections import CORRECTIONS, Correction, agreed, check_labels, read_corrections
-from pipeline.result import STORE_NAME, Result, open_results
+from pipeline.result import Result, open_results, results_in
 from pipeline.slide.grid import WorkingGrid
 
 SIDE_W = 448
@@ -22,7 +21,7 @@ turned."""
 
 def holds_results(folder: Path) -> bool:
     """Tell whether a folder is one of results, of which nothing but their corrections can teach."""
-    return any(STORE_NAME in names for _, names, _ in os.walk(folder))
+    return next(results_in(folder), None) is not None
 
 
 def write_training_data(folder: Path, library: str, out: Path) -> list[tuple[str, Path]]:
@@ -33,7 +32,7 @@ def write_training_data(folder: Path, library: str, out: Path) -> list[tuple[str
         library: the name of a label system of the results, whose corrections are wanted; any other name stands for
             all label systems.
         out: a folder for the images; in it one data set in the points layout is written for each label system and
-            slide, for pixel sizes differ.
+            slide, for pixel sizes differ, in folders as those of the results.
 
     Returns:
         The data sets, of one group each, and before each the name of its label system.
@@ -47,6 +46,7 @@ def write_training_data(folder: Path, library: str, out: Path) -> list[tuple[str
     written, others, is_name = [], set[str](), False
     for result in open_results(folder):
         path, outputs = result.folder / CORRECTIONS, result.store.info.outputs
+        place = result.folder.name if result.folder == folder else result.folder.relative_to(folder)
         said = [c for c in agreed(read_corrections(path)) if c.is_nucleus]
         try:
             check_labels(said, outputs, path)
@@ -61,7 +61,7 @@ def write_training_data(folder: Path, library: str, out: Path) -> list[tuple[str
             if named and name.lower() != library.lower():
                 others.add(name)
                 continue
-            written.append((name, _write_slide(result, mine, out / name / result.folder.name)))
+            written.append((name, _write_slide(result, mine, out / name / place)))
     if not written:
         of = f" of {library}" if is_name else ""
         known = f"there are some of {', '.join(sorted(others))}" if others else "make some in nucpipe view"

@@ -139,7 +139,7 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
         facts = read_figures(store.path.with_name(FIGURES), store) or compute_batch_stats(store)
         mm2 = run.get("tissue_mm2")
         each = {lib.name: [row for row in rows(facts, lib, mm2) if row.count] for lib in outputs.libraries}
-        link = _link(result.folder / "report.html", path)
+        link = _link(result.folder / REPORT, path)
         about = {"name": result.name, "link": link, "mm2": mm2, "nuclei": facts.nuclei, "unlike": facts.unlike_share}
         slides.append({**about, "rows": each})
         common.add(methods(result.store.info, run))

@@ -11,6 +11,7 @@ from pipeline.export.focus import measured
 from pipeline.export.report.page import write_batch_report, write_report
 from pipeline.export.tables.region_table import region_table
 from pipeline.result import Result
+from pipeline.store.run_record import REPORT
 
 
 def report_slide(
@@ -37,7 +38,7 @@ def report_slide(
         SlideError: ``slide`` is given and not the one of this result, or cannot be read; so of ``regions``.
         OutputError: the file cannot be written.
     """
-    path = path or result.folder / "report.html"
+    path = path or result.folder / REPORT
     table = None
     if regions is not None and (found := result.store.with_regions(regions).regions) is not None:
         table = region_table(result.store, found)

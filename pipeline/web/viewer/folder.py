@@ -27,9 +27,9 @@ from classifier.out_of_distribution import HIGH, in_words
 from nucpipe.errors import NucpipeError
 from pipeline.adaptation.corrections import CORRECTIONS, read_corrections
 from pipeline.batch.summary import GOOD, SUMMARY
-from pipeline.result import STORE_NAME, Result, is_result, open_result
+from pipeline.result import Result, is_result, open_result
 from pipeline.store.journal import JOURNAL
-from pipeline.store.run_record import OVERVIEW, label_counts
+from pipeline.store.run_record import OVERVIEW, STORE, label_counts
 from pipeline.web.viewer.app import STATIC, Place, Viewed, static_files, viewer_app, with_answers
 
 OPEN_AT_ONCE = 4
@@ -61,7 +61,7 @@ def slides_in(path: Path) -> SlideFolder:
     results, unfinished = [], []
     if path.is_dir() and not is_result(path) and not (path / "zarr.json").exists():
         for here, names, _ in os.walk(path):
-            if STORE_NAME in names:
+            if STORE in names:
                 results.append(Path(here))
                 names.clear()  # a result holds no other
             elif JOURNAL in names:

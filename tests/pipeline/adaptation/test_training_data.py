@@ -1,6 +1,7 @@
 """Corrections of a folder of results teach a classifier: images cut from the slides, and a training from them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,14 @@ def test_a_training_takes_a_folder_of_results(results: Path, tmp_path: Path) -> 
 def test_another_name_stands_for_the_corrections_of_all_libraries(results: Path, tmp_path: Path) -> None:
     sets = write_training_data(results, "mine", tmp_path)
     assert [(name, len(open_dataset(path))) for name, path in sets] == [("NuCLS", 1), ("PanNuke", 12)]
+
+
+def test_results_of_one_name_in_two_folders_both_teach(results: Path, tmp_path: Path) -> None:
+    for part in ("first", "second"):
+        shutil.copytree(results / "tile", tmp_path / part / "tile")
+    sets = write_training_data(tmp_path, "PanNuke", tmp_path / "out")
+    assert len({path for _, path in sets}) == 2
+    assert [len(open_dataset(path)) for _, path in sets] == [12, 12]
 
 
 def test_corrections_that_were_taken_back_teach_no_longer(results: Path, tmp_path: Path) -> None:
