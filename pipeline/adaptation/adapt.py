@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -79,7 +79,7 @@ def learn(result: Result) -> Learnt:
 def learn_from(clicks: Clicks, store: Store) -> Learnt:
     """Return what corrected nuclei of a store teach."""
     outputs = store.info.outputs
-    corrected = Store(store.path, store.info, clicks.rows)
+    corrected = replace(store, rows=clicks.rows)
     base = corrected.probabilities
     features = features_of(corrected)
     standard = standardisation(features_of(store))

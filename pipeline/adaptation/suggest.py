@@ -49,8 +49,7 @@ def suggest(
     score = 1 - (two[:, 1] - two[:, 0]) + DISAGREEMENT * (base[candidates].argmax(1) != labels)
     cell_of = _cells(centroids, size_l0)
     crowd = np.bincount(cell_of[corrected], minlength=CELLS**2).astype(float)
-    turns = np.bincount(adapted[corrected].argmax(1), minlength=adapted.shape[1]) if len(corrected) else None
-    taken = np.zeros(adapted.shape[1], int) if turns is None else turns
+    taken = np.bincount(adapted[corrected].argmax(1), minlength=adapted.shape[1])
     left = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
     cells = cell_of[candidates]
     chosen: list[int] = []

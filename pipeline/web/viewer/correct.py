@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from classifier.decision_rule import best_labels, label_probabilities
 from classifier.labels.libraries import LabelSpace
+from nucpipe.errors import UsageError
 from pipeline.adaptation.clicks import Clicks, clicks_of
 from pipeline.adaptation.corrections import (
     CORRECTIONS,
@@ -43,12 +44,6 @@ class _Slide:
     standard: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-@dataclass
-class _State:
-    said: list[Correction] = field(default_factory=list)
-    undone_by: list[tuple[list[Correction], list[Correction]]] = field(default_factory=list)
-
-
 class Corrector:
     """The corrections of a result that is viewed. Safe to be used from several threads.
 
@@ -63,13 +58,13 @@ class Corrector:
     def __init__(self, result: Result, nuclei: NucleiMap) -> None:
         self.path, self.store, self.nuclei = result.folder / CORRECTIONS, result.store.base(), nuclei
         self._lock = threading.Lock()
-        self._state = _State()
+        self._said: list[Correction] = []
+        self._done: list[tuple[list[Correction], list[Correction]]] = []  # what each correction here added and removed
         self._rows: dict[tuple[float, float], int] = {}
         self._slide: _Slide | None = None
-        self._clicks = clicks_of([], self.store, np.zeros(0, np.int64))
         with self._lock:
             self._read()
-            if self._state.said:
+            if self._said:
                 self._relabel()
             elif self.store.adapted_libraries:
                 self._show_stored()
@@ -77,40 +72,43 @@ class Corrector:
     @property
     def count(self) -> int:
         """How many nuclei are corrected."""
-        return len({c.place for c in self._state.said})
+        return len({c.place for c in self._said})
 
     @property
     def can_undo(self) -> bool:
         """Whether something was corrected here that can be undone."""
-        return bool(self._state.undone_by)
+        return bool(self._done)
 
     @property
     def contradictions(self) -> list[str]:
         """What is said of nuclei that contradicts itself, and is not used."""
-        return [str(one) for one in contradictions(self._state.said)]
+        return [str(one) for one in contradictions(self._said)]
 
     def of(self, number: int) -> dict[str, str]:
         """Return what is said of a nucleus: its label by library, or ``NOT_A_NUCLEUS`` under ""."""
-        return {c.library: c.label for c in self._state.said if self._rows.get(c.place) == number}
+        return {c.library: c.label for c in self._said if self._rows.get(c.place) == number}
 
     def corrected(self) -> Rows:
         """Return the numbers of all corrected nuclei."""
-        return np.array(sorted({row for c in self._state.said if (row := self._rows[c.place]) >= 0}), np.int64)
+        return np.array(sorted({row for c in self._said if (row := self._rows[c.place]) >= 0}), np.int64)
 
     def correct(self, rows: Rows, library: str, label: str) -> None:
         """Say what nuclei are: a label of a library, or ``NOT_A_NUCLEUS`` with the library "".
 
         Raises:
             DataError: no such label.
-            UsageError: no such library.
+            UsageError: no such library, or more nuclei than ``MOST_AT_ONCE``.
             OutputError: the file cannot be written.
         """
-        rows = rows[:MOST_AT_ONCE]
+        if len(rows) > MOST_AT_ONCE:
+            raise UsageError(
+                f"{len(rows):,} nuclei: one correction speaks of {MOST_AT_ONCE:,} at most; draw round fewer."
+            )
         if label != NOT_A_NUCLEUS:
             known = self.store.info.outputs.library(library)
             known.resolve(label)
             library = known.name
-        some = type(self.store)(self.store.path, self.store.info, np.sort(rows))
+        some = replace(self.store, rows=np.sort(rows))
         when = now()
         new = [
             Correction(round(x, 2), round(y, 2), library, label, str(uuid), when)
@@ -119,23 +117,22 @@ class Corrector:
         with self._lock:
             self._read()
             self._rows |= {c.place: row for c, row in zip(new, some.rows, strict=True)}
-            before = self._state.said
+            before = self._said
             after = replaced(before, new)
             kept = set(after)
             self._set(after)
-            self._state.undone_by.append((new, [c for c in before if c not in kept]))
+            self._done.append((new, [c for c in before if c not in kept]))
 
-    def undo(self) -> bool:
-        """Take the last correction back; tell whether there was one."""
+    def undo(self) -> None:
+        """Take the last correction back, if there is one."""
         with self._lock:
-            if not self._state.undone_by:
-                return False
+            if not self._done:
+                return
             self._read()
-            added, removed = self._state.undone_by[-1]
+            added, removed = self._done[-1]
             gone = set(added)
-            self._set([*(c for c in self._state.said if c not in gone), *removed])
-            self._state.undone_by.pop()
-            return True
+            self._set([*(c for c in self._said if c not in gone), *removed])
+            self._done.pop()
 
     def suggested(self, library: str, candidates: Rows, count: int) -> Rows:
         """Return the nuclei that a correction would teach most of, see :func:`pipeline.adaptation.suggest.suggest`."""
@@ -155,18 +152,17 @@ class Corrector:
         check_labels(said, self.store.info.outputs, self.path)
         if new := [c for c in said if c.place not in self._rows]:
             self._rows |= {c.place: row for c, row in zip(new, locate(new, self.store).tolist(), strict=True)}
-        self._state.said = said
+        self._said = said
 
     def _set(self, said: Sequence[Correction]) -> None:
         write_corrections(self.path, said)
-        self._state.said = list(said)
+        self._said = list(said)
         self._relabel()
 
     def _relabel(self) -> None:
-        said = self._state.said
-        places = np.array([self._rows[c.place] for c in said], np.int64)
-        self._clicks = clicks_of(said, self.store, places)
-        self.nuclei.show_adapted(self._adapted(self._clicks) if said else None)
+        places = np.array([self._rows[c.place] for c in self._said], np.int64)
+        clicks = clicks_of(self._said, self.store, places)
+        self.nuclei.show_adapted(self._adapted(clicks) if self._said else None)
 
     def _adapted(self, clicks: Clicks) -> Adapted:
         slide, outputs, rows = self._whole_slide(), self.store.info.outputs, clicks.rows

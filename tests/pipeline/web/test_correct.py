@@ -13,6 +13,7 @@ from pipeline.adaptation.suggest import suggest
 from pipeline.result import open_result
 from pipeline.store.reader import open_store
 from pipeline.web.viewer.app import Viewed, viewer_app
+from pipeline.web.viewer.correct import MOST_AT_ONCE
 from pipeline.web.viewer.nuclei import Choice
 from pipeline.web.viewer.open import open_viewed
 from tests.support.browser import Client
@@ -110,6 +111,16 @@ def test_the_last_undo_leaves_no_file_and_the_base_labels(client: Client, view: 
     assert client.post("/api/corrections/undo", json={}).json()["generation"] == 0
     assert not (folder / "corrections.csv").exists()
     assert view.nuclei.adapted is None
+
+
+def test_more_nuclei_at_once_than_it_takes_are_refused_and_none_is_corrected(tmp_path: Path) -> None:
+    folder = random_store(tmp_path / "slide", MOST_AT_ONCE + 1, SIZE).path.parent
+    answer = Client(viewer_app(open_viewed(folder, None, "PanNuke"))).post(
+        "/api/corrections", json={"numbers": list(range(MOST_AT_ONCE + 1)), "library": "PanNuke", "label": "dead"}
+    )
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "20,001 nuclei: one correction speaks of 20,000 at most; draw round fewer."
+    assert not (folder / "corrections.csv").exists()
 
 
 def test_counts_and_tiles_are_of_the_labels_that_are_asked_for(client: Client) -> None:
