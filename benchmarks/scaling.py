@@ -1,9 +1,11 @@
 """Time and memory as the slide grows: a disc of a slide, tiled 1, 4, 16 and 64 times, and 1 and 2 workers.
 
-python benchmarks/scaling.py SLIDE --out /tmp/scaling [--mpp 0.25] [--corner X Y] [--cheap] [--times 1 --times 8]
+python benchmarks/scaling.py SLIDE --out /tmp/scaling [--mpp 0.25] [--corner X Y] [--times 1 --times 8]
+    [--classifier fast | --cheap]
 
 Each run is a process of its own, whose peak memory is what the system says of it. With --cheap the networks are
 replaced by a threshold on darkness and a small classifier, so that x64 takes minutes and the rest of the engine shows.
+The smallest is run once before, so that no run that is shown converts the networks, which takes half a gigabyte.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,14 +104,14 @@ def cheap_models(workers: int):
     return Models(Dark(), Predictor(lambda: Enlarged(network, network.size_px), outputs, threads=workers), described)
 
 
-def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
+def run(slide: Path, out: Path, cheap: bool, classifier: str, workers: int) -> None:
     """In a process of its own."""
     from pipeline.config import RunConfig
     from pipeline.inference.models import load_models
     from pipeline.run_slide import run_slide
     from pipeline.store.run_record import SilentReporter
 
-    config = RunConfig(overwrite=True, workers=workers)
+    config = RunConfig(overwrite=True, workers=workers, classifier=classifier)
     if cheap:
         models = cheap_models(workers)
     else:
@@ -125,6 +126,7 @@ def run(slide: Path, out: Path, cheap: bool, workers: int) -> None:
 @click.option("--mpp", type=float)
 @click.option("--corner", type=(int, int), default=(0, 0), help="Of the square, in level-0 pixels.")
 @click.option("--cheap", is_flag=True)
+@click.option("--classifier", default="joint-context", show_default=True)
 @click.option("--times", multiple=True, type=int, default=TIMES, help="Copies along each side.")
 @click.option("--one", type=int, hidden=True, help="Run one slide with this many workers.")
 def main(
@@ -133,12 +135,13 @@ def main(
     mpp: float | None,
     corner: tuple[int, int],
     cheap: bool,
+    classifier: str,
     times: tuple[int, ...],
     one: int | None,
 ) -> None:
     """Print a table of seconds and memory."""
     if one:
-        run(slide, out, cheap, one)
+        run(slide, out, cheap, classifier, one)
         return
     from pipeline.slide.open import open_slide
 
@@ -146,35 +149,38 @@ def main(
     with open_slide(slide, mpp) as opened:
         x, y = corner
         square, mpp = piece(opened.read_level(0, (x, y, x + SIDE_PX, y + SIDE_PX))), opened.mpp
+    for k in times:
+        if not slide_of(out, k).exists():
+            tiled(square, k, mpp, slide_of(out, k))
+    networks = ["--cheap"] if cheap else ["--classifier", classifier]
+    smallest = min(times)
+    timed(out, smallest, 2, networks)
     print("area workers |  nuclei     mm2   seconds  mm2/s  peak GiB  of the first")
     first = 0.0
-    for k, workers in [(k, 2) for k in times] + [(times[0], 1)]:
-        path = out / f"x{k * k}.tif"
-        if not path.exists():
-            tiled(square, k, mpp, path)
-        command = [
-            sys.executable,
-            __file__,
-            str(path),
-            "--out",
-            str(out / f"x{k * k}-{workers}"),
-            "--one",
-            str(workers),
-        ]
-        process = subprocess.Popen([*command, *(["--cheap"] if cheap else [])], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        text = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        assert status == 0
-        nuclei, mm2, seconds = (float(word) for word in text.split())
-        peak = usage.ru_maxrss / 2**20
+    for k, workers in [(k, 2) for k in times] + [(smallest, 1)]:
+        nuclei, mm2, seconds, peak = timed(out, k, workers, networks)
         first = first or peak
         print(
             f"x{k * k:<3} {workers:>7} | {nuclei:>7.0f} {mm2:>7.2f} {seconds:>9.1f} {mm2 / seconds:>6.3f} "
             f"{peak:>9.2f} {peak / first:>12.3f}",
             flush=True,
         )
-        time.sleep(1)
+
+
+def slide_of(out: Path, k: int) -> Path:
+    return out / f"x{k * k}.tif"
+
+
+def timed(out: Path, k: int, workers: int, networks: list[str]) -> tuple[float, ...]:
+    """Run a slide in a process of its own; return nuclei, square millimetres, seconds and its peak memory in GiB."""
+    results = out / f"x{k * k}-{workers}"
+    command = [sys.executable, __file__, str(slide_of(out, k)), "--out", str(results), "--one", str(workers)]
+    process = subprocess.Popen([*command, *networks], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return *(float(word) for word in text.split()), usage.ru_maxrss / 2**20
 
 
 if __name__ == "__main__":
