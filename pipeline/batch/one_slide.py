@@ -5,30 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from nucpipe.errors import NucpipeError, OutputError
+from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write
-from pipeline.batch.lock import Lock, LostLock
-from pipeline.batch.output import OutputLocation, OutputRoot
+from pipeline.batch.lock import LostLock
+from pipeline.batch.output import OutputRoot
 from pipeline.batch.plan import Job
 from pipeline.batch.tracker import NO_DISK, explain, is_disk_gone
-from pipeline.inference.models import ModelIdentity, Models
+from pipeline.inference.models import Models
 from pipeline.run_slide import run_slide
 from pipeline.store.run_record import Reporter, SlideResult
-
-
-def finished_before(job: Job, to: OutputLocation, models: ModelIdentity) -> tuple[Job, SlideResult] | None:
-    """Return the slide, with its folder, and its whole result on this disk, where no lock is needed to tell.
-
-    None where it has to be looked at more closely, by :func:`try_slide`.
-    """
-    if to.address is not None:
-        return None
-    try:
-        job = to.with_folder(job)
-        result = to.find_finished(job, models)
-        return (job, result) if result is not None and Lock(to.folder(job)).is_free() else None
-    except (NucpipeError, OSError):
-        return None
 
 
 def try_slide(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 
 from nucpipe.errors import OutputError, UsageError
 from pipeline.batch.lock import Lock, LostLock, held
-from pipeline.batch.one_slide import finished_before, try_slide
+from pipeline.batch.look_ahead import looked_ahead
+from pipeline.batch.one_slide import try_slide
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job, plan
 from pipeline.batch.tracker import POLL_S, BatchTracker, is_disk_gone
@@ -22,9 +21,6 @@ from pipeline.config import RunConfig
 from pipeline.inference.models import Models, load_models
 from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SilentReporter, SlideResult
-
-LOOKING = 8
-"""Threads that look which slides are finished."""
 
 
 def run(
@@ -111,7 +107,7 @@ def run_free(jobs: list[Job], models: Models, tracker: BatchTracker) -> list[Job
         OutputError: the results cannot be written any more, whatever the slide.
     """
     others = []
-    for number, (job, before) in enumerate(_looked_ahead(jobs, models, tracker)):
+    for number, (job, before) in enumerate(looked_ahead(jobs, tracker.to, models.identity)):
         if tracker.stopped:
             break
         if before is not None:
@@ -140,25 +136,3 @@ def run_free(jobs: list[Job], models: Models, tracker: BatchTracker) -> list[Job
                 ) from error
         tracker.add(job, result)
     return others
-
-
-def _looked_ahead(
-    jobs: Iterable[Job], models: Models, tracker: BatchTracker
-) -> Iterator[tuple[Job, SlideResult | None]]:
-    """Yield each slide, in order, with its result where that is known to be finished.
-
-    Several are looked at at a time: most of what that takes, where there are thousands, is the wait for a disk.
-    """
-    identity = models.identity
-    threads = ThreadPoolExecutor(LOOKING, "nucpipe-look")
-    ahead: deque[tuple[Job, Future[tuple[Job, SlideResult] | None]]] = deque()
-    try:
-        for job in jobs:
-            ahead.append((job, threads.submit(finished_before, job, tracker.to, identity)))
-            if len(ahead) > 2 * LOOKING:
-                job, found = ahead.popleft()
-                yield found.result() or (job, None)
-        for job, found in ahead:
-            yield found.result() or (job, None)
-    finally:
-        threads.shutdown(cancel_futures=True)

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -26,11 +26,12 @@ from nucpipe.errors import NucpipeError, OutputError, UsageError
 from nucpipe.optional.extras import install_command
 from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, LostLock, held
+from pipeline.batch.look_ahead import looked_ahead
 from pipeline.batch.output import OutputLocation
 from pipeline.batch.plan import Job
 from pipeline.batch.tracker import POLL_S, BatchTracker
 from pipeline.config import RunConfig
-from pipeline.inference.models import find_model
+from pipeline.inference.models import ModelIdentity, find_model
 from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SlideResult
 
@@ -245,7 +246,7 @@ class Coordinator:
         self, client: Client, jobs: Sequence[Job], tracker: BatchTracker, view: ClusterView, share: int
     ) -> None:
         self.client, self.tracker, self.view, self.share = client, tracker, view, share
-        self.jobs, self.others = deque(jobs), list[Job]()
+        self.jobs, self.others = jobs, list[Job]()
         self.topic = f"nucpipe-{uuid.uuid4().hex}"
         self.active: list[Active] = []
         self.under_way: dict[Future, tuple[Active, str]] = {}
@@ -254,22 +255,14 @@ class Coordinator:
 
     def run(self) -> list[SlideResult]:
         """Run until every slide is done."""
+        models = self._identify_models()
         self.client.subscribe_topic(self.topic, lambda event: self.view.hear(event[1]))
         try:
-            while not self.tracker.stopped:
-                self._look_at_workers()
-                self._hand_out()
-                if not self.under_way and not self.jobs:
-                    if not self.others:
-                        break
-                    time.sleep(POLL_S)
-                    self.jobs, self.others = deque(self.others), []
-                    continue
-                done = [future for future in self.under_way if future.done()]
-                for future in done:
-                    self._take_in(future)
-                # Thousands of finished slides are quick work: as many a second as there are looks, for each worker.
-                time.sleep(LOOK_S / 10 if done else LOOK_S)
+            self._run_free(self.jobs, models)
+            while self.others and not self.tracker.stopped:
+                time.sleep(POLL_S)
+                waiting, self.others = self.others, []
+                self._run_free(waiting, models)
         finally:
             with suppress(Exception):  # the scheduler may be what failed
                 self.client.cancel(list(self.under_way))
@@ -277,6 +270,36 @@ class Coordinator:
             for one in self.active:
                 one.release.close()
         return self.tracker.results
+
+    def _run_free(self, jobs: Sequence[Job], models: ModelIdentity) -> None:
+        """Run the slides that no other process works on; the others are kept for later."""
+        with closing(looked_ahead(jobs, self.tracker.to, models)) as looked:
+            while not self.tracker.stopped:
+                self._look_at_workers()
+                are_all_begun = self._hand_out(looked)
+                if are_all_begun and not self.under_way:
+                    break
+                done = [future for future in self.under_way if future.done()]
+                for future in done:
+                    self._take_in(future)
+                # Thousands of tiny slides are quick work: as many a second as there are looks, for each worker.
+                if self.under_way:
+                    time.sleep(LOOK_S / 10 if done else LOOK_S)
+
+    def _identify_models(self) -> ModelIdentity:
+        """Ask a worker, for this machine may compute in another precision than they do.
+
+        Raises:
+            UsageError: the worker has no such model, device or precision.
+            OutputError: no worker can tell.
+        """
+        from pipeline.batch.dask.worker import Failed, identify
+
+        value = self._value(self.client.submit(identify, self.jobs[0].config, self.share, pure=False))
+        if isinstance(value, Failed):
+            raise OutputError(value.cause)
+        assert isinstance(value, ModelIdentity)
+        return value
 
     def _look_at_workers(self) -> None:
         """Look which workers have come and gone."""
@@ -289,14 +312,23 @@ class Coordinator:
         self.workers = len(workers)
         self.view.workers(workers)
 
-    def _hand_out(self) -> None:
+    def _hand_out(self, looked: Iterator[tuple[Job, SlideResult | None]]) -> bool:
+        """Give the workers what they have room for; True where no slide is left to be begun."""
         room = 2 * max(1, self.workers) - len(self.under_way)
         for one in self.active:  # slides that were begun first are finished first
             while one.waiting and room > 0:
                 self._submit(one, "regions", one.waiting.popleft())
                 room -= 1
-        while room > 0 and self.jobs and len(self.active) <= self.workers:
-            room -= self._begin(self.jobs.popleft())
+        until = time.monotonic() + LOOK_S  # thousands may be finished before, while the workers wait for more
+        while room > 0 and len(self.active) <= self.workers and not self.tracker.stopped and time.monotonic() < until:
+            job, before = next(looked, (None, None))
+            if job is None:
+                return True
+            if before is not None:
+                self.tracker.add(job, before)
+            else:
+                room -= self._begin(job)
+        return False
 
     def _begin(self, job: Job) -> bool:
         """Take a slide and give it out; False where another process has it."""

@@ -29,13 +29,12 @@ from pipeline.batch.plan import Job
 from pipeline.batch.remote import check_readable
 from pipeline.batch.tracker import explain, is_disk_gone
 from pipeline.config import RunConfig
-from pipeline.inference.models import Models, load_models
+from pipeline.inference.models import ModelIdentity, Models, identify_models, load_models
 from pipeline.inference.profiling import RunClock
 from pipeline.run_slide import (
     PreparedSlide,
     finalize,
     find_finished,
-    find_finished_unopened,
     journal_fingerprint,
     open_journal,
     prepare,
@@ -153,8 +152,6 @@ def open_task(task: SlideTask) -> Opened:
     """Open a slide and see what is to be done; its journal is begun."""
     _close(task)
     config = task.config
-    if before := find_finished_unopened(task.slide, task.folder, _models(task).identity, config):
-        return Opened(before)
     prepared, _ = _prepared(task)
     if before := find_finished(task.slide, task.folder, prepared.info, config):
         return Opened(before)
@@ -255,6 +252,16 @@ class _Events:
 def nucpipe_version() -> str:
     """Return the version of this worker."""
     return __version__
+
+
+def identify(config: RunConfig, share: int) -> ModelIdentity:
+    """Identify the models that this worker runs, which need not be loaded for it; ``share`` as in a task.
+
+    Raises:
+        UsageError: no such model, device or precision here.
+        ModelError: a model file is broken.
+    """
+    return identify_models(config.segmentor, config.classifier, _device(config.device, share), config.precision)
 
 
 _open: OrderedDict[SlideTask, tuple[PreparedSlide, Models]] = OrderedDict()

@@ -19,11 +19,13 @@ from click.testing import CliRunner
 
 import nucpipe
 from nucpipe.errors import UsageError
-from pipeline.batch.dask import coordinator
+from pipeline.batch.dask import coordinator, worker
 from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, held
 from pipeline.batch.progress import Bars
 from pipeline.cli.main import main
+from pipeline.config import RunConfig
+from pipeline.slide.base import Slide
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import SilentReporter
 from tests.support.synthetic import MPP, draw_slide
@@ -82,18 +84,37 @@ def test_one_slide_over_two_workers_of_which_one_is_killed(tmp_path: Path) -> No
     assert (row["status"], row["nuclei"]) == ("done", str(len(a)))
 
 
-def test_a_scheduler_s_workers_share_a_batch(tmp_path: Path) -> None:
-    """A cluster that stands there already, its workers threads of this process."""
+def test_a_scheduler_s_workers_share_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that stands there already, its workers threads of this process.
+
+    Given again, the command takes locks and workers for what is not finished alone.
+    """
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     for k in range(2):
         draw_slide(300, 260, seed=k).save(folder / f"s{k}.png")
     (folder / "bad.svs").write_text("no slide")
+    acquire, taken = Lock.acquire, list[str]()
+    open_slide, opened = worker.open_slide, list[str]()
+
+    def acquired(lock: Lock) -> bool:
+        taken.append(f"{lock.folder.name}/{lock.name}")
+        return acquire(lock)
+
+    def opened_by_a_worker(path: Path, mpp: float | None) -> Slide:
+        opened.append(path.name)
+        return open_slide(path, mpp)
+
+    monkeypatch.setattr(Lock, "acquire", acquired)
+    monkeypatch.setattr(worker, "open_slide", opened_by_a_worker)
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
     ) as workers:
         run = ["run", str(folder), "--out", str(out), "--cluster", workers.scheduler_address, "--mpp", str(MPP)]
         result = CliRunner().invoke(main, run)
+        assert sorted(set(opened)) == ["bad.svs", "s0.png", "s1.png"]
+        for names in (taken, opened):
+            names.clear()
         again = CliRunner().invoke(main, run)
     assert result.exit_code == again.exit_code == 1
     assert "2 of 3 slides done" in result.output
@@ -103,6 +124,8 @@ def test_a_scheduler_s_workers_share_a_batch(tmp_path: Path) -> None:
         assert (out / f"s{k}" / "nuclei.geojson").is_file()
         assert not (out / f"s{k}" / "journal").exists()
     assert not list(out.rglob("*.lock"))
+    assert opened == ["bad.svs"]
+    assert set(taken) == {"bad/run", "out/summary"}
 
 
 def beside_progress(lines: Iterable[str]) -> list[str]:
@@ -230,9 +253,6 @@ def test_the_table_shows_slides_and_workers() -> None:
 
 def test_a_lock_on_the_finish_is_waited_for(tmp_path: Path) -> None:
     """A worker that was given up on but still finishes a slide is not disturbed."""
-    from pipeline.batch.dask import worker
-    from pipeline.config import RunConfig
-
     path = draw_slide(200, 200).save(tmp_path / "s.png")
     config = RunConfig(mpp=MPP, tissue="none")
     task = worker.SlideTask(path, tmp_path / "out", config, "topic", 0)
