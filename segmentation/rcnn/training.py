@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch import nn
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.errors import UsageError
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
+from nucpipe.training.depthwise import use_fast_depthwise
+from nucpipe.training.pretrained import starting_weights
 from segmentation.dataset import TileDataset
 from segmentation.rcnn.detector import TILE_PX, build_rcnn
 
@@ -42,24 +44,34 @@ class RCNNTask:
     """Train an R-CNN in float32 on tiles of the network's size."""
 
     def __init__(
-        self, kind: str, encoder: str, sets: Sequence[Sequence[AnnotatedImage]], seed: int, batch_size: int, device: str
+        self,
+        kind: str,
+        encoder: str,
+        sets: Sequence[Sequence[AnnotatedImage]],
+        seed: int,
+        batch_size: int,
+        device: str,
+        say: Callable[[str], None],
     ) -> None:
-        self.kind, self.encoder, self.device = kind, encoder, torch.device(device)
+        self.kind, self.encoder, self.device, self.say = kind, encoder, torch.device(device), say
         self.losses = LOSSES[kind]
         self.source = TileDataset(sets, seed, batch_size)
 
     def new_model(self) -> nn.Module:
-        """Make a network with random weights.
+        """Make a network whose encoder has ImageNet's weights, where they are at hand.
 
         Raises:
-            UsageError: the encoder is no ResNet of torchvision.
+            UsageError: there is no such encoder.
         """
         try:
-            return build_rcnn(self.kind, self.encoder)
+            model = build_rcnn(self.kind, self.encoder)
         except ValueError as error:
             raise UsageError(
-                f"--encoder {self.encoder}: expected a ResNet of torchvision, such as resnet50."
+                f"--encoder {self.encoder}: {error}. Expected an encoder of timm, such as tf_efficientnet_lite0."
             ) from error
+        model.get_submodule("backbone.encoder").load_state_dict(starting_weights(self.encoder, self.say), strict=False)
+        use_fast_depthwise(model)
+        return model
 
     def batch(self, step: int) -> ObjectBatch:
         """Return the batch of that step; it depends on (seed, step) alone."""

