@@ -38,7 +38,8 @@ from classifier.predictor import ROWS
 from classifier.spec import MPP, PATCH_PX
 from classifier.training.config import ClassifierTraining
 from classifier.training.pseudo_labels import pseudo_label
-from classifier.training.train import fit
+from classifier.training.start import new_model
+from classifier.training.train import architecture, fit
 from nucpipe.backends.base import Input
 from nucpipe.backends.device import pick_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
@@ -117,15 +118,14 @@ def train(
     path = model_path(out, kind, name, seed)
     config = dataclasses.replace(base, seed=seed, out=path, steps=base.steps * sets)
     tensors, _ = fit(config, taught, taught.select(np.zeros(len(taught), bool)), outputs, None, print)
-    made = {"backbone": base.backbone, "window_px": PATCH_PX, "size_px": base.sizes[-1][1], "strides": base.strides}
-    header = ModelHeader("classifier", path.stem, made, MPP, MEAN, STD, outputs.to_dict())
+    header = ModelHeader("classifier", path.stem, architecture(config), MPP, MEAN, STD, outputs.to_dict())
     save_model(path, header, tensors)
-    model = JointClassifier(len(outputs), base.backbone, base.sizes[-1][1], strides=base.strides)
+    model = new_model(config, outputs, lambda _: None)
     model.load_state_dict(tensors)
     tested = {"separate": [name], "carried": [name]}.get(kind, list(data.names))
     result = {}
     for library in tested:
-        mine = data.samples.library == place[library]
+        mine = (data.samples.library == place[library]) & (data.samples.label >= 0)
         held = data.samples.select(mine if kind == "carried" else mine & (data.fold == seed))
         p = probabilities(predict_logits(model.eval(), held, CPU, base.computed_in), outputs)
         said = outputs.best(p)[library]
@@ -278,10 +278,12 @@ def write_document(parts: dict[str, list[str]]) -> None:
 @click.command()
 @click.option("--library", "sets", multiple=True, required=True, metavar="NAME=PATH")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the runs.")
-@click.option("--seeds", default=3, show_default=True)
+@click.option("--seeds", default=3, show_default=True, help="As many folds.")
+@click.option("--fold", "folds", type=int, multiple=True, help="Only these of them, from 0.")
 @click.option("--steps", default=300, show_default=True, help="Batches of 64, for each library.")
 @click.option("--size", default=64, show_default=True)
 @click.option("--strides", default="", help="Of an EfficientNet's stem and each stage.")
+@click.option("--context", is_flag=True, help="Look at the tissue round a nucleus, too; --size is not read.")
 @click.option("--carried", multiple=True, default=("PanNuke",), show_default=True)
 @click.option("--completed/--no-completed", default=True, show_default=True)
 @click.option("--complete-above", default=0.9, show_default=True, help="How sure the first round must be.")
@@ -291,9 +293,11 @@ def main(
     sets: Sequence[str],
     out: Path,
     seeds: int,
+    folds: Sequence[int],
     steps: int,
     size: int,
     strides: str,
+    context: bool,
     carried: Sequence[str],
     completed: bool,
     complete_above: float,
@@ -308,6 +312,7 @@ def main(
         steps=steps,
         sizes=((1.0, size),),
         strides=tuple(int(s) for s in strides.split(",") if s),
+        context=context,
         sampling="round-robin",
         complete_above=complete_above,
     )
@@ -329,10 +334,11 @@ def main(
     if cost or only_table:
         write_document(table(runs, libraries))
         return
-    wanted = [("joint", "", k) for k in range(seeds)]
-    wanted += [("separate", name, k) for k in range(seeds) for name in names]
+    wanted = []
+    for seed in folds or range(seeds):
+        wanted += [("joint", "", seed), *(("separate", name, seed) for name in names)]
     wanted += [("carried", name, 0) for name in carried]
-    wanted += [("completed", "", k) for k in range(seeds) if completed]
+    wanted += [("completed", "", seed) for seed in folds or range(seeds) if completed]
     done = {(run["kind"], run["name"], run["seed"]) for run in runs}
     missing = [run for run in wanted if run not in done]
     data = load(pairs, seeds) if missing else None

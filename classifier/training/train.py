@@ -393,17 +393,8 @@ def _header(
     return ModelHeader(
         kind="classifier",
         name=config.out.stem,
-        architecture={
-            "type": "joint",
-            "backbone": config.backbone,
-            "window_px": PATCH_PX,
-            "size_px": config.size_px(config.steps),
-            "steps": steps,
-            "batch_size": config.batch_size,
-            "match": config.match,
-        }
-        | ({"strides": list(config.strides)} if config.strides else {})
-        | (_two_views(config) if config.context else {})
+        architecture=architecture(config)
+        | {"steps": steps, "batch_size": config.batch_size, "match": config.match}
         | ({"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {})
         | ({"distilled_from": config.distil.stem} if config.distil else {}),
         mpp=MPP,
@@ -417,9 +408,13 @@ def _header(
     )
 
 
-def _two_views(config: ClassifierTraining) -> dict[str, Any]:
+def architecture(config: ClassifierTraining) -> dict[str, Any]:
+    """Return the fields of a model's header that say what network a training makes."""
+    made = {"type": "joint", "backbone": config.backbone, "window_px": PATCH_PX}
+    if not config.context:
+        return made | {"size_px": config.sizes[-1][1]} | ({"strides": list(config.strides)} if config.strides else {})
     context = {"backbone": config.backbone, "mpp": CONTEXT_W * MPP, "size_px": CONTEXT_PX}
-    return {
+    return made | {
         "type": TWO_VIEWS,
         "size_px": SIZE_PX,
         "stem_px": STEM_PX,
