@@ -55,7 +55,6 @@ class Connection(H11Protocol):
         now = time.monotonic()
         self._since = now  # that the client has been about what it does now
         self._unsent, self._unsent_since = 0, now
-        self._gone = False
         room = make_room(self.connections, self.config.limits.most)
         super().connection_made(transport)
         if not room:
@@ -99,22 +98,17 @@ class Connection(H11Protocol):
 
     def abort(self) -> None:
         """Close the connection at once; what was not sent is lost, in the system's buffers too."""
-        self._gone = True
+        self.connections.discard(self)
         at_once = struct.pack("ii", 1, 0)
         self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
         self.transport.abort()
 
-    @property
-    def gone(self) -> bool:
-        """Tell whether the connection has been closed by :meth:`abort`."""
-        return self._gone
-
 
 def make_room(connections: Collection[Any], most: int) -> bool:
     """Close one of ``most`` connections where a further one comes; tells whether there is room for it now."""
-    if sum(not one.gone for one in connections) < most:
+    if len(connections) < most:
         return True
-    slow = [one for one in connections if not one.gone and one.waits_for_client]
+    slow = [one for one in connections if one.waits_for_client]
     if not slow:
         return False
     # Whatever it is that is waited for: a connection that has just come is the last to go.

@@ -26,6 +26,9 @@ LOCAL_NAMES = ["127.0.0.1", "localhost", "[::1]"]
 LIMITS = ConnectionLimits()
 BACKLOG = 128
 """Connections that the system keeps until they are accepted."""
+SEND_BUFFER = 2**17
+"""Bytes that the system takes of a connection's answers before they are read. It would take megabytes by itself, and a
+client that asks and asks, and reads nothing, would have thousands of answers made for it."""
 HEADERS = {
     # Nothing from elsewhere: pages work offline, and what they show stays here.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'",
@@ -86,6 +89,7 @@ def listen(host: str, port: int, or_next: bool = False) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         if os.name == "posix":  # on Windows two processes could then listen on one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # of what it accepts, too
         listener.bind((host, port))
         listener.listen(BACKLOG)
         return listener
@@ -132,7 +136,7 @@ class Server(uvicorn.Server):
         """As uvicorn does, ten times a second."""
         now = time.monotonic()
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection) and not connection.gone:
+            if isinstance(connection, Connection):
                 connection.close_if_slow(now)
         return await super().on_tick(counter)
 

@@ -68,6 +68,7 @@ def serve(host: str, port: int, token_file: Path | None, max_mb: float, **option
     """
     try:
         from pipeline.web.service.app import service_app
+        from pipeline.web.service.worker import warm_up
     except ModuleNotFoundError as error:
         raise UsageError(f"nucpipe serve needs {error.name}; install it with: {install_command('serve')}") from error
     from pipeline.inference.models import load_models
@@ -86,6 +87,7 @@ def serve(host: str, port: int, token_file: Path | None, max_mb: float, **option
     models = load_models(options["segmentor"], options["classifier"], options["device"], options["precision"])
     primary = models.outputs.library(options["primary"]).name
     listener = listen(host, port)
+    warm_up(models, options["batch_size"])
     if not local and config.token is None:
         click.echo(f"Anybody who reaches {host} may use this service; a --token-file would prevent it.", err=True)
     app = service_app(models, config, primary, options["batch_size"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -19,7 +19,6 @@ from fastapi.responses import FileResponse, Response
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.concurrency import run_in_threadpool
 
 from classifier.decision_rule import DecisionRule
 from classifier.predictions import Predictions
@@ -38,6 +37,7 @@ from pipeline.web.service.images import read_image, read_nucleus, stated_pixels
 from pipeline.web.service.metrics import Metrics
 from pipeline.web.service.pixel_budget import PixelBudget
 from pipeline.web.service.request_limits import RequestLimits
+from pipeline.web.service.threads import Threads
 from pipeline.web.service.worker import Busy, CropsJob, ImageJob, Worker
 from segmentation.nuclei import Nuclei
 
@@ -75,7 +75,7 @@ class Service:
     worker: Worker
     metrics: Metrics
     primary: str
-    gate: asyncio.Semaphore
+    threads: Threads
     budget: PixelBudget
 
     @property
@@ -85,10 +85,10 @@ class Service:
 
     async def nuclei_of(self, image: UploadFile, mpp: float) -> tuple[tuple[int, int], Nuclei, Predictions]:
         """Return (width, height) of an image that was sent, and its nuclei, when its turn has come."""
-        pixels = await self.in_thread(partial(stated_pixels, image.file, mpp, self.config.max_pixels))
+        pixels = await self.threads.do(partial(stated_pixels, image.file, mpp, self.config.max_pixels))
         await self.budget.take(pixels)
         try:
-            job = ImageJob(await self.in_thread(partial(read_image, image.file, mpp)))
+            job = ImageJob(await self.threads.do(partial(read_image, image.file, mpp)))
             size = job.image.size_l0
             self._submit(job)
         except BaseException:
@@ -107,7 +107,7 @@ class Service:
         sizes, left = list[int](), self.config.max_pixels
         for image in images:  # all of them before any is decoded, for that may be the last one's fault
             try:
-                sizes.append(await self.in_thread(partial(stated_pixels, image.file, mpp, left)))
+                sizes.append(await self.threads.do(partial(stated_pixels, image.file, mpp, left)))
             except ApiError as error:
                 if error.status != 413 or not sizes:
                     raise
@@ -117,7 +117,7 @@ class Service:
         patches: list[npt.NDArray[np.uint8]] = []
         for image, pixels in zip(images, sizes, strict=True):
             async with self.budget.lent(pixels):
-                patches.append(await self.in_thread(partial(read_nucleus, image.file, mpp)))
+                patches.append(await self.threads.do(partial(read_nucleus, image.file, mpp)))
         job = CropsJob(np.stack(patches))
         self._submit(job)
         return await self._answer(job.answer)
@@ -134,11 +134,6 @@ class Service:
                 yield
         except TimeoutError:
             raise ApiError(504, f"not finished within {self.config.timeout_s:g} s; send a smaller image.") from None
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Let a thread do it, a few at a time."""
-        async with self.gate:
-            return await run_in_threadpool(work)
 
     def _submit(self, job: ImageJob | CropsJob) -> None:
         try:
@@ -167,12 +162,13 @@ def service_app(models: Models, config: ServeConfig, primary: str, batch_size: i
     metrics = Metrics()
     worker = Worker(models, batch_size, config.max_waiting, metrics)
     budget = PixelBudget(MAX_IMAGES_HELD * config.max_pixels, config.max_waiting)
-    service = Service(config, worker, metrics, primary, asyncio.Semaphore(AT_ONCE), budget)
+    service = Service(config, worker, metrics, primary, Threads(AT_ONCE), budget)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         worker.start()
-        yield
+        with service.threads:
+            yield
         worker.end()
 
     bearer = [HTTPBearer(auto_error=False, description="The service's token.")] if config.token else []
@@ -180,6 +176,7 @@ def service_app(models: Models, config: ServeConfig, primary: str, batch_size: i
         title="nucpipe",
         version=__version__,
         description=DESCRIPTION,
+        openapi_url=None,  # FastAPI would write it anew for each client
         docs_url=None,  # FastAPI's own pages load their parts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
@@ -201,13 +198,22 @@ def _add_pages(app: FastAPI, service: Service) -> None:
         """Return a form to send an image, and the description of the service."""
         return FileResponse(STATIC / "index.html")
 
+    @cache
+    def description() -> bytes:
+        return schemas.dumped(app.openapi())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        """Return the description of the service for programs."""
+        return Response(description(), media_type="application/json")
+
     @app.get("/health", tags=["state"], response_model=schemas.Health)
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """Tell whether the process answers."""
         return {"status": "alive"}
 
     @app.get("/ready", tags=["state"], response_model=schemas.Health, responses=documented(503))
-    def ready() -> dict[str, str]:
+    async def ready() -> dict[str, str]:
         """Tell whether the models are loaded and at work."""
         if not service.worker.is_alive():
             raise ApiError(503, "the models are not at work.")
@@ -278,22 +284,23 @@ def _add_work(app: FastAPI, service: Service, guarded: list[Any]) -> None:
         except UsageError as error:
             raise ApiError(422, f"primary: {error}") from error
         rule = _rule(decide, threshold)
-        async with service.in_time():
-            size, found, labels = await service.nuclei_of(image, mpp)
-        service.metrics.nuclei.inc(len(found))
         name = slide_name(Path(image.filename or "image"))
-        info = StoreInfo(
-            name, size, mpp, (0, 0), service.models.outputs, service.models.described,
-            {"decide": rule.to_dict()}, __version__,
-        )  # fmt: skip
 
-        def answer() -> Response:
+        def answer(size: tuple[int, int], found: Nuclei, labels: Predictions) -> Response:
+            info = StoreInfo(
+                name, size, mpp, (0, 0), service.models.outputs, service.models.described,
+                {"decide": rule.to_dict()}, __version__,
+            )  # fmt: skip
             store = MemoryStore.of(found, labels, info)
             if form == "geojson":
                 return Response(schemas.as_geojson(store, library, rule), media_type="application/geo+json")
             return Response(schemas.dumped(schemas.as_json(store, rule, probabilities)), media_type="application/json")
 
-        return await service.in_thread(answer)
+        async with service.in_time():
+            size, found, labels = await service.nuclei_of(image, mpp)
+            written = await service.threads.do(partial(answer, size, found, labels))
+        service.metrics.nuclei.inc(len(found))
+        return written
 
     @app.post(
         "/v1/labels",

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import logging
 import time
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -22,6 +23,53 @@ MAX_REQUESTS_HELD = 4
 """Requests of the most bytes that are held at a time, or as many smaller ones as have as many bytes together."""
 
 
+GONE = 499
+"""Status, in the metrics, of a request whose client went away before it was answered."""
+
+
+class ClientWatch:
+    """Gives a request up when its client goes away, so that nobody's turn is used for nobody.
+
+    Args:
+        receive: the server's, of the request.
+
+    Attributes:
+        receive: the same; only until the watch begins.
+        gone: the client has gone, and the request's task was cancelled for it.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive = receive
+        self.gone = False
+        self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether the watch has begun."""
+        return self._watch is not None
+
+    def begin(self) -> None:
+        """Watch from now on; the request is whole, and the task that calls this answers it."""
+        self._watch = asyncio.create_task(self._cancel_when_gone(asyncio.current_task()))
+
+    async def _cancel_when_gone(self, request: asyncio.Task[Any] | None) -> None:
+        await self.receive()  # all that can come now
+        self.gone = True
+        if request is not None:
+            request.cancel()
+
+    async def client_has_gone(self) -> Message:
+        """Wait until the client has gone."""
+        if self._watch is not None:
+            await asyncio.wait([self._watch])
+        return {"type": "http.disconnect"}
+
+    def end(self) -> None:
+        """Watch no more: the answer is there."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+
 class RequestLimits:
     """Turns requests away before they are read, or as soon as they are too much; counts all of them."""
 
@@ -36,7 +84,7 @@ class RequestLimits:
             return
         began = time.perf_counter()
         status: int | None = None
-        held = 0
+        held, watch = 0, ClientWatch(receive)
 
         async def counted_receive() -> Message:
             nonlocal held
@@ -52,16 +100,22 @@ class RequestLimits:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif not message.get("more_body", False):
+                watch.end()
             await send(message)
 
         try:
             if (answer := self._refusal(scope)) is not None:
                 await answer(scope, receive, counted_send)
             else:
-                limited_receive = self._limited(receive)
+                limited_receive = self._limited(watch)
                 await self.app(scope, counted_receive, counted_send)
-        except asyncio.CancelledError:  # by the server, which ends; uvicorn would log it as an error of ours
-            if status is None:
+        except (
+            asyncio.CancelledError
+        ):  # the client has gone, or the server ends; uvicorn would log it as an error of ours
+            if watch.gone:
+                status = GONE
+            elif status is None:
                 await refusal(503, "the service is being stopped.")(scope, receive, counted_send)
         except Exception as error:  # of any library below; reported to the client, others are served
             logging.getLogger(__name__).exception("a request failed")
@@ -69,6 +123,7 @@ class RequestLimits:
                 answer = refusal(500, f"unexpected {type(error).__name__}; the service's log tells more.")
                 await answer(scope, receive, counted_send)
         finally:
+            watch.end()
             self._held -= held
             # The route's pattern, not the path: clients must not be able to make ever new counters.
             path = getattr(scope.get("route"), "path", "other")
@@ -95,22 +150,23 @@ class RequestLimits:
     def _too_large(self) -> str:
         return f"a request may have {self.config.max_bytes:,} bytes at most."
 
-    def _limited(self, receive: Receive) -> Receive:
-        received, whole, deadline = 0, False, time.monotonic() + self.config.timeout_s
+    def _limited(self, watch: ClientWatch) -> Receive:
+        received, deadline = 0, time.monotonic() + self.config.timeout_s
 
         async def limited() -> Message:
-            nonlocal received, whole
-            if whole:  # what comes now is that the client goes away
-                return await receive()
+            nonlocal received
+            if watch.begun:  # all has been received
+                return await watch.client_has_gone()
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                    message = await receive()
+                    message = await watch.receive()
             except TimeoutError:
                 raise HTTPException(408, f"the request was not sent within {self.config.timeout_s:g} s.") from None
             received += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
             if received > self.config.max_bytes:
                 raise HTTPException(413, self._too_large)
+            if not message.get("more_body", False):
+                watch.begin()
             return message
 
         return limited

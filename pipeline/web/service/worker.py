@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -20,6 +22,7 @@ from pipeline.inference.models import Models
 from pipeline.regions.region import Region
 from pipeline.slide.base import Slide
 from pipeline.web.service.canvas import SLOTS, BatchCanvas
+from pipeline.web.service.images import read_image
 from pipeline.web.service.metrics import Metrics
 from segmentation.nuclei import Nuclei
 
@@ -185,6 +188,21 @@ class Worker(threading.Thread):
         except Exception as error:
             self._log_failure()
             job.answer.set_exception(error)
+
+
+def warm_up(models: Models, batch_size: int) -> None:
+    """Find the nuclei of a drawn image, so that all is loaded and compiled before the first client waits for it."""
+    drawn = np.full((128, 128, 3), (235, 190, 215), np.uint8)
+    for x, y in ((32, 32), (96, 32), (32, 96), (96, 96)):
+        cv2.circle(drawn, (x, y), 14, (90, 40, 130), -1)
+    job = ImageJob(read_image(io.BytesIO(cv2.imencode(".png", drawn[..., ::-1])[1].tobytes()), 0.25))
+    worker = Worker(models, batch_size, 1, Metrics())
+    worker.submit(job)
+    worker.start()
+    try:
+        job.answer.result()
+    finally:
+        worker.end()
 
 
 def _together(parts: Sequence[tuple[Nuclei, Predictions]]) -> tuple[Nuclei, Predictions]:

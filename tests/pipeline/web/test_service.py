@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import select
 import shutil
 import socket
@@ -39,6 +40,9 @@ from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
 from pipeline.web.service.errors import ApiError
 from pipeline.web.service.pixel_budget import PixelBudget
+from pipeline.web.service.threads import Threads
+from pipeline.web.service.worker import warm_up
+from segmentation.nuclei import Nuclei
 from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
 
 MODELS = models()
@@ -223,6 +227,19 @@ def test_what_is_too_much_is_turned_away_and_the_rest_served() -> None:
         slow.may_go_on.set()
         assert first.result().status_code == 200
         assert sorted(other.result().status_code for other in others) == [200, 200, *[503] * 6]
+
+
+def test_warming_up_does_all_that_an_answer_needs() -> None:
+    found: list[int] = []
+
+    class Counts(DarkSpots):
+        def nuclei(self, prediction: np.ndarray, mpp: float) -> Nuclei:
+            nuclei = super().nuclei(prediction, mpp)
+            found.append(len(nuclei))
+            return nuclei
+
+    warm_up(replace(MODELS, detector=Counts()), 64)
+    assert sum(found) >= 4  # four, and their mirror images: no answer lacks nuclei to measure and to name
 
 
 def test_what_takes_too_long_is_given_up() -> None:
@@ -470,6 +487,81 @@ def test_a_connection_too_many_gets_503_where_all_are_answered() -> None:
         finally:
             slow.may_go_on.set()
         assert answer.result().status_code == 200
+
+
+def test_a_client_that_has_gone_is_not_worked_for() -> None:
+    slow, image = Slow(), png(draw_slide(120, 120).image)
+    with (
+        served(None, replace(MODELS, detector=slow)) as client,
+        contextlib.ExitStack() as stack,
+        ThreadPoolExecutor(2) as pool,
+    ):
+
+        def waiting() -> int:
+            return int(float(re.findall(r"^nucpipe_waiting (.*)", client.get("/metrics").text, re.M)[0]))
+
+        def wait_for(number: int) -> None:
+            deadline = time.monotonic() + 30
+            while waiting() != number and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert waiting() == number
+
+        request = client.build_request("POST", "/v1/nuclei", files={"image": image}, data={"mpp": 0.5})
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        whole = f"POST /v1/nuclei HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+        try:
+            first = pool.submit(ask, client, image)
+            assert slow.begun.acquire(timeout=30)
+            lines = [connected(client, stack, "") for _ in range(3)]
+            for line in lines:
+                line.sendall(whole)
+            wait_for(3)
+            for line in lines[1:]:
+                line.close()
+            wait_for(1)
+        finally:
+            slow.may_go_on.set()
+        assert first.result().status_code == 200
+        assert lines[0].recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_what_a_thread_has_begun_is_held_until_it_has_ended() -> None:
+    """Else images of clients that have gone would be decoded beside those that are counted."""
+
+    async def requests(threads: Threads) -> None:
+        begun, may_go_on = threading.Event(), threading.Event()
+
+        def work() -> None:
+            begun.set()
+            assert may_go_on.wait(30)
+
+        given_up = asyncio.create_task(threads.do(work))
+        later = asyncio.create_task(threads.do(lambda: None))
+        assert await asyncio.to_thread(begun.wait, 30)
+        later.cancel()
+        given_up.cancel()
+        assert (await asyncio.wait([later, given_up], timeout=0.2))[0] == {later}
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+
+    with Threads(1) as threads:
+        asyncio.run(requests(threads))
+
+
+def test_little_is_answered_to_who_does_not_read() -> None:
+    with served() as client, contextlib.ExitStack() as stack:
+        connected(client, stack, "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1000)
+
+        def answered() -> float:
+            counted = re.findall(r"^nucpipe_requests_total{(.*)} (.*)", client.get("/metrics").text, re.M)
+            return sum(float(number) for labels, number in counted if "/metrics" not in labels)
+
+        before, deadline = -1.0, time.monotonic() + 30
+        while ((now := answered()) != before or now < 2) and time.monotonic() < deadline:
+            before = now
+            time.sleep(0.3)
+        assert 2 <= now < 2**20 / len(client.get("/openapi.json").content)
 
 
 def test_an_answer_that_is_not_read_is_given_up() -> None:
