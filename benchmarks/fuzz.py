@@ -5,7 +5,7 @@
 Slides and models are made or taken from the project, and spoilt: bytes flipped, numbers of headers set to extremes,
 files cut off, blocks swapped, zeroed or repeated. Each case runs in a process of its own, which opens the slide, finds
 its tissue and reads from it, or loads the model. Prints what became of them; the exit status is 1 where one left a
-traceback, died, took more than 60 s, or more than 4 GB.
+traceback, died, took more than 60 s, or more than 3 GB.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pipeline.regions.tissue import tissue_from
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.open import open_slide
 
-SECONDS, BYTES = 60, 4 * 2**30
+SECONDS, BYTES = 60, 3 * 1000**3
 MPP = 0.25
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 40000, 1 << 24]
 
