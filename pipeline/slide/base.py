@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +17,10 @@ from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.identity import slide_name
 from pipeline.slide.resample import Box, Image, fold, resample
 
-BLOCK_PX = 2048  # side of what is read at a time to be shrunk
+BLOCK_PX = 2048, 4096  # width and height of what is shrunk at a time
+SQUARE_PX, SQUARES = 1024, 24
+"""Side of the squares that a thumbnail is read in, and how many are remembered: all that a block looks at, for its
+neighbour in the row looks at half of them too."""
 LEVEL_TOLERANCE = 0.01  # a level that misses the wanted pixel size by less is not called too coarse
 
 
@@ -142,12 +147,16 @@ class Slide(ABC):
             return self.read_level(0, box)
         return self._resampled(grid.l0_per_read, grid.l0_per_read, box)
 
-    def _resampled(self, l0_per_px_x: float, l0_per_px_y: float, box: Box) -> Image:
-        """``box`` on a grid of the given pixel size, from the coarsest level that is not coarser than it."""
+    def _resampled(
+        self, l0_per_px_x: float, l0_per_px_y: float, box: Box, read: Callable[[Box], Image] | None = None
+    ) -> Image:
+        """``box`` on a grid of the given pixel size, from the coarsest level that is not coarser than it, or from
+        ``read``, which gives that level's pixels.
+        """
         index = self._best_level(min(l0_per_px_x, l0_per_px_y))
         level = self.levels[index]
         scale = (l0_per_px_x / level.downsample, l0_per_px_y / level.downsample)
-        return resample(lambda source: self.read_level(index, source), level.size, scale, box)
+        return resample(read or partial(self.read_level, index), level.size, scale, box)
 
     def _best_level(self, l0_per_px: float) -> int:
         """Return the coarsest level whose pixels are no coarser than ``l0_per_px``; else level 0."""
@@ -165,7 +174,10 @@ class Slide(ABC):
         w, h = shrunk_size(self.size_l0, max_px)
         if (w, h) == self.size_l0:
             return self.read_level(0, (0, 0, w, h))
-        return self._in_blocks(width / w, height / h, (0, 0, w, h))
+        shrink = width / w, height / h
+        level = self._best_level(min(shrink))
+        squares = Blocks(self.levels[level].size, SQUARE_PX, 3 * SQUARE_PX**2 * SQUARES)
+        return self._in_blocks(*shrink, (0, 0, w, h), lambda box: squares.read(box, partial(self.read_level, level)))
 
     def shrunk(self, l0_per_px: float, box: Box) -> Image:
         """Return a part of the slide in small.
@@ -182,16 +194,20 @@ class Slide(ABC):
         """
         return self.read_level(0, box) if l0_per_px == 1 else self._in_blocks(l0_per_px, l0_per_px, box)
 
-    def _in_blocks(self, l0_per_px_x: float, l0_per_px_y: float, box: Box) -> Image:
+    def _in_blocks(
+        self, l0_per_px_x: float, l0_per_px_y: float, box: Box, read: Callable[[Box], Image] | None = None
+    ) -> Image:
         """As :meth:`_resampled`, block by block, so that a slide without a pyramid is never held whole."""
         x0, y0, x1, y1 = box
         shrink = min(l0_per_px_x, l0_per_px_y)
-        block = max(16, int(BLOCK_PX * self.levels[self._best_level(shrink)].downsample / shrink))
+        downsample = self.levels[self._best_level(shrink)].downsample
+        width, height = (max(16, int(length * downsample / shrink)) for length in BLOCK_PX)
         image = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-        for y in range(y0, y1, block):
-            for x in range(x0, x1, block):
-                part = (x, y, min(x + block, x1), min(y + block, y1))
-                image[y - y0 : part[3] - y0, x - x0 : part[2] - x0] = self._resampled(l0_per_px_x, l0_per_px_y, part)
+        for y in range(y0, y1, height):
+            for x in range(x0, x1, width):
+                part = (x, y, min(x + width, x1), min(y + height, y1))
+                resampled = self._resampled(l0_per_px_x, l0_per_px_y, part, read)
+                image[y - y0 : part[3] - y0, x - x0 : part[2] - x0] = resampled
         return image
 
 

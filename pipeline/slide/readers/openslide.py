@@ -8,14 +8,12 @@ import numpy as np
 import openslide
 
 from nucpipe.errors import SlideError
-from pipeline.slide.base import Level, Slide
+from pipeline.slide.base import SQUARE_PX, Level, Slide
 from pipeline.slide.causes import cause
 from pipeline.slide.limits import check_slide, check_tile
 from pipeline.slide.pixel_size import Mpp, from_resolution, in_micrometres, pixel_size
 from pipeline.slide.readers.channels import on_white
 from pipeline.slide.resample import Box, Image
-
-BLOCK_PX = 1024
 
 
 class OpenSlideSlide(Slide):
@@ -57,9 +55,9 @@ class OpenSlideSlide(Slide):
         x0, y0, x1, y1 = box
         image = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         width, height = self.levels[level].size
-        for top in range(y0 // BLOCK_PX * BLOCK_PX, y1, BLOCK_PX):
-            for left in range(x0 // BLOCK_PX * BLOCK_PX, x1, BLOCK_PX):
-                block = self._region(level, (left, top, min(left + BLOCK_PX, width), min(top + BLOCK_PX, height)))
+        for top in range(y0 // SQUARE_PX * SQUARE_PX, y1, SQUARE_PX):
+            for left in range(x0 // SQUARE_PX * SQUARE_PX, x1, SQUARE_PX):
+                block = self._region(level, (left, top, min(left + SQUARE_PX, width), min(top + SQUARE_PX, height)))
                 part = block[max(y0 - top, 0) : y1 - top, max(x0 - left, 0) : x1 - left]
                 y, x = max(top - y0, 0), max(left - x0, 0)
                 image[y : y + part.shape[0], x : x + part.shape[1]] = part

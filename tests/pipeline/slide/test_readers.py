@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from nucpipe.errors import SlideError
 from pipeline.slide.base import Slide, describe
 from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.open import open_slide
+from pipeline.slide.resample import Box
 
 WIDTH, HEIGHT = 421, 307
 PICTURE = make.tissue_texture(WIDTH, HEIGHT)
@@ -140,7 +142,7 @@ def test_a_part_in_small_is_cut_from_the_whole_in_small(
     if shrink == 1:
         np.testing.assert_array_equal(whole, slide.read_level(0, (0, 0, WIDTH, HEIGHT)))
     box = (width // 3, height // 4, width - 2, height)
-    monkeypatch.setattr("pipeline.slide.base.BLOCK_PX", 64)
+    monkeypatch.setattr("pipeline.slide.base.BLOCK_PX", (64, 96))
     np.testing.assert_array_equal(slide.shrunk(shrink, box), whole[box[1] : box[3], box[0] : box[2]])
 
 
@@ -152,6 +154,25 @@ def test_thumbnail_is_the_whole_slide(slide: Slide, pixels: make.Image, max_px: 
     expected = cv2.resize(pixels, thumbnail.shape[1::-1], interpolation=cv2.INTER_AREA)
     assert np.abs(thumbnail.astype(int) - expected).mean() < 4
     assert np.abs(thumbnail.mean(axis=(0, 1)) - pixels.mean(axis=(0, 1))).max() < 4
+
+
+def test_a_thumbnail_reads_no_place_for_more_than_two_rows_of_blocks(
+    slide: Slide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours in a row share what is read; where a slide has no small levels, that is most of finding its tissue."""
+    whole, read_level, boxes = slide.thumbnail(100), slide.read_level, Counter[Box]()
+
+    def counted(level: int, box: Box) -> make.Image:
+        boxes[box] += 1
+        return read_level(level, box)
+
+    monkeypatch.setattr(slide, "read_level", counted)
+    monkeypatch.setattr("pipeline.slide.base.BLOCK_PX", (64, 128))
+    monkeypatch.setattr("pipeline.slide.base.SQUARE_PX", 32)
+    np.testing.assert_array_equal(slide.thumbnail(100), whole)
+    assert len(boxes) > 10
+    assert all(x0 % 32 == y0 % 32 == 0 and max(x1 - x0, y1 - y0) <= 32 for x0, y0, x1, y1 in boxes)
+    assert max(boxes.values()) <= 2
 
 
 def test_threads_read_what_one_reads(slide: Slide, pixels: make.Image) -> None:
