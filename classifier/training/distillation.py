@@ -18,6 +18,7 @@ from classifier.labels.libraries import LabelSpace
 from classifier.network import load_classifier
 from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.errors import DataError
+from nucpipe.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,8 @@ def teacher_logits(
     if said is None:
         say(f"{path.stem} looks at {len(samples)} nuclei")
         said = predict_logits(model, samples, device, precision)
-        partial = cache.with_name(cache.name + ".partial")
-        with partial.open("wb") as file:
+        with written_whole(cache) as partial, partial.open("wb") as file:
             np.savez(file, logits=said, key=np.array(key))
-        partial.replace(cache)
     scale = np.ones(len(theirs.columns), np.float32)
     for columns, temperature in zip(theirs.slices.values(), theirs.temperatures, strict=False):
         scale[columns] = temperature

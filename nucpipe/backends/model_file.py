@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nucpipe.errors import ModelError
+from nucpipe.files import written_whole
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,9 @@ def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]
     """Write a model file in half precision, whole or not at all.
 
     Integer tensors keep their type. The folder must exist.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     import torch
     from safetensors.torch import save_file
@@ -64,10 +68,13 @@ def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]
         k: (v.detach().cpu().to(torch.float16) if v.is_floating_point() else v.detach().cpu()).contiguous()
         for k, v in tensors.items()
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(half, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
-    partial.chmod(0o644)  # safetensors writes files that only their owner may read
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(half, str(partial), metadata=_metadata(header))
+        partial.chmod(0o644)  # safetensors writes files that only their owner may read
+
+
+def _metadata(header: ModelHeader) -> dict[str, str]:
+    return {"format": FORMAT, "nucpipe": json.dumps(asdict(header))}
 
 
 def rewrite_header(path: Path, header: ModelHeader) -> None:
@@ -75,19 +82,19 @@ def rewrite_header(path: Path, header: ModelHeader) -> None:
 
     Raises:
         ModelError: no such file, or no model file of nucpipe.
+        OutputError: it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file, save_file
 
     read_header(path)
-    partial = path.with_name(path.name + ".partial")
     try:
         tensors = load_file(str(path))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path}: its weights cannot be read ({error}).") from error
-    save_file(tensors, str(partial), metadata={"format": FORMAT, "nucpipe": json.dumps(asdict(header))})
-    partial.chmod(0o644)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_file(tensors, str(partial), metadata=_metadata(header))
+        partial.chmod(0o644)
 
 
 def read_header(path: Path) -> ModelHeader:

