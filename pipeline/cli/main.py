@@ -35,6 +35,10 @@ GO_ON = ("run", "demo", "train")
 class OneLineErrors(click.Group):
     """Turns the errors that a user can act on into one line and their exit status."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands in the order in which they were added; click would sort them."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
@@ -59,7 +63,10 @@ class OneLineErrors(click.Group):
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nucpipe")
 def main() -> None:
-    """Find, outline and name every nucleus of H&E slides, in the words of five published label systems."""
+    """Find, outline and name every nucleus of H&E slides, in the words of five published label systems.
+
+    A first look: nucpipe demo --out results
+    """
     # OpenMP's threads shall sleep when they have nothing to do; it reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_libraries_in_cache()
@@ -68,21 +75,22 @@ def main() -> None:
 COMMANDS = (
     run.run,
     run.demo,
-    classify.classify,
+    view.view,
+    report.report,
     export.export,
     measure.measure,
-    adapt.adapt,
     adapt.corrections,
+    adapt.adapt,
+    classify.classify,
+    serve.serve,
     train.train,
     evaluate.evaluate,
     info.info,
     info.models,
     libraries.libraries,
-    view.view,
-    report.report,
-    serve.serve,
     doctor.doctor,
 )
+"""In the order in which a newcomer needs them, which ``--help`` keeps."""
 for command in COMMANDS:
     main.add_command(command)
 

@@ -8,9 +8,24 @@ from typing import Any, TypeVar
 
 import click
 
+from nucpipe.backends.device import PRECISIONS
 from nucpipe.errors import UsageError
+from pipeline.config import RunConfig
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT = RunConfig()
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Return several options as one decorator; help lists them in this order."""
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def _pairs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[tuple[str, Path], ...]:
@@ -36,22 +51,69 @@ def library_option(required: bool = True) -> Callable[[F], F]:
     )
 
 
-def decide_options() -> list[Callable[[Any], Any]]:
-    """Return ``--decide`` and ``--threshold``."""
-    return [
+segmentor_option = click.option(
+    "--segmentor",
+    metavar="NAME|PATH",
+    default=DEFAULT.segmentor,
+    show_default=True,
+    help="Model that finds the nuclei: see nucpipe models, or a file.",
+)
+classifier_option = click.option(
+    "--classifier",
+    metavar="NAME|PATH",
+    default=DEFAULT.classifier,
+    show_default=True,
+    help="Model that labels the nuclei: see nucpipe models, or a file.",
+)
+device_option = click.option(
+    "--device",
+    metavar="NAME",
+    default=DEFAULT.device,
+    show_default=True,
+    help="Where the networks run: auto, cpu, cuda, cuda:N or mps.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=DEFAULT.precision,
+    show_default=True,
+    help="Arithmetic of the networks; auto takes what is fast on the device without harm.",
+)
+slide_option = click.option(
+    "--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run."
+)
+adapted_option = click.option(
+    "--adapted",
+    is_flag=True,
+    help="Take the labels that nucpipe adapt wrote, without what corrections call no nucleus.",
+)
+
+
+def regions_option(use: str) -> Callable[[F], F]:
+    """``--regions ROI.geojson``; ``use`` says what for."""
+    return click.option(
+        "--regions", type=click.Path(path_type=Path), metavar="ROI.geojson", help=f"Regions drawn in QuPath{use}"
+    )
+
+
+def decided(default: str) -> Callable[[F], F]:
+    """``--decide`` and ``--threshold``; ``default`` says in brackets what holds without them."""
+    return together(
         click.option(
             "--decide",
             type=click.Choice(["argmax", "best", "threshold"]),
             help="The likeliest label of each library; that label if it reaches --threshold, else none; or every label "
-            "that reaches it.  [default: argmax; best with --threshold]",
+            f"that reaches it.  [default: {default}; best with --threshold]",
         ),
-        click.option("--threshold", type=float, metavar="P", help="Least probability of a label, above 0 to 1."),
-    ]
+        click.option(
+            "--threshold", type=float, metavar="P", help="Least probability of a label that is given, above 0 to 1."
+        ),
+    )
 
 
-def filter_options(default: str) -> list[Callable[[Any], Any]]:
+def filtered(default: str = "as in the run") -> Callable[[F], F]:
     """``--min-area`` and ``--min-detection``; ``default`` says in brackets what holds without them."""
-    return [
+    return together(
         click.option(
             "--min-area",
             type=float,
@@ -64,45 +126,4 @@ def filter_options(default: str) -> list[Callable[[Any], Any]]:
             metavar="P",
             help=f"Leave out nuclei of a lower detection probability, 0 to 1.  [default: {default}]",
         ),
-    ]
-
-
-def filtered(command: F) -> F:
-    """As a decorator, the options of :func:`filter_options` for a finished result."""
-    for option in reversed(filter_options("as in the run")):
-        command = option(command)
-    return command
-
-
-adapted_option = click.option(
-    "--adapted", is_flag=True, help="With the labels that nucpipe adapt wrote, without what is no nucleus."
-)
-
-
-def decided(command: F) -> F:
-    """As a decorator, the options of :func:`decide_options`."""
-    for option in reversed(decide_options()):
-        command = option(command)
-    return command
-
-
-def match_options(command: F) -> F:
-    """Return which label teaches another library's."""
-    options = [
-        click.option(
-            "--match",
-            type=click.Choice(["own", "exact", "similar", "table"]),
-            default="table",
-            show_default=True,
-            help="Which label teaches other libraries: none, one of equal text, of similar text, by the label table.",
-        ),
-        click.option(
-            "--similarity", type=float, default=0.8, show_default=True, help="Ratio above which texts are similar."
-        ),
-        click.option(
-            "--match-table", type=click.Path(path_type=Path), metavar="TOML", help="Another label table than nucpipe's."
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--even-worse", is_flag=True, help="Write labels, too, that cross-validation finds worse than before.")
 @click.option("--undo", is_flag=True, help="Remove the adapted labels of RESULT (and of --to) again.")
 def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) -> None:
-    """Give all nuclei of a slide labels that follow its corrections.
+    """Label all nuclei of a slide anew, after its corrections.
 
     RESULT is a slide's folder with a corrections.csv, from nucpipe view or nucpipe corrections import. The adapted
     labels stand beside the base labels, in columns such as PanNuke_adapted; nucpipe export and report take them with
@@ -93,7 +93,7 @@ def _say_changed(name: str, nuclei: int, changed: Changed) -> None:
 
 @click.group()
 def corrections() -> None:
-    """Corrections of labels that were made elsewhere."""
+    """Take over corrections that were made elsewhere."""
 
 
 @corrections.command(name="import")
@@ -103,7 +103,7 @@ def corrections() -> None:
     "--library", metavar="LIBRARY", help="Whose labels the classes in a GeoJSON are.  [default: the run's primary]"
 )
 def import_corrections(file: Path, result: Path, library: str | None) -> None:
-    """Take corrections of a slide over from a file.
+    """Add corrections of a slide from a file.
 
     FILE is a GeoJSON that QuPath exported after classes of nuclei were changed there (nuclei keep their ids; those
     whose class is as nucpipe gave it say nothing), or another person's corrections.csv. They are added to

@@ -9,10 +9,7 @@ import click
 
 from nucpipe.errors import UsageError
 from nucpipe.files import written_whole
-from pipeline.cli.options import decided
-from pipeline.config import RunConfig
-
-DEFAULT = RunConfig()
+from pipeline.cli.options import classifier_option, decided, device_option, precision_option
 
 
 def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, float] | None:
@@ -52,7 +49,8 @@ def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[flo
     "--preprocess",
     multiple=True,
     type=click.Choice(["denoise", "sharpen", "normalise"]),
-    help="Done before, in the order given; repeat it. normalise changes the stains to those of --stain-target.",
+    help="Prepare the images first, in the order given; repeat it. normalise changes the stains to those of "
+    "--stain-target.",
 )
 @click.option("--stain-target", type=click.Path(path_type=Path), metavar="IMAGE", help="An H&E image, for normalise.")
 @click.option(
@@ -60,24 +58,12 @@ def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[flo
     type=click.Choice(["macenko", "vahadane", "reinhard", "ruifrok"]),
     default="macenko",
     show_default=True,
-    help="tiatoolbox's, for normalise.",
+    help="Method of tiatoolbox, for normalise.",
 )
-@click.option(
-    "--classifier",
-    metavar="NAME|PATH",
-    default=DEFAULT.classifier,
-    show_default=True,
-    help="Model that names them: see nucpipe models, or a file.",
-)
-@decided
-@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default=DEFAULT.precision,
-    show_default=True,
-    help="Arithmetic of the network.",
-)
+@classifier_option
+@decided("argmax")
+@device_option
+@precision_option
 def classify(
     images: tuple[Path, ...],
     mpp: float | None,

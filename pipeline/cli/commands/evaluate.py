@@ -4,41 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from pipeline.cli.options import library_option
-
-F = TypeVar("F", bound=Callable[..., Any])
+from pipeline.cli.options import F, device_option, library_option, precision_option, together
 
 
 def measure_options(table: str) -> Callable[[F], F]:
     """Return the options that both measurements share; ``table`` is the CSV file that they write beside the figures."""
-
-    def add(command: F) -> F:
-        options = [
-            click.option(
-                "--out", type=click.Path(path_type=Path), help=f"Folder for figures.json, {table} and pictures."
-            ),
-            click.option(
-                "--hold-out",
-                multiple=True,
-                metavar="NAME",
-                help="Images or groups to measure on; wildcards allowed.  "
-                "[default: what the model's training held out]",
-            ),
-            click.option(
-                "--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model."
-            ),
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-            click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16."),
-        ]
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return together(
+        click.option("--out", type=click.Path(path_type=Path), help=f"Folder for figures.json, {table} and pictures."),
+        click.option(
+            "--hold-out",
+            multiple=True,
+            metavar="NAME",
+            help="Images or groups to measure on; wildcards allowed.  [default: what the model's training held out]",
+        ),
+        click.option("--all", "everything", is_flag=True, help="Measure on everything, also on what taught the model."),
+        device_option,
+        precision_option,
+    )
 
 
 @click.group()

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import adapted_option, filtered
+from pipeline.cli.options import adapted_option, decided, filtered, regions_option, slide_option
 from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_for_qupath, export_result
 
 
@@ -22,13 +22,7 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_f
 @click.option(
     "--all-libraries", is_flag=True, help="A file for each library's classes (labels: all libraries in one folder)."
 )
-@click.option(
-    "--decide",
-    type=click.Choice(["argmax", "best", "threshold"]),
-    help="Decide on labels anew, from the stored probabilities (see run).  [default: as in the run; best with "
-    "--threshold]",
-)
-@click.option("--threshold", type=float, metavar="P", help="Least probability of a label, above 0 to 1.")
+@decided("as in the run")
 @click.option(
     "--label", "labels", multiple=True, metavar="LABEL", help="Only nuclei with this label; repeat it for several."
 )
@@ -40,13 +34,7 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_f
     metavar="X0 Y0 X1 Y1",
     help="Only nuclei whose centroid lies in this box of level-0 pixels.",
 )
-@click.option(
-    "--regions",
-    type=click.Path(path_type=Path),
-    metavar="ROI.geojson",
-    help="Regions drawn in QuPath: tell in which one each nucleus lies (geojson, qupath, csv, parquet, "
-    "annotationstore).",
-)
+@regions_option(": tell in which one each nucleus lies (geojson, qupath, csv, parquet, annotationstore).")
 @click.option(
     "--region",
     "region_names",
@@ -55,7 +43,7 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_f
     help="Only nuclei in this one of --regions; repeat it for several.",
 )
 @adapted_option
-@filtered
+@filtered()
 @click.option("--centroids", is_flag=True, help="Points instead of outlines.")
 @click.option(
     "--exact-outlines",
@@ -70,7 +58,7 @@ from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_f
     help="Pixel size of the slide's pixels in spatialdata and labels; 0 leaves them out.  "
     f"[default: {IMAGE_MPP:g}, if the slide is found]",
 )
-@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
+@slide_option
 def export(
     result: Path,
     form: str,

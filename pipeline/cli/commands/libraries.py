@@ -7,12 +7,21 @@ from pathlib import Path
 import click
 
 from nucpipe.backends.model_file import read_header
-from pipeline.cli.options import library_option, match_options
-from pipeline.config import RunConfig
+from pipeline.cli.options import DEFAULT, library_option
 
 
 @click.command()
-@match_options
+@click.option(
+    "--match",
+    type=click.Choice(["own", "exact", "similar", "table"]),
+    default="table",
+    show_default=True,
+    help="Which label teaches other libraries: none, one of equal text, of similar text, by the label table.",
+)
+@click.option("--similarity", type=float, default=0.8, show_default=True, help="Ratio above which texts are similar.")
+@click.option(
+    "--match-table", type=click.Path(path_type=Path), metavar="TOML", help="Another label table than nucpipe's."
+)
 @library_option(required=False)
 def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float, match_table: Path | None) -> None:
     """List the libraries' labels, and which teaches which.
@@ -27,7 +36,7 @@ def libraries(data: tuple[tuple[str, Path], ...], match: str, similarity: float,
 
     known = libraries_of(data)
     matching = make_matching(known, match, similarity, match_table)
-    header = read_header(find_model("classifier", RunConfig().classifier))
+    header = read_header(find_model("classifier", DEFAULT.classifier))
     outputs = LabelSpace.from_dict(header.outputs)
     untrained = {column for column, trained in zip(outputs.columns, outputs.trained, strict=True) if not trained}
     elsewhere = unmeasured(header)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nucpipe.errors import OutputError, UsageError
-from pipeline.cli.options import filtered
+from pipeline.cli.options import filtered, regions_option, slide_option
 
 RADIUS_UM = 50.0
 MAX_RADIUS_UM = 1000.0
@@ -15,12 +15,7 @@ MAX_RADIUS_UM = 1000.0
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
-@click.option(
-    "--regions",
-    type=click.Path(path_type=Path),
-    metavar="ROI.geojson",
-    help="Regions drawn in QuPath: write regions.csv, what lies in each by label.",
-)
+@regions_option(": write regions.csv, what lies in each by label.")
 @click.option("--neighbours", is_flag=True, help="Write neighbours.csv, what lies round each nucleus by label.")
 @click.option(
     "--focus", is_flag=True, help="Write focus.csv and focus.png, where the slide is out of focus; it is read for that."
@@ -28,7 +23,7 @@ MAX_RADIUS_UM = 1000.0
 @click.option(
     "--only-in-focus", is_flag=True, help="Leave nuclei out of the other tables that lie where it is out of focus."
 )
-@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
+@slide_option
 @click.option(
     "--radius",
     "radius_um",
@@ -39,7 +34,7 @@ MAX_RADIUS_UM = 1000.0
     help="With --neighbours: count nuclei up to that distance.",
 )
 @click.option("--primary", metavar="LIBRARY", help="With --neighbours: whose labels are counted.  [default: the run's]")
-@filtered
+@filtered()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the tables.  [default: RESULT]")
 @click.option("--overwrite", is_flag=True, help="Replace tables that exist.")
 def measure(

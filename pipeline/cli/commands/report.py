@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nucpipe.errors import UsageError
-from pipeline.cli.options import adapted_option, filtered
+from pipeline.cli.options import adapted_option, filtered, regions_option, slide_option
 
 
 @click.command()
@@ -17,16 +17,11 @@ from pipeline.cli.options import adapted_option, filtered
     type=click.Path(path_type=Path),
     help="HTML file to write.  [default: report.html in RESULT, or report-adapted.html]",
 )
-@click.option("--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run.")
+@slide_option
 @click.option("--primary", metavar="LIBRARY", help="The library that is shown first.  [default: the run's]")
-@click.option(
-    "--regions",
-    type=click.Path(path_type=Path),
-    metavar="ROI.geojson",
-    help="Regions drawn in QuPath, of one slide, to tell of each by itself.",
-)
+@regions_option(", of one slide, to tell of each by itself.")
 @adapted_option
-@filtered
+@filtered()
 def report(
     result: Path,
     out: Path | None,

@@ -3,110 +3,87 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.demo_slide import fetch_demo_slide
-from pipeline.cli.options import decide_options, filter_options
+from pipeline.cli.options import (
+    DEFAULT,
+    classifier_option,
+    decided,
+    device_option,
+    filtered,
+    precision_option,
+    segmentor_option,
+    together,
+)
 from pipeline.config import RunConfig
 
 if TYPE_CHECKING:
     from pipeline.store.run_record import SlideResult
 
-F = TypeVar("F", bound=Callable[..., Any])
-DEFAULT = RunConfig()
-
-
-def run_options(command: F) -> F:
-    """Add the options that ``run`` and ``demo`` share, but ``--out``."""
-    options = [
-        click.option(
-            "--segmentor",
-            metavar="NAME|PATH",
-            default=DEFAULT.segmentor,
-            show_default=True,
-            help="Model that finds the nuclei: see nucpipe models, or a file.",
-        ),
-        click.option(
-            "--tta",
-            is_flag=True,
-            help="Average the segmentor over mirror images: slightly better, four times its work.",
-        ),
-        click.option(
-            "--classifier",
-            metavar="NAME|PATH",
-            default=DEFAULT.classifier,
-            show_default=True,
-            help="Model that names them: see nucpipe models, or a file.",
-        ),
-        click.option(
-            "--primary",
-            metavar="LIBRARY",
-            default=DEFAULT.primary,
-            show_default=True,
-            help="Whose labels colour the nuclei: NuCLS, BreCaHAD, CoNSeP, MoNuSAC or PanNuke.",
-        ),
-        *decide_options(),
-        click.option(
-            "--tissue",
-            metavar="auto|none|MASK.png|ROI.geojson",
-            default=DEFAULT.tissue,
-            show_default=True,
-            help="Where to look: found tissue, everywhere, a mask image, or regions drawn in QuPath.",
-        ),
-        click.option(
-            "--nuclei",
-            metavar="FILE|FOLDER",
-            help="Nuclei of another tool in detection's place: GeoJSON as QuPath exports it, a label image (PNG, TIFF, "
-            "npy), or a folder with such a file of each slide's name.",
-        ),
-        *filter_options("the segmentor's, see nucpipe models"),
-        click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
-        click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
-        click.option(
-            "--no-features",
-            is_flag=True,
-            help="Do not store the classifier's features (128 bytes a nucleus), which nucpipe adapt learns from.",
-        ),
-        click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-            default=DEFAULT.precision,
-            show_default=True,
-            help="Arithmetic of the networks; auto takes what is fast on the device without harm.",
-        ),
-        click.option(
-            "--workers",
-            type=int,
-            metavar="N",
-            default=None,
-            help="Processors to use.  [default: those allotted to the process]",
-        ),
-        click.option(
-            "--batch-size",
-            type=int,
-            metavar="N",
-            default=DEFAULT.batch_size,
-            show_default=True,
-            help="Nuclei classified at a time.",
-        ),
-        click.option(
-            "--region-size",
-            type=int,
-            metavar="PX",
-            default=DEFAULT.region_size,
-            show_default=True,
-            help="Side of a region at 0.25 µm/pixel; changes memory and speed, not the results.",
-        ),
-        click.option("--profile", is_flag=True, help="Draw profile.png, what each thread did when; see also run.json."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
+run_options = together(
+    segmentor_option,
+    click.option(
+        "--tta",
+        is_flag=True,
+        help="Average the segmentor over mirror images: slightly better, four times its work.",
+    ),
+    classifier_option,
+    click.option(
+        "--primary",
+        metavar="LIBRARY",
+        default=DEFAULT.primary,
+        show_default=True,
+        help="Whose labels colour the nuclei: NuCLS, BreCaHAD, CoNSeP, MoNuSAC or PanNuke.",
+    ),
+    decided("argmax"),
+    click.option(
+        "--tissue",
+        metavar="auto|none|MASK.png|ROI.geojson",
+        default=DEFAULT.tissue,
+        show_default=True,
+        help="Where to look: found tissue, everywhere, a mask image, or regions drawn in QuPath.",
+    ),
+    click.option(
+        "--nuclei",
+        metavar="FILE|FOLDER",
+        help="Nuclei of another tool in detection's place: GeoJSON as QuPath exports it, a label image (PNG, TIFF, "
+        "npy), or a folder with such a file of each slide's name.",
+    ),
+    filtered("the segmentor's, see nucpipe models"),
+    click.option("--overwrite", is_flag=True, help="Replace finished results; start unfinished ones again."),
+    click.option("--no-geojson", is_flag=True, help="Do not write nuclei.geojson."),
+    click.option(
+        "--no-features",
+        is_flag=True,
+        help="Do not store the classifier's features (128 bytes a nucleus), which nucpipe adapt learns from.",
+    ),
+    device_option,
+    precision_option,
+    click.option(
+        "--workers", type=int, metavar="N", help="Processors to use.  [default: those allotted to the process]"
+    ),
+    click.option(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        default=DEFAULT.batch_size,
+        show_default=True,
+        help="Nuclei classified at a time.",
+    ),
+    click.option(
+        "--region-size",
+        type=int,
+        metavar="PX",
+        default=DEFAULT.region_size,
+        show_default=True,
+        help="Side of a region at 0.25 µm/pixel; changes memory and speed, not the results.",
+    ),
+    click.option("--profile", is_flag=True, help="Draw profile.png, what each thread did when; see also run.json."),
+)
+"""The options that ``run`` and ``demo`` share, but ``--out``."""
 
 out_option = click.option("--out", type=click.Path(), required=True, help="Folder (or address) for the results.")
 
@@ -137,9 +114,11 @@ def run(
     """Find, outline and name the nuclei of slides.
 
     A slide is anything that OpenSlide or tiatoolbox reads, or a plain PNG, JPEG or TIFF with --mpp; also a folder of
-    slides, a pattern ("slides/**/*.svs"), a table with a line a slide (.csv, .tsv), or an address (s3://...). Results
-    of a slide lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png,
+    slides, a pattern ("slides/**/*.svs"), a table with a line a slide (.csv, .tsv), or an address (s3://...).
+
+    Results of a slide lie in OUT/<slide>/: nuclei.zarr, nuclei.geojson (drag it onto QuPath), overview.png,
     report.html, run.json. A run that was stopped goes on where it stopped, and several on one OUT share the work.
+
     Exit status: 0 all done, 1 some slide failed (see OUT/summary.csv), 2 wrong usage.
     """
     if dry_run:

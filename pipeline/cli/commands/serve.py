@@ -10,32 +10,29 @@ import click
 
 from nucpipe.errors import UsageError
 from nucpipe.optional.extras import install_command
-from pipeline.config import RunConfig
+from pipeline.cli.options import DEFAULT, classifier_option, device_option, precision_option, segmentor_option
 from pipeline.web.service.config import ServeConfig
 
-DEFAULT = RunConfig()
 PORT = 8402
 TOKEN_VARIABLE = "NUCPIPE_TOKEN"
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all networks.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0 for any free one.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port to listen on; 0 for any free one.",
+)
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
     help=f"File with a token that clients must send. Or set {TOKEN_VARIABLE}.",
 )
-@click.option(
-    "--segmentor",
-    metavar="NAME|PATH",
-    default=DEFAULT.segmentor,
-    show_default=True,
-    help="Model that finds the nuclei.",
-)
-@click.option(
-    "--classifier", metavar="NAME|PATH", default=DEFAULT.classifier, show_default=True, help="Model that names them."
-)
+@segmentor_option
+@classifier_option
 @click.option(
     "--primary",
     metavar="LIBRARY",
@@ -43,23 +40,30 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
     show_default=True,
     help="Whose labels are the classes in GeoJSON.",
 )
-@click.option("--device", default=DEFAULT.device, show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@device_option
+@precision_option
 @click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    default=DEFAULT.precision,
+    "--batch-size",
+    type=click.IntRange(1),
+    default=DEFAULT.batch_size,
     show_default=True,
-    help="Arithmetic of the networks.",
+    help="Nuclei classified at a time.",
+)
+@click.option("--max-mb", type=float, default=64, show_default=True, help="Largest request, in megabytes.")
+@click.option(
+    "--max-pixels", type=int, default=25_000_000, show_default=True, help="Largest sum of pixels of a request's images."
 )
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=DEFAULT.batch_size, show_default=True, help="Nuclei at a time."
+    "--max-waiting", type=int, default=64, show_default=True, help="Requests that may wait; more are refused."
 )
-@click.option("--max-mb", type=float, default=64, show_default=True, help="Most megabytes of a request.")
 @click.option(
-    "--max-pixels", type=int, default=25_000_000, show_default=True, help="Most pixels of a request's images."
+    "--timeout",
+    "timeout_s",
+    type=float,
+    default=120,
+    show_default=True,
+    help="Seconds after which a request is given up.",
 )
-@click.option("--max-waiting", type=int, default=64, show_default=True, help="Requests that wait; more are refused.")
-@click.option("--timeout", "timeout_s", type=float, default=120, show_default=True, help="Seconds to an answer.")
 def serve(host: str, port: int, token_file: Path | None, max_mb: float, **options: Any) -> None:
     """Answer over HTTP: image in, named nuclei out.
 

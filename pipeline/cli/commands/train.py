@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from nucpipe.backends.device import pick_device
 from nucpipe.errors import UsageError
-from pipeline.cli.options import library_option
-
-F = TypeVar("F", bound=Callable[..., Any])
+from pipeline.cli.options import F, device_option, library_option, together
 
 
 @click.group()
@@ -24,37 +22,32 @@ def train() -> None:
 def train_options(steps: int, batch_size: str, learning_rate: float) -> Callable[[F], F]:
     """Return the options that both trainings share; the arguments are the defaults that their help states."""
 
-    def add(command: F) -> F:
-        options = [
-            click.option("--out", type=click.Path(path_type=Path), help="Model file to write (.safetensors)."),
-            click.option(
-                "--hold-out",
-                multiple=True,
-                metavar="NAME",
-                help="Image or group (patient, case, tissue) kept for validation; repeat it, wildcards allowed. "
-                "Of a set where none is found, about 15 % is held out.",
-            ),
-            click.option(
-                "--steps",
-                type=click.IntRange(min=0),
-                help="Number of batches; 0 only averages what --start-from names, and measures it.  "
-                f"[default: {steps}]",
-            ),
-            click.option("--batch-size", type=int, help=f"Samples a batch.  [default: {batch_size}]"),
-            click.option("--learning-rate", type=float, help=f"The largest learning rate.  [default: {learning_rate}]"),
-            click.option("--seed", type=int, help="Of the random numbers.  [default: 0]"),
-            click.option("--device", help="auto, cpu, cuda, cuda:N or mps.  [default: auto]"),
-            click.option(
-                "--precision",
-                type=click.Choice(["auto", "fp32", "bf16"]),
-                help="auto takes bfloat16 where the device is fast in it.  [default: auto]",
-            ),
-        ]
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+    return together(
+        click.option("--out", type=click.Path(path_type=Path), help="Model file to write (.safetensors)."),
+        click.option(
+            "--hold-out",
+            multiple=True,
+            metavar="NAME",
+            help="Image or group (patient, case, tissue) kept for validation; repeat it, wildcards allowed. "
+            "Of a set where none is found, about 15 % is held out.",
+        ),
+        click.option(
+            "--steps",
+            type=click.IntRange(min=0),
+            help=f"Number of batches; 0 only averages what --start-from names, and measures it.  [default: {steps}]",
+        ),
+        click.option("--batch-size", type=int, help=f"Samples a batch.  [default: {batch_size}]"),
+        click.option("--learning-rate", type=float, help=f"The largest learning rate.  [default: {learning_rate}]"),
+        click.option("--seed", type=int, help="Seed of the random numbers.  [default: 0]"),
+        click.option(
+            "--device", metavar="NAME", help="Where it runs: auto, cpu, cuda, cuda:N or mps.  [default: auto]"
+        ),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            help="Arithmetic; auto takes bfloat16 where the device is fast in it.  [default: auto]",
+        ),
+    )
 
 
 def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -179,10 +172,15 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
 @library_option()
 @click.option("--model", required=True, metavar="NAME|PATH", help="The classifier, such as fast.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Model file to write (.safetensors).")
-@click.option("--hold-out", multiple=True, metavar="NAME", help="As in its training: what is left out here, too.")
+@click.option(
+    "--hold-out",
+    multiple=True,
+    metavar="NAME",
+    help="What its training held out, which is left out here, too; repeat it.",
+)
 @click.option("--calibrate", is_flag=True, help="Fit temperatures and measure figures on what was held out anew, too.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random numbers.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
+@device_option
 def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, calibrate: bool, **options: Any) -> None:
     """Give a classifier features and an out-of-distribution score.
 

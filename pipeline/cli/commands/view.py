@@ -8,28 +8,23 @@ from pathlib import Path
 import click
 
 from nucpipe.errors import UsageError
-from pipeline.cli.options import filtered
+from pipeline.cli.options import filtered, regions_option, slide_option
 
 PORT = 8401
 
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path))
-@click.option(
-    "--slide",
-    type=click.Path(path_type=Path),
-    help="Where the slide is now.  [default: where the run found it]",
-)
+@slide_option
 @click.option("--primary", metavar="LIBRARY", help="Whose labels are shown first.  [default: as in the run]")
+@regions_option(", of one slide: shown, and to choose the nuclei of one of them.")
+@filtered()
 @click.option(
-    "--regions",
-    type=click.Path(path_type=Path),
-    metavar="ROI.geojson",
-    help="Regions drawn in QuPath, of one slide: shown, and to choose the nuclei of one of them.",
-)
-@filtered
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="Any free one where that is taken."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port to serve at; any free one where it is taken.",
 )
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def view(
