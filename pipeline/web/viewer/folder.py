@@ -23,6 +23,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from classifier.labels.libraries import no_label_colour
 from classifier.out_of_distribution import HIGH, in_words
 from nucpipe.errors import NucpipeError
 from pipeline.adaptation.corrections import CORRECTIONS, read_corrections
@@ -156,6 +157,7 @@ class _Pages:
                     for key, result in opened.items()
                 ],
                 "others": others,
+                "noLabel": no_label_colour(),
                 "libraries": [
                     {"name": name, "labels": list(zip(lib.labels, lib.colours, strict=True))}
                     for name, lib in known.items()

@@ -1,14 +1,8 @@
 // The list of slides of a folder of results.
 
-const $ = (id) => document.getElementById(id);
-const number = (n) => n.toLocaleString("en");
-const words = (label) => label.replaceAll("_", " ");
+import { $, colour, element, number, swatch, words } from "./js/dom.js";
+
 const COMMON = 3;  // labels that are named under a slide's bar
-function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
 const answer = await fetch("api/slides"), folder = await answer.json();
 if (!answer.ok) {
   $("facts").textContent = folder.error;
@@ -32,12 +26,12 @@ if (!ORDERS[state.order]) state.order = "name";
 function row(slide, labels) {
   const href = `slides/${encodeURIComponent(slide.key)}/#library=${encodeURIComponent(state.library)}`;
   const counts = slide.counts[state.library] ?? {}, unlabelled = slide.nuclei - Object.values(counts).reduce((all, n) => all + n, 0);
-  const all = [...labels.map(([label, rgb]) => [label, rgb, counts[label] ?? 0]), ["no label", [150, 150, 150], unlabelled]].filter(([, , n]) => n > 0);
+  const all = [...labels.map(([label, rgb]) => [label, rgb, counts[label] ?? 0]), ["no label", folder.noLabel, unlabelled]].filter(([, , n]) => n > 0);
   const share = (n) => `${(100 * n / slide.nuclei).toFixed(n < slide.nuclei / 100 ? 1 : 0)} %`;
   const stack = element("div", { className: "stack" }, ...all.map(([label, rgb, n]) => {
     const part = element("span", { title: `${words(label)}: ${number(n)} (${share(n)})` });
     part.style.width = `${100 * n / slide.nuclei}%`;
-    part.style.background = `rgb(${rgb.join(" ")})`;
+    part.style.background = colour(rgb);
     return part;
   }));
   stack.setAttribute("aria-hidden", "true");
@@ -59,7 +53,7 @@ function row(slide, labels) {
     cell("labels", stack, element("p", { className: "common", textContent: common })), cell("remarks", ...remarks));
 }
 function show() {
-  const { labels } = folder.libraries.find(({ name }) => name === state.library);
+  const labels = folder.libraries.find(({ name }) => name === state.library)?.labels ?? [];
   const wanted = state.find.toLowerCase();
   const found = folder.slides.filter((slide) => [slide.name, slide.folder, ...slide.cautions].some((text) => text.toLowerCase().includes(wanted)));
   found.sort(ORDERS[state.order]);
@@ -67,11 +61,7 @@ function show() {
   const nuclei = found.reduce((all, slide) => all + slide.nuclei, 0);
   $("facts").textContent = `${found.length < folder.slides.length ? `${number(found.length)} of ` : ""}${number(folder.slides.length)} slides, ${number(nuclei)} nuclei`;
   $("labels-of").textContent = `Labels of ${state.library}`;
-  $("legend").replaceChildren(...labels.map(([label, rgb]) => {
-    const dot = element("span", { className: "swatch" });
-    dot.style.background = `rgb(${rgb.join(" ")})`;
-    return element("li", {}, dot, words(label));
-  }));
+  $("legend").replaceChildren(...labels.map(([label, rgb]) => element("li", {}, swatch(rgb), words(label))));
   history.replaceState(null, "", `#${new URLSearchParams(Object.entries(state).filter(([name, value]) => value !== "" && (name !== "order" || value !== "name")))}`);
 }
 

@@ -1,25 +1,9 @@
 // What every part of the page uses: its elements, the server, and what is shown.
 
-export const $ = (id) => document.getElementById(id);
-export const number = (n) => n.toLocaleString("en");
-export const colour = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
-export const words = (label) => label.replaceAll("_", " ");
-export function element(tag, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-export function svg(tag, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-export function swatch(rgb) {
-  const made = element("span", { className: "swatch" });
-  made.style.background = colour(rgb);
-  return made;
-}
+import { $ } from "./dom.js";
+
+export * from "./dom.js";
+
 // Says something for some seconds; quietly, to those who hear the page.
 let unsaid;
 export function say(text, quietly = false) {
@@ -51,18 +35,15 @@ export function makeRadios(group, choose) {
 }
 
 // Addresses are relative: a slide's page may be one of many.
-export async function ask(path, parameters = "") {
-  const answer = await fetch(`${path}?${parameters}`);
+async function fetched(address, options) {
+  const answer = await fetch(address, options);
   const content = await answer.json();
   if (!answer.ok) throw new Error(content.error);
   return content;
 }
-export async function send(path, body) {
-  const answer = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-  const content = await answer.json();
-  if (!answer.ok) throw new Error(content.error);
-  return content;
-}
+export const ask = (path, parameters = "") => fetched(`${path}?${parameters}`);
+export const send = (path, body) =>
+  fetched(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 // The parts of the page tell each other what has happened.
 const bus = new EventTarget();
