@@ -61,7 +61,7 @@ class ExportFormat:
         name: of the file or folder beside the store, with the ending that is expected.
         endings: that a user's name may have.
         writer: ``module:function`` that writes it, imported when it is needed, for some bring libraries that are slow
-            to import. It takes the nuclei, the path and, by keyword, what ``takes`` says, and returns their number.
+            to import. It takes the nuclei, the path and, by keyword, what ``takes`` says.
         takes: the options, other than those that choose nuclei, that it takes.
         one_file: whether all libraries go into one file, as ``libraries``; else each into its own, as ``primary``.
     """
@@ -74,8 +74,8 @@ class ExportFormat:
 
     def write(
         self, store: Store, path: Path, libraries: Sequence[str], options: ExportOptions, slide: Slide | None
-    ) -> int:
-        """Write the nuclei; returns their number.
+    ) -> None:
+        """Write the nuclei.
 
         Args:
             store: the nuclei.
@@ -90,8 +90,7 @@ class ExportFormat:
         if "image" in self.takes:
             arguments |= {"slide": slide, "image_mpp": options.image_mpp or IMAGE_MPP}
         arguments |= {name: getattr(options, name) for name in OUTLINE_OPTIONS if name in self.takes}
-        count: int = resolve_name(self.writer)(store, path, **arguments)
-        return count
+        resolve_name(self.writer)(store, path, **arguments)
 
 
 OUTLINE_OPTIONS = ("centroids", "exact_outlines")
@@ -188,7 +187,9 @@ def export_result(
     _check_free(files, overwrite)
     with ExitStack() as stack:
         slide = stack.enter_context(result.open_slide(wanted.slide)) if _pixels(result, kind, wanted) else None
-        return [(file, kind.write(store, file, some, wanted, slide)) for file, some in zip(files, held, strict=True)]
+        for file, some in zip(files, held, strict=True):
+            kind.write(store, file, some, wanted, slide)
+    return [(file, len(store)) for file in files]
 
 
 def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Path, overwrite: bool = False) -> int:
@@ -207,7 +208,8 @@ def export_for_qupath(results: Sequence[Result], wanted: ExportOptions, path: Pa
     _check_free([path], overwrite)
     primary = wanted.primary or results[0].primary
     stores = [select_nuclei(r.store, wanted.bbox_l0, primary, wanted.labels, wanted.rule) for r in results]
-    return write_slides(stores, path, primary, wanted.centroids, wanted.exact_outlines)
+    write_slides(stores, path, primary, wanted.centroids, wanted.exact_outlines)
+    return sum(map(len, stores))
 
 
 def _check(form: str, kind: ExportFormat, wanted: ExportOptions, out: Path | None) -> None:

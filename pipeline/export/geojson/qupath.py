@@ -19,14 +19,14 @@ SCRIPTS = resources.files("pipeline.export.geojson").joinpath("qupath_scripts")
 CLASSES = "classes.json"
 
 
-def write_qupath(store: Store, path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False) -> int:
+def write_qupath(store: Store, path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False) -> None:
     """Write the folder of one slide, see :func:`write_slides`."""
-    return write_slides([store], path, primary, centroids, exact_outlines)
+    write_slides([store], path, primary, centroids, exact_outlines)
 
 
 def write_slides(
     stores: Sequence[Store], path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False
-) -> int:
+) -> None:
     """Write the folder.
 
     Args:
@@ -35,9 +35,6 @@ def write_slides(
         primary: name of the library whose labels are the classes at first.
         centroids: points instead of outlines.
         exact_outlines: outlines along the edges of pixels, as they are stored.
-
-    Returns:
-        The number of nuclei.
 
     Raises:
         UsageError: no such library; two slides have one name, by which QuPath's images are known.
@@ -49,14 +46,12 @@ def write_slides(
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two slides are named {name}, and QuPath's images are known by name; export one by one.")
-    count, slides = 0, {}
+    slides = {}
     with folder_written_whole(path, CLASSES) as partial:
         (partial / "nuclei").mkdir()
         for store, name in zip(stores, names, strict=True):
             file = f"nuclei/{name}.geojson.gz"
-            count += write_geojson(
-                store, partial / file, known.name, centroids=centroids, exact_outlines=exact_outlines
-            )
+            write_geojson(store, partial / file, known.name, centroids=centroids, exact_outlines=exact_outlines)
             width, height = store.info.size_l0
             slides[name] = {"file": file, "width": width, "height": height, "nuclei": len(store)}
         about = {
@@ -67,7 +62,6 @@ def write_slides(
         }
         (partial / CLASSES).write_text(json.dumps(about, indent=1), "utf-8")
         _write_scripts(partial, path.resolve(), libraries)
-    return count
 
 
 def _colours(library: Library) -> dict[str, Any]:

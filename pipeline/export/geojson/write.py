@@ -38,7 +38,7 @@ def write_geojson(
     rule: DecisionRule | None = None,
     centroids: bool = False,
     exact_outlines: bool = False,
-) -> int:
+) -> None:
     """Write a FeatureCollection with one ``detection`` a nucleus, as QuPath 0.4.4 and later open it.
 
     Outlines are valid, closed polygons in pixels of the image as QuPath shows it (level 0 minus ``origin_l0``), with
@@ -52,9 +52,6 @@ def write_geojson(
         rule: how labels are decided on, from the stored probabilities; None: as in the run.
         centroids: points instead of outlines.
         exact_outlines: outlines along the edges of pixels, as they are stored, see :mod:`pipeline.export.polygons`.
-
-    Returns:
-        The number of features.
 
     Raises:
         UsageError: the store has no library ``primary``.
@@ -81,7 +78,6 @@ def write_geojson(
             separator = b",\n"
         write(b"\n]}\n")
         packing.finish()
-    return len(store)
 
 
 def _features(part: Store, primary: Library, rule: DecisionRule, centroids: bool, exact_outlines: bool) -> Content:

@@ -38,7 +38,7 @@ TILE_PX = 2 * BLOCK_PX
 
 def write_labels(
     store: Store, path: Path, libraries: Sequence[str], slide: Slide | None = None, image_mpp: float = 2.0
-) -> int:
+) -> None:
     """Write an OME-Zarr folder (NGFF 0.5) with label images of level 0's size.
 
     ``labels/nuclei`` (uint32) holds each nucleus's row in the store's table plus 1; ``labels/<library>`` (uint8) the
@@ -52,9 +52,6 @@ def write_labels(
         libraries: names of the libraries whose labels are written.
         slide: where it is given, the folder also holds its pixels, in micrometres at the same places.
         image_mpp: pixel size of the slide's largest image there.
-
-    Returns:
-        The number of nuclei.
 
     Raises:
         UsageError: the store has no such library.
@@ -72,7 +69,6 @@ def write_labels(
             ome |= {"multiscales": multiscales(slide.name, names, slide.mpp * shrink, True), "omero": channels_rgb()}
         root.attrs.update({"ome": ome, EXPORTED: __version__})
         _write_label_images(store, root.create_group("labels"), known)
-    return len(store)
 
 
 def _write_label_images(store: Store, labels: zarr.Group, libraries: Sequence[Library]) -> None:

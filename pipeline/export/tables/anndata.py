@@ -32,7 +32,7 @@ class Target(Protocol):
         """Add an array to be filled by slices; ``dtype`` str is for Python strings."""
 
 
-def write_h5ad(store: Store, path: Path) -> int:
+def write_h5ad(store: Store, path: Path) -> None:
     """Write an ``.h5ad`` that ``anndata.read_h5ad`` and scanpy open; memory does not grow with the number of nuclei.
 
     It holds what the store's table holds. Where the rule gives several labels of a library, the layer ``given`` tells
@@ -41,9 +41,6 @@ def write_h5ad(store: Store, path: Path) -> int:
     Args:
         store: the nuclei.
         path: of the file.
-
-    Returns:
-        The number of nuclei.
 
     Raises:
         OutputError: the file cannot be written.
@@ -56,7 +53,6 @@ def write_h5ad(store: Store, path: Path) -> int:
                 copy_table(store, _HDF5(file))
         except RuntimeError as error:  # what h5py makes of a full disk while it closes the file
             raise cannot_write(path, error) from error
-    return len(store)
 
 
 def copy_table(store: Store, target: Target) -> None:

@@ -34,7 +34,7 @@ CREATE TABLE annotations(
 
 def write_annotation_store(
     store: Store, path: Path, primary: str, centroids: bool = False, exact_outlines: bool = False
-) -> int:
+) -> None:
     """Write an SQLiteStore: outlines at level 0, keys that are the nuclei's UUIDs, and their labels as properties.
 
     ``type`` is the label in the primary library, for that is the property by which the viewer colours. Memory does not
@@ -47,9 +47,6 @@ def write_annotation_store(
         centroids: points instead of outlines.
         exact_outlines: outlines along the edges of pixels, as they are stored.
 
-    Returns:
-        The number of nuclei.
-
     Raises:
         UsageError: the store has no library ``primary``.
         OutputError: the file cannot be written.
@@ -61,7 +58,6 @@ def write_annotation_store(
             _write(store, partial, library, centroids, exact_outlines)
         except sqlite3.Error as error:
             raise cannot_write(path, error) from error
-    return len(store)
 
 
 def _write(store: Store, path: Path, library: Library, centroids: bool, exact_outlines: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from pipeline.export.select import columns_of
 from pipeline.store.reader import Store
 
 
-def write_csv(store: Store, path: Path) -> int:
+def write_csv(store: Store, path: Path) -> None:
     """Write a CSV with the columns of :func:`pipeline.export.select.columns_of`; missing values are empty.
 
     Memory does not grow with the number of nuclei.
@@ -21,8 +22,14 @@ def write_csv(store: Store, path: Path) -> int:
         store: the nuclei.
         path: compressed where it ends in ``.gz``.
 
-    Returns:
-        The number of nuclei.
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_frames((pd.DataFrame(columns_of(part)) for part in store.batches(at_least_one=True)), path)
+
+
+def write_frames(frames: Iterable[pd.DataFrame], path: Path) -> None:
+    """Write tables of the same columns one below the other as one CSV, compressed where ``path`` ends in ``.gz``.
 
     Raises:
         OutputError: the file cannot be written.
@@ -31,9 +38,6 @@ def write_csv(store: Store, path: Path) -> int:
         # No name and no time in its header: the same nuclei give the same bytes.
         packed = gzip.GzipFile("", "wb", 5, file, mtime=0) if path.suffix.lower() == ".gz" else file
         with packed:
-            header = True
-            for part in store.batches(at_least_one=True):
-                frame = pd.DataFrame(columns_of(part))
-                packed.write(frame.to_csv(index=False, header=header, float_format="%.6g").encode("utf-8"))
-                header = False
-    return len(store)
+            for k, frame in enumerate(frames):
+                text = frame.to_csv(index=False, header=k == 0, float_format="%.6g", lineterminator="\n")
+                packed.write(text.encode("utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pandas as pd
 
 from classifier.labels.libraries import Library
 from nucpipe.backends.processors import available_processors
-from nucpipe.files import written_whole
 from pipeline.export.select import columns_of
+from pipeline.export.tables.csv import write_frames
 from pipeline.store.reader import Store
 
 LINES = 65536  # of the table, written at a time
@@ -87,17 +88,19 @@ def write_neighbours(store: Store, found: Neighbours, path: Path) -> int:
     Raises:
         OutputError: the file cannot be written.
     """
-    labels, radius = found.library.labels, f"{found.radius_um:g}"
-    with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        start = 0
-        for part in store.batches(LINES, at_least_one=True):
-            stop = start + len(part)
-            columns = columns_of(part)
-            kept = ["id", "x_l0", "y_l0", *(["region"] if store.regions is not None else []), found.library.name]
-            frame = pd.DataFrame({name: columns[name] for name in kept})
-            nearest = pd.DataFrame(found.nearest_um[start:stop], columns=[f"{label}_um" for label in labels])
-            within = pd.DataFrame(found.within[start:stop], columns=[f"{label}_within_{radius}um" for label in labels])
-            table = pd.concat([frame, nearest, within], axis=1)
-            table.to_csv(file, index=False, header=not start, float_format="%.6g", lineterminator="\n")
-            start = stop
+    write_frames(_frames(store, found), path)
     return len(store)
+
+
+def _frames(store: Store, found: Neighbours) -> Iterator[pd.DataFrame]:
+    labels, radius = found.library.labels, f"{found.radius_um:g}"
+    kept = ["id", "x_l0", "y_l0", *(["region"] if store.regions is not None else []), found.library.name]
+    start = 0
+    for part in store.batches(LINES, at_least_one=True):
+        stop = start + len(part)
+        columns = columns_of(part)
+        frame = pd.DataFrame({name: columns[name] for name in kept})
+        nearest = pd.DataFrame(found.nearest_um[start:stop], columns=[f"{label}_um" for label in labels])
+        within = pd.DataFrame(found.within[start:stop], columns=[f"{label}_within_{radius}um" for label in labels])
+        yield pd.concat([frame, nearest, within], axis=1)
+        start = stop

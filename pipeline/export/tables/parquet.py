@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def write_parquet(store: Store, path: Path, centroids: bool = False, exact_outlines: bool = False) -> int:
+def write_parquet(store: Store, path: Path, centroids: bool = False, exact_outlines: bool = False) -> None:
     """Write GeoParquet 1.1 (https://geoparquet.org/releases/v1.1.0/): a row a nucleus, its outline in ``geometry``.
 
     The other columns are those of :func:`pipeline.export.select.columns_of`. Coordinates are level-0 pixels, y down,
@@ -32,16 +32,12 @@ def write_parquet(store: Store, path: Path, centroids: bool = False, exact_outli
         centroids: points instead of outlines.
         exact_outlines: outlines along the edges of pixels, as they are stored.
 
-    Returns:
-        The number of nuclei.
-
     Raises:
         UsageError: pyarrow is not installed.
         OutputError: the file cannot be written.
     """
     with written_whole(path) as partial:
         write_table(store, partial, "Point" if centroids else "Polygon", exact_outlines=exact_outlines)
-    return len(store)
 
 
 def write_table(store: Store, path: Path, kind: str, index: str | None = None, exact_outlines: bool = False) -> None:

@@ -35,7 +35,7 @@ REGION_KEY, INSTANCE_KEY = "region", "instance_id"
 
 def write_spatialdata(
     store: Store, path: Path, slide: Slide | None = None, image_mpp: float = 2.0, exact_outlines: bool = False
-) -> int:
+) -> None:
     """Write a folder that ``spatialdata.read_zarr`` opens.
 
     Shapes ``nuclei`` (outlines, indexed by UUID), the table ``table`` that annotates them (the
@@ -49,9 +49,6 @@ def write_spatialdata(
         slide: whose pixels are embedded; None for no image.
         image_mpp: pixel size of the largest level of the image, micrometres, but never below the slide's own.
         exact_outlines: outlines along the edges of pixels, as they are stored.
-
-    Returns:
-        The number of nuclei.
 
     Raises:
         UsageError: pyarrow is not installed.
@@ -77,7 +74,6 @@ def write_spatialdata(
                 index="id",
                 exact_outlines=exact_outlines,
             )
-    return len(store)
 
 
 def _create_shapes(root: zarr.Group, mpp: float) -> None:
