@@ -45,8 +45,7 @@ class ClassifierTraining:
         context_dropout: share of the samples whose context is left out in training, 0-1.
         strides: of an EfficientNet's stem and stages, see ``classifier.network.set_strides``; empty: as published.
         start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
-            labels and layers, whose mean is taken; outputs of labels that
-            it has too start as they are there.
+            labels and layers, whose mean is taken; outputs of labels that it has too start as they are there.
         match, similarity, match_table: which label teaches another library's, see ``classifier.labels.label_mapping``.
         sampling: ``random`` draws from all libraries, ``round-robin`` takes a sample of each library in turn.
         balance: how samples are drawn, see ``classifier.dataset.sampling_weights``.
@@ -60,6 +59,9 @@ class ClassifierTraining:
         check_every: steps between two looks at the loss on what is held out.
         complete: a model whose confident predictions (at least ``complete_above``) teach what a sample's own label does
             not; a second round of training.
+        distil: a model whose probabilities teach every library's labels of every nucleus, with ``distil_weight`` beside
+            the nuclei's own labels and both softened by ``distil_temperature``, see
+            ``classifier.training.distillation``.
     """
 
     libraries: tuple[tuple[str, Path], ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
     factors = _factors(config, matching)
     data = open_libraries(config)
-    train = PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in data)
-    held = PatchDataset.concatenate(_gather(d.library, d.held, matching) for d in data)
+    train, held = _gather(data, matching)
     outputs = LabelSpace(matching.libraries, tuple(bool(n) for n in matching.taught(train.targets)))
     if config.distil is not None:
         outputs = add_teacher_labels(config.distil, outputs)
@@ -139,11 +138,9 @@ def finish_again(
     """
     matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
     data = open_libraries(config)
-    train = PatchDataset.concatenate(_gather(d.library, d.train, matching) for d in data)
     known = {entry["name"]: set(entry.get("held_out", ())) for entry in read_header(model).data}
-    held = PatchDataset.concatenate(
-        _gather(d.library, tuple(i for i in d.held if i.group in known.get(d.library, ())), matching) for d in data
-    )
+    data = [dataclasses.replace(d, held=tuple(i for i in d.held if i.group in known.get(d.library, ()))) for d in data]
+    train, held = _gather(data, matching)
     if calibrated and not len(held):
         raise UsageError(f"{model}: none of these images was held out of its training, by its header (--hold-out).")
     made = add_projection(model, config.out, train, held, config.seed, config.device, config.computed_in)
@@ -175,8 +172,13 @@ def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
     return opened
 
 
-def _gather(name: str, images: tuple[AnnotatedImage, ...], matching: Matching) -> PatchDataset:
-    return extract_patches(next(lib for lib in matching.sources if lib.name == name), images, matching)
+def _gather(data: Sequence[LibraryData], matching: Matching) -> tuple[PatchDataset, PatchDataset]:
+    """Return the nuclei that teach, and those that are held out."""
+    libraries = {library.name: library for library in matching.sources}
+    return (
+        PatchDataset.concatenate(extract_patches(libraries[d.library], d.train, matching) for d in data),
+        PatchDataset.concatenate(extract_patches(libraries[d.library], d.held, matching) for d in data),
+    )
 
 
 @dataclass
