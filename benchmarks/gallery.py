@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import cv2
 import numpy as np
+from pictures import in_a_row, text_bar
 
 from pipeline.result import Result, open_result
 from pipeline.slide.base import Slide
@@ -47,19 +48,14 @@ def tile(slide: Slide, result: Result, centroid: np.ndarray, ring: np.ndarray, c
     cv2.polylines(pixels, outline, True, (255, 220, 0), 1, cv2.LINE_AA, 4)
     edge = round(TILE_PX * (1 - PATCH_UM / WIDE_UM) / 2)
     cv2.rectangle(pixels, (edge, edge), (TILE_PX - edge, TILE_PX - edge), (255, 255, 255), 1)
-    strip = np.full((CAPTION_PX, TILE_PX, 3), 255, np.uint8)
-    cv2.putText(strip, caption, (2, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.pad(np.concatenate([strip, pixels]), ((0, 2), (0, 2), (0, 0)), constant_values=255)
+    captioned = np.concatenate([text_bar(caption, TILE_PX, CAPTION_PX), pixels])
+    return np.pad(captioned, ((0, 2), (0, 2), (0, 0)), constant_values=255)
 
 
 def band(title: str, tiles: list[np.ndarray], across: int) -> np.ndarray:
     width = across * (TILE_PX + 2)
-    head = np.full((HEAD_PX, width, 3), 225, np.uint8)
-    cv2.putText(head, title, (5, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    if not tiles:
-        return head
-    row = np.concatenate(tiles, 1)
-    return np.concatenate([head, np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)])
+    head = text_bar(title, width, HEAD_PX, 225, 0.5)
+    return np.concatenate([head, in_a_row(tiles, width)]) if tiles else head
 
 
 @click.command()

@@ -11,19 +11,19 @@ patients' tissue: keep them under the licence of the data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import cv2
 import numpy as np
+from pictures import in_a_row, text_bar
 
 from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import predict_logits
 from classifier.labels.label_mapping import Matching
-from classifier.labels.libraries import LabelSpace
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
+from classifier.spec import PATCH_PX
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.datasets import open_dataset, split_groups
 from pipeline.cli.options import library_option
@@ -31,29 +31,20 @@ from pipeline.inference.models import find_model
 
 ACROSS = 12
 ENLARGED = 3
-PATCH_PX = 64
-CAPTION_PX = 26
+CAPTION_PX, HEAD_PX = 26, 34
 
 
 def tile(patch: np.ndarray, caption: str) -> np.ndarray:
-    edge = (patch.shape[0] - PATCH_PX) // 2
     side = PATCH_PX * ENLARGED
-    inner = patch[edge : edge + PATCH_PX, edge : edge + PATCH_PX]
-    big = cv2.resize(inner, (side, side), interpolation=cv2.INTER_CUBIC)
-    strip = np.full((CAPTION_PX, side, 3), 255, np.uint8)
-    cv2.putText(strip, caption, (3, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.concatenate([strip, big])
+    enlarged = cv2.resize(patch, (side, side), interpolation=cv2.INTER_CUBIC)
+    return np.concatenate([text_bar(caption, side, CAPTION_PX), enlarged])
 
 
-def band(title: str, tiles: Sequence[np.ndarray], rows: int) -> np.ndarray:
+def band(title: str, tiles: list[np.ndarray], rows: int) -> np.ndarray:
     width = ACROSS * PATCH_PX * ENLARGED
-    head = np.full((34, width, 3), 225, np.uint8)
-    cv2.putText(head, title, (6, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
-    parts = [head]
-    for start in range(0, min(len(tiles), rows * ACROSS), ACROSS):
-        row = np.concatenate(tiles[start : start + ACROSS], 1)
-        parts.append(np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255))
-    return np.concatenate(parts)
+    starts = range(0, min(len(tiles), rows * ACROSS), ACROSS)
+    head = text_bar(title, width, HEAD_PX, 225, 0.7)
+    return np.concatenate([head, *(in_a_row(tiles[start : start + ACROSS], width) for start in starts)])
 
 
 def picture(samples: PatchDataset, p: np.ndarray, labels: tuple[str, ...], number: int, rows: int) -> np.ndarray:
@@ -69,7 +60,7 @@ def picture(samples: PatchDataset, p: np.ndarray, labels: tuple[str, ...], numbe
     ):
         chosen = [i for i in order if mask[i]]
         shown = np.array(chosen[: rows * ACROSS], np.int64)
-        patches = samples.patches(shown)
+        patches = samples.patches(shown, PATCH_PX)
         tiles = [tile(w, f"{labels[other[i]]} {sure[i]:.2f}") for w, i in zip(patches, shown, strict=True)]
         bands.append(band(f"{title}: {len(chosen)}", tiles, rows))
     return np.concatenate(bands)
@@ -98,7 +89,7 @@ def main(
             images = split_groups(images, names)[1]
         samples = extract_patches(library, images, Matching(outputs.libraries))
         logits = predict_logits(network, samples, device, pick_precision("auto", device))
-        p = probabilities(logits, LabelSpace.from_dict(header.outputs))[:, outputs.slices[library.name]]
+        p = probabilities(logits, outputs)[:, outputs.slices[library.name]]
         for number, label in enumerate(library.labels):
             count = int((samples.label == number).sum())
             if count and (f"{library.name}:{label}" in wanted or (not wanted and count < 200)):

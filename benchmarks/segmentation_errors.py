@@ -29,15 +29,15 @@ import click
 import cv2
 import numpy as np
 import numpy.typing as npt
-from specks import named, spread
+from specks import spread
 
-from nucpipe.datasets import AnnotatedImage, open_dataset
-from nucpipe.stains import stain_matrix
+from nucpipe.datasets import AnnotatedImage, is_named, open_dataset
 from pipeline.inference.models import find_model
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import detect_image
 from segmentation.evaluation.metrics import Overlaps, match_by_iou
 from segmentation.evaluation.scores import draw_instances
+from segmentation.morphology import haematoxylin_table
 from segmentation.registry import load_detector
 
 MISSES = ("merged", "split", "filtered", "outline", "small", "pale", "missed")
@@ -75,7 +75,7 @@ def sort_errors(true: Instances, found: Instances, unfiltered: Instances, pixels
     of_found = overlaps.shared / overlaps.area_predicted[overlaps.predicted]
     halves = Counter(overlaps.predicted[of_true >= 0.5].tolist())
     parts = Counter(overlaps.true[of_found >= 0.5].tolist())
-    density = -np.log(np.maximum(pixels, 1) / 255) @ np.linalg.inv(stain_matrix())[:, 0]
+    density = np.sum([table[pixels[..., k]] for k, table in enumerate(haematoxylin_table())], 0)
     ids = np.unique(true[true > 0])
     stained = dict(zip(ids.tolist(), mean_of(density, true, ids), strict=True))
     pale = np.quantile(list(stained.values()), 0.25) if stained else 0.0
@@ -111,7 +111,7 @@ def sort_errors(true: Instances, found: Instances, unfiltered: Instances, pixels
     )
 
 
-def mean_of(plane: npt.NDArray[np.float64], instances: Instances, ids: npt.NDArray[np.int32]) -> list[float]:
+def mean_of(plane: npt.NDArray[np.float32], instances: Instances, ids: npt.NDArray[np.int32]) -> list[float]:
     """Return the mean of a plane (H, W) inside each instance."""
     flat = instances.ravel()
     sums, counts = np.bincount(flat, plane.ravel()), np.bincount(flat)
@@ -169,7 +169,7 @@ def main(model: str, data: tuple[Path, ...], choose: tuple[str, ...], most: int,
     columns, tiles = {}, defaultdict(list)
     for folder in data:
         counts: Counter[str] = Counter()
-        for image in spread(named(open_dataset(folder), choose), most):
+        for image in spread([image for image in open_dataset(folder) if is_named(image, choose)], most):
             for cause, pixels in errors_of(detector, image):
                 counts[cause] += 1
                 if pixels.size:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
 import numpy as np
 
 from nucpipe.backends.model_file import read_header, rewrite_header
-from nucpipe.datasets import AnnotatedImage, open_dataset
+from nucpipe.datasets import AnnotatedImage, is_named, open_dataset
 from pipeline.inference.models import find_model
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import detect_image
@@ -35,13 +34,8 @@ SHOWN = [NucleusFilter(a, p) for p in (0, 0.6, 0.7, 0.75, 0.8) for a in (0, 4, 6
 
 
 def spread(images: Sequence[AnnotatedImage], most: int) -> list[AnnotatedImage]:
-    """At most ``count`` images, spread evenly over the set."""
+    """Return at most ``most`` images, spread evenly over the set."""
     return [images[k] for k in np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)]
-
-
-def named(images: list[AnnotatedImage], patterns: Sequence[str]) -> list[AnnotatedImage]:
-    """Return the images that patterns name by image or group."""
-    return [i for i in images if any(fnmatchcase(name, p) for name in (i.name, i.group) for p in patterns)]
 
 
 def show(sets: dict[str, list[JudgedImage]], filters: Sequence[NucleusFilter]) -> None:
@@ -102,8 +96,8 @@ def main(
     measuring: dict[str, list[AnnotatedImage]] = {}
     for folder in data:
         images = open_dataset(folder)
-        last = named(images, final)
-        others = [image for image in (named(images, choose) if choose else images) if image not in last]
+        last = [image for image in images if is_named(image, final)]
+        others = [image for image in images if image not in last and (not choose or is_named(image, choose))]
         judged = [found for image in spread(others, most) if (found := judge(detector, image)) is not None]
         if judged:
             choosing[folder.name] = judged

@@ -12,35 +12,15 @@ import math
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import httpx
 import numpy as np
+from exports import lay
 
-from classifier.predictions import Predictions
-from pipeline.store.journal import Journal
-from pipeline.store.reader import Store, open_store
-from pipeline.store.writer import finish
+from pipeline.store.reader import open_store
 from pipeline.web.viewer.tiles import ENLARGED_LEVELS, TILE_PX, Pyramid
-from segmentation.nuclei import Nuclei
-
-
-def lay_side_by_side(store: Store, path: Path, wanted: int) -> None:
-    """Write a store of copies of another, moved by its width and height."""
-    width, height = store.info.size_l0
-    copies = math.ceil(wanted / len(store))
-    columns = math.ceil(math.sqrt(copies * height / width))
-    offsets, points = store.contours()
-    nuclei = Nuclei(store.centroids_l0, offsets, points.astype(float), store.detection_p, store.area_um2)
-    labels = Predictions(store.probabilities)
-    journal = Journal.open(path.with_name("journal"), {})
-    for k in range(copies):
-        journal.write(k, nuclei.transformed(1.0, (k % columns * width, k // columns * height)), labels)
-    size_l0 = (columns * width, math.ceil(copies / columns) * height)
-    finish(journal, range(copies), path, replace(store.info, slide_name="million", size_l0=size_l0))
-    journal.remove()
 
 
 @click.command()
@@ -52,7 +32,8 @@ def main(result: Path, out: Path, nuclei: int, tiles: int) -> None:
     """Print a table of milliseconds by level."""
     path = out / "nuclei.zarr"
     if not path.exists():
-        lay_side_by_side(open_store(result / "nuclei.zarr"), path, nuclei)
+        out.mkdir(parents=True, exist_ok=True)
+        lay(open_store(result / "nuclei.zarr"), nuclei, out)
     store = open_store(path)
     pyramid, rng = Pyramid(store.info.size_l0), np.random.default_rng(0)
     began = time.perf_counter()

@@ -42,7 +42,7 @@ def with_morphology(
     values = np.empty((len(nuclei), len(MEASURES)), np.float64)
     points = nuclei.contour_points - np.asarray(origin, float)
     hulls, hull_offsets = _enclose(points, nuclei.contour_offsets, values[:, MEASURES.index("max_diameter_um")])
-    _measure(points, nuclei.contour_offsets, hulls, hull_offsets, pixels, float(px), _stain_table(), values)
+    _measure(points, nuclei.contour_offsets, hulls, hull_offsets, pixels, float(px), haematoxylin_table(), values)
     lengths = [MEASURES.index(name) for name in ("perimeter_um", "max_diameter_um", "min_diameter_um")]
     values[:, lengths] *= mpp
     return replace(nuclei, measures=values.astype(np.float32))
@@ -61,7 +61,7 @@ def _enclose(points: Floats, offsets: npt.NDArray[np.int64], diameters: Floats) 
     return np.concatenate(hulls).astype(np.float64), hull_offsets
 
 
-def _stain_table() -> npt.NDArray[np.float32]:
+def haematoxylin_table() -> npt.NDArray[np.float32]:
     """Return (3, 256): what a value of red, green or blue adds to the optical density of haematoxylin."""
     share = np.linalg.inv(stain_matrix())[:, 0]
     density = -np.log10(np.maximum(np.arange(256), 1) / 255)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nucpipe.datasets import brecahad, consep, monusac, nucls, pannuke, points
-from nucpipe.datasets.base import AnnotatedImage, Annotation, choose_images, split_groups
+from nucpipe.datasets.base import AnnotatedImage, Annotation, choose_images, is_named, split_groups
 from nucpipe.errors import DataError
 
-__all__ = ["AnnotatedImage", "Annotation", "choose_images", "open_dataset", "split_groups"]
+__all__ = ["AnnotatedImage", "Annotation", "choose_images", "is_named", "open_dataset", "split_groups"]
 
 READERS = (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pannuke.read)
 """Each returns the images of a folder in its layout, or none where the folder has another."""

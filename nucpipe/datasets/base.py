@@ -112,7 +112,7 @@ def split_groups(
         UsageError: everything would be held out.
     """
     patterns = list(hold_out)
-    groups = {i.group for i in images if _is_named(i, patterns)}
+    groups = {i.group for i in images if is_named(i, patterns)}
     held = {i.name for i in images if i.group in groups}
     if not held and len({i.group for i in images}) > 1:
         order = sorted({i.group for i in images}, key=lambda g: hashlib.sha256(g.encode()).digest())
@@ -133,11 +133,12 @@ def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[st
     Raises:
         UsageError: there is none.
     """
-    found = [image for image in images if _is_named(image, patterns)]
+    found = [image for image in images if is_named(image, patterns)]
     if patterns and not found:
         raise UsageError(f"{name}: no image or group is called {', '.join(patterns)}; name others by --hold-out.")
     return found or images
 
 
-def _is_named(image: AnnotatedImage, patterns: Sequence[str]) -> bool:
+def is_named(image: AnnotatedImage, patterns: Sequence[str]) -> bool:
+    """Tell whether one of the patterns (wildcards allowed) names an image or its group."""
     return any(fnmatch.fnmatchcase(name, p) for name in (image.name, image.group) for p in patterns)
