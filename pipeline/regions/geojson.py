@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ GEOJSON_ERRORS = (
     ArithmeticError,
     RecursionError,
     EOFError,
+    zlib.error,
 )
 """Errors of a file that is no GeoJSON, or a malformed one."""
 
@@ -75,7 +77,7 @@ def read_annotations(path: Path) -> list[Annotation]:
         properties = feature.get("properties") or {}
         polygons = tuple(polygons_of(feature.get("geometry")))
         if polygons:
-            annotations.append(Annotation(str(properties.get("name") or ""), class_name(properties), polygons))
+            annotations.append(Annotation(_writable(properties.get("name")), class_name(properties), polygons))
     return annotations
 
 
@@ -92,7 +94,12 @@ def class_name(properties: dict[str, Any]) -> str:
     classification = properties.get("classification")
     if isinstance(classification, dict):
         classification = classification.get("name") or ": ".join(map(str, classification.get("names", ())))
-    return str(classification or "")
+    return _writable(classification)
+
+
+def _writable(name: Any) -> str:
+    """Return a name as text; half a character, which JSON may hold, could be written to no file."""
+    return str(name or "").encode("utf-8", "replace").decode("utf-8")
 
 
 def read_features(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,13 +128,14 @@ def _polygons(geometry: shapely.Geometry) -> shapely.Geometry:
 
 def _unique_names(annotations: list[Annotation]) -> tuple[str, ...]:
     wanted = [one.name or one.label or "region" for one in annotations]
-    taken = {name for name in wanted if wanted.count(name) == 1}
+    times = Counter(wanted)
+    taken = {name for name in wanted if times[name] == 1}
+    numbers = {name: itertools.count(1) for name in times}
     names = []
     for name in wanted:
-        number, unique = 0, name
-        while wanted.count(name) > 1 and (number == 0 or unique in taken):
-            number += 1
-            unique = f"{name} {number}"
+        unique = name
+        while times[name] > 1 and (unique == name or unique in taken):
+            unique = f"{name} {next(numbers[name])}"
         taken.add(unique)
         names.append(unique)
     return tuple(names)

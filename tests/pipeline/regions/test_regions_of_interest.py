@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,21 @@ def test_files_without_regions_say_so(tmp_path: Path, features: list[Any], said:
         regions_of(tmp_path / "roi.geojson", features)
     assert str(raised.value).startswith("roi.geojson: ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_archive_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "roi.geojson.gz"
+    content = bytearray(gzip.compress(json.dumps([feature(ring(k, 0, 90, 90)) for k in range(80)]).encode()))
+    content[60:62] = b"\xff\x55"
+    path.write_bytes(content)
+    with pytest.raises(SlideError, match="^roi.geojson.gz: expected GeoJSON with regions .*; it cannot be read"):
+        read_regions(path, "slide", SIZE, (0, 0), 0.25)
+
+
+def test_thousands_of_one_name_are_numbered_and_names_can_be_written(tmp_path: Path) -> None:
+    gland, half = feature(ring(0, 0, 9, 9), label="Gland"), feature(ring(0, 0, 9, 9), name="a\ud800", label="\udfff")
+    names = regions_of(tmp_path / "roi.geojson", [gland] * 3000 + [half]).names
+    assert names == (*(f"Gland {k + 1}" for k in range(3000)), "a?")
 
 
 def test_a_region_without_area_holds_nothing(tmp_path: Path) -> None:
