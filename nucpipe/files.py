@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nucpipe.errors import OutputError
@@ -47,7 +47,8 @@ def written_whole(path: Path, writer: str = "") -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that cannot be written has none, and would say so a second time
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager

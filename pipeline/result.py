@@ -95,7 +95,13 @@ class Result:
             facts = json.loads((self.folder / RUN_JSON).read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return facts if isinstance(facts, dict) else {}
+        # Anybody may have written to it: what is no text or no table there tells nothing.
+        facts = facts if isinstance(facts, dict) else {}
+        if not isinstance(facts.get("settings", {}), dict):
+            del facts["settings"]
+        if not isinstance(facts.get("slide", ""), str):
+            del facts["slide"]
+        return facts
 
     @property
     def primary(self) -> str:

@@ -20,6 +20,8 @@ from segmentation.nuclei import NucleusFilter
 if TYPE_CHECKING:
     from anndata import AnnData
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
+"""What zarr raises of an array that is not there, or is cut off; RuntimeError is its decompressor's."""
 GAP_ROWS = 8192  # rows closer than that are read in one go: a chunk that is opened anyway costs no more
 
 
@@ -309,7 +311,14 @@ class Store:
     def _read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
         import zarr
 
-        return np.asarray(zarr.open_array(self.path / name, mode="r")[start:stop])
+        try:
+            return np.asarray(zarr.open_array(self.path / name, mode="r")[start:stop])
+        except UNREADABLE as error:
+            why = getattr(error, "strerror", None) or error
+            raise OutputError(
+                f"{self.path}: its {name} cannot be read ({why}): it is damaged, was not copied whole, or was taken away; "
+                "copy it anew, or run the slide again."
+            ) from error
 
 
 def open_store(path: Path) -> Store:

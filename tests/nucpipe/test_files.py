@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nucpipe.errors import OutputError
 from nucpipe.files import EXPORTED, folder_written_whole, written_whole
 
 
@@ -17,6 +18,16 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         assert not path.exists()
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
     assert path.read_text() == "whole"
+
+
+def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    path = tmp_path / "file" / "table.csv"
+    with (
+        pytest.raises(OutputError, match=f"{path}: cannot be written \\(Not a directory\\)"),
+        written_whole(path) as partial,
+    ):
+        partial.write_text("")
 
 
 def test_the_neighbours_of_what_is_written_stay(tmp_path: Path) -> None:

@@ -122,14 +122,14 @@ def test_a_damaged_archive_says_so(tmp_path: Path) -> None:
     content = bytearray(gzip.compress(json.dumps([feature(ring(k, 0, 90, 90)) for k in range(80)]).encode()))
     content[60:62] = b"\xff\x55"
     path.write_bytes(content)
-    with pytest.raises(SlideError, match="^roi.geojson.gz: expected GeoJSON with regions .*; it cannot be read"):
+    with pytest.raises(SlideError, match=r"^roi\.geojson\.gz: expected GeoJSON with regions .*; it cannot be read"):
         read_regions(path, "slide", SIZE, (0, 0), 0.25)
 
 
-def test_thousands_of_one_name_are_numbered_and_names_can_be_written(tmp_path: Path) -> None:
+def test_names_are_numbered_and_can_be_written(tmp_path: Path) -> None:
     gland, half = feature(ring(0, 0, 9, 9), label="Gland"), feature(ring(0, 0, 9, 9), name="a\ud800", label="\udfff")
-    names = regions_of(tmp_path / "roi.geojson", [gland] * 3000 + [half]).names
-    assert names == (*(f"Gland {k + 1}" for k in range(3000)), "a?")
+    names = regions_of(tmp_path / "roi.geojson", [gland] * 30 + [half]).names
+    assert names == (*(f"Gland {k + 1}" for k in range(30)), "a?")
 
 
 def test_a_region_without_area_holds_nothing(tmp_path: Path) -> None:

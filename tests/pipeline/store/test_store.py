@@ -403,6 +403,26 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path / "other.zarr")
 
 
+@pytest.mark.parametrize(
+    ("damaged", "how"), [("table/X", "gone"), ("table/X", "cut off"), ("table/obsm/spatial", "gone"), ("contours", "gone")]
+)
+def test_a_damaged_store_says_so(
+    made: tuple[Store, Nuclei, Predictions], tmp_path: Path, damaged: str, how: str
+) -> None:
+    shutil.copytree(made[0].path, tmp_path / "nuclei.zarr")
+    part = tmp_path / "nuclei.zarr" / damaged
+    if how == "gone":
+        shutil.rmtree(part)
+    else:
+        for chunk in (part / "c").rglob("*"):
+            if chunk.is_file():
+                chunk.write_bytes(chunk.read_bytes()[:50])
+    store = open_store(tmp_path / "nuclei.zarr")
+    with pytest.raises(OutputError, match=rf"nuclei.zarr: its {damaged}\S* cannot be read \(.*\): it is damaged") as raised:
+        _ = store.probabilities, store.centroids_l0, store.contours()
+    assert "\n" not in str(raised.value)
+
+
 def test_a_later_store_is_refused(made: tuple[Store, Nuclei, Predictions], tmp_path: Path) -> None:
     header = json.loads((made[0].path / "zarr.json").read_text("utf-8"))
     header["attributes"]["nucpipe"]["schema_version"] = 2
