@@ -110,9 +110,8 @@ class RequestLimits:
             else:
                 limited_receive = self._limited(watch)
                 await self.app(scope, counted_receive, counted_send)
-        except (
-            asyncio.CancelledError
-        ):  # the client has gone, or the server ends; uvicorn would log it as an error of ours
+        except asyncio.CancelledError:
+            # The client has gone, or the server ends; uvicorn would log it as an error of ours.
             if watch.gone:
                 status = GONE
             elif status is None:
