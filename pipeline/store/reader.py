@@ -316,8 +316,8 @@ class Store:
         except UNREADABLE as error:
             why = getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{self.path}: its {name} cannot be read ({why}): it is damaged, was not copied whole, or was taken away; "
-                "copy it anew, or run the slide again."
+                f"{self.path}: its {name} cannot be read ({why}): it is damaged, was not copied whole, or was taken "
+                "away; copy it anew, or run the slide again."
             ) from error
 
 

@@ -404,7 +404,8 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damaged", "how"), [("table/X", "gone"), ("table/X", "cut off"), ("table/obsm/spatial", "gone"), ("contours", "gone")]
+    ("damaged", "how"),
+    [("table/X", "gone"), ("table/X", "cut off"), ("table/obsm/spatial", "gone"), ("contours", "gone")],
 )
 def test_a_damaged_store_says_so(
     made: tuple[Store, Nuclei, Predictions], tmp_path: Path, damaged: str, how: str
@@ -418,7 +419,8 @@ def test_a_damaged_store_says_so(
             if chunk.is_file():
                 chunk.write_bytes(chunk.read_bytes()[:50])
     store = open_store(tmp_path / "nuclei.zarr")
-    with pytest.raises(OutputError, match=rf"nuclei.zarr: its {damaged}\S* cannot be read \(.*\): it is damaged") as raised:
+    told = rf"nuclei.zarr: its {damaged}\S* cannot be read \(.*\): it is damaged"
+    with pytest.raises(OutputError, match=told) as raised:
         _ = store.probabilities, store.centroids_l0, store.contours()
     assert "\n" not in str(raised.value)
 
