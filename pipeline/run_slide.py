@@ -14,8 +14,8 @@ from nucpipe.backends.processors import available_processors
 from nucpipe.errors import NucpipeError
 from pipeline.config import RunConfig
 from pipeline.export.figures.overview import draw_overview
-from pipeline.export.focus import SlideFocus
 from pipeline.export.geojson.write import write_geojson
+from pipeline.export.quality import SlideQuality
 from pipeline.export.report.page import write_report
 from pipeline.export.tables.region_table import region_table, write_region_table
 from pipeline.inference.engine import halo_w, process_regions, read_grid_w
@@ -23,7 +23,7 @@ from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock
 from pipeline.inference.timeline import draw_timeline
 from pipeline.regions.external_nuclei import ExternalNuclei, nuclei_file, read_external_nuclei
-from pipeline.regions.focus import measure_focus
+from pipeline.regions.quality import CAUSES, measure_quality
 from pipeline.regions.region import Region, cut_regions, region_mm2
 from pipeline.regions.tissue import TissueMask, gives_regions, tissue_from
 from pipeline.slide.base import Slide
@@ -322,7 +322,7 @@ def export(
 ) -> None:
     """Write what people open: the GeoJSON, the overview, the report, and the table of the regions that were given.
 
-    ``record`` is told which share of the tissue is out of focus.
+    ``record`` is told which share of the tissue is of poor quality.
     """
     table = None
     if gives_regions(config.tissue):
@@ -331,16 +331,16 @@ def export(
         table = region_table(store, regions)
         write_region_table(table, prepared.folder / REGIONS)
 
-    found = measure_focus(prepared.slide, prepared.tissue)
-    record["out_of_focus"] = None if found is None else round(found.out_of_focus_share, 4)
+    picture = thumbnail.result()
+    found = measure_quality(prepared.slide, prepared.tissue, picture)
+    record |= {cause: None if found is None else round(found.share(cause), 4) for cause in CAUSES}
 
     def overview() -> None:
-        draw_overview(store, thumbnail.result(), prepared.folder / OVERVIEW, config.primary)
+        draw_overview(store, picture, prepared.folder / OVERVIEW, config.primary, found)
 
     def report() -> None:
-        picture = thumbnail.result()
-        focus = None if found is None else SlideFocus(found, picture)
-        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, picture, table, focus)
+        quality = None if found is None else SlideQuality(found, picture)
+        write_report(store, prepared.slide, prepared.folder / REPORT, config.primary, record, picture, table, quality)
 
     made: Iterable[Future[None]] = [helpers.submit(draw) for draw in (overview, report)]
     # What may take long stays in this thread, the only one that Ctrl-C interrupts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from pipeline.slide.resample import Image
 from pipeline.slide.time_limit import within_time
 
 Mask = npt.NDArray[np.bool_]
+Floats64 = npt.NDArray[np.float64]
 BoxL0 = tuple[float, float, float, float]
 """x0, y0, x1, y1 at level 0."""
 
@@ -63,6 +65,19 @@ class TissueMask:
         """Return area of the tissue inside x0, y0, x1, y1; parts of a pixel count as parts."""
         part, x, y = self._part(box_l0)
         return float(y @ self.mask[part] @ x) * self._px_mm2
+
+    def areas_in_mm2(self, x_l0: Floats64, y_l0: Floats64) -> Floats64:
+        """Return (rows, columns) areas of the tissue between (columns + 1,) and (rows + 1,) edges that rise."""
+        weights = [
+            np.stack([self._overlap(*pair, axis) for pair in pairwise(edges)]) for edges, axis in ((y_l0, 0), (x_l0, 1))
+        ]
+        met = [np.flatnonzero(each.any(axis=0)) for each in weights]
+        if not (len(met[0]) and len(met[1])):
+            return np.zeros((len(y_l0) - 1, len(x_l0) - 1))
+        rows, columns = (slice(int(each[0]), int(each[-1]) + 1) for each in met)
+        # Not by BLAS, whose threads would wake for so little.
+        down = np.einsum("ri,ij->rj", weights[0][:, rows], self.mask[rows, columns].astype(np.float64))
+        return np.asarray(np.einsum("rj,cj->rc", down, weights[1][:, columns])) * self._px_mm2
 
     def extent(self, box_l0: BoxL0) -> BoxL0 | None:
         """Return the smallest x0, y0, x1, y1 with all the tissue inside a box, which may reach beyond the slide."""
@@ -177,7 +192,7 @@ def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2
         (h, w) bool; holes are filled, specks dropped, and one pixel added all round.
     """
     px_mm2 = (um_per_px / 1000) ** 2
-    density = optical_density(thumbnail)
+    density = optical_density(thumbnail, glass_white(thumbnail))
     colour = smooth(density.max(axis=0) - density.min(axis=0))
     ink = find_ink(density, INK_MM2 / px_mm2)
     tissue = (colour > otsu(colour[~ink])) & ~ink
@@ -186,17 +201,22 @@ def find_tissue(thumbnail: Image, um_per_px: float, speck_mm2: float = SPECK_MM2
     return margin & ~ink
 
 
-def optical_density(rgb: Image) -> npt.NDArray[np.float32]:
-    """Return (3, h, w) float32, natural logarithm, relative to the glass: the brightest of the nearly grey pixels."""
+def glass_white(rgb: Image) -> npt.NDArray[np.float64]:
+    """Return (3,) red, green and blue of the glass: the brightest of the nearly grey pixels of (h, w, 3) uint8 RGB."""
     planes = np.ascontiguousarray(np.moveaxis(rgb, 2, 0))
     low, high = planes.min(axis=0), planes.max(axis=0)
     # Pale stroma is bright and nearly grey too, but pink: green is less than the others.
     pink = np.minimum(planes[0], planes[2]).astype(np.int16) - planes[1]
     glass = planes[:, (low > 200) & (high - low < 30) & (pink < GLASS_PINK)]
-    white = np.full(3, WHITE)
-    if glass.shape[1] >= GLASS_SHARE * low.size:
-        light = glass.sum(axis=0, dtype=np.int32)
-        white = np.median(glass[:, light >= np.quantile(light, 0.9)], axis=1)
+    if glass.shape[1] < GLASS_SHARE * low.size:
+        return np.full(3, WHITE)
+    light = glass.sum(axis=0, dtype=np.int32)
+    return np.asarray(np.median(glass[:, light >= np.quantile(light, 0.9)], axis=1))
+
+
+def optical_density(rgb: Image, white: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """Return (3, h, w) float32, natural logarithm, relative to ``white``, of (h, w, 3) uint8 RGB."""
+    planes = np.ascontiguousarray(np.moveaxis(rgb, 2, 0))
     table = -np.log(np.maximum(np.arange(256), 1) / white[:, None]).astype(np.float32)
     return np.stack([np.maximum(levels, 0)[plane] for levels, plane in zip(table, planes, strict=True)])
 

@@ -18,11 +18,14 @@ MAX_RADIUS_UM = 1000.0
 @regions_option(": write regions.csv, what lies in each by label.")
 @click.option("--neighbours", is_flag=True, help="Write neighbours.csv, what lies round each nucleus by label.")
 @click.option(
-    "--focus", is_flag=True, help="Write focus.csv and focus.png, where the slide is out of focus; it is read for that."
+    "--quality",
+    "--focus",
+    "quality",
+    is_flag=True,
+    help="Write quality.csv and quality.png, where the slide is out of focus or under pen marks; it is read for that.",
 )
-@click.option(
-    "--only-in-focus", is_flag=True, help="Leave nuclei out of the other tables that lie where it is out of focus."
-)
+@click.option("--only-good", is_flag=True, help="Leave nuclei in such places out of the other tables.")
+@click.option("--only-in-focus", is_flag=True, help="Leave those out of them that are out of focus.")
 @slide_option
 @click.option(
     "--radius",
@@ -41,7 +44,8 @@ def measure(
     result: Path,
     regions: Path | None,
     neighbours: bool,
-    focus: bool,
+    quality: bool,
+    only_good: bool,
     only_in_focus: bool,
     slide: Path | None,
     radius_um: float,
@@ -51,43 +55,46 @@ def measure(
     out: Path | None,
     overwrite: bool,
 ) -> None:
-    """Measure regions, neighbours and focus of a result.
+    """Measure regions, neighbours and quality of a result.
 
     RESULT is a slide's folder, or its nuclei.zarr. regions.csv has a line for each region, library and label: area,
     count, density, share with its 95 % interval, mean probability, mean size and shape. neighbours.csv has a line for
-    each nucleus: the distance to the nearest nucleus of each label, and how many are near. focus.csv has a line for
-    each nucleus, too: how blurred the slide is there.
+    each nucleus: the distance to the nearest nucleus of each label, and how many are near. quality.csv has a line for
+    each nucleus, too: how blurred the slide is there, and whether it is pen-marked.
     """
-    from pipeline.export.focus import focus_of, nuclei_in_focus, write_focus
+    from pipeline.export.quality import quality_of, without, write_quality
     from pipeline.export.tables.neighbours import find_neighbours, write_neighbours
     from pipeline.export.tables.region_table import region_table, write_region_table
+    from pipeline.regions.quality import CAUSES
     from pipeline.result import open_result
 
-    if regions is None and not neighbours and not focus:
-        raise UsageError("nothing to measure: expected --regions ROI.geojson, --neighbours or --focus.")
+    if regions is None and not neighbours and not quality:
+        raise UsageError("nothing to measure: expected --regions ROI.geojson, --neighbours or --quality.")
     if not 0 < radius_um <= MAX_RADIUS_UM:
         raise UsageError(f"--radius {radius_um:g}: expected micrometres, above 0 to {MAX_RADIUS_UM:g}.")
     opened = open_result(result).filtered(min_area, min_detection)
     folder = out or opened.folder
-    files = {"regions.csv": regions is not None, "neighbours.csv": neighbours, "focus.csv": focus, "focus.png": focus}
+    files = {"regions.csv": regions is not None, "neighbours.csv": neighbours}
+    files |= dict.fromkeys(("quality.csv", "quality.png"), quality)
     for name, wanted in files.items():
         if wanted and (path := folder / name).exists() and not overwrite:
             raise OutputError(f"{path}: already exists; give another --out, or --overwrite to replace it.")
     store = opened.store if regions is None else opened.store.with_regions(regions)
     library = store.info.outputs.library(primary or opened.primary).name
-    sharpness = focus_of(opened, slide) if focus or only_in_focus else None
+    left_out = tuple(CAUSES) if only_good else ("out_of_focus",) if only_in_focus else ()
+    found = quality_of(opened, slide) if quality or left_out else None
     folder.mkdir(parents=True, exist_ok=True)
-    if focus and sharpness is not None:
-        blurred = write_focus(store, sharpness, folder)
-        click.echo(f"{blurred:,} of {len(store):,} nuclei out of focus -> {folder / 'focus.csv'}, focus.png")
-    if only_in_focus and sharpness is not None:
-        store = nuclei_in_focus(store, sharpness)
+    if quality and found is not None:
+        counts = write_quality(store, found, folder)
+        said = ", ".join(f"{counts[cause]:,} {words}" for cause, words in CAUSES.items())
+        click.echo(f"of {len(store):,} nuclei {said} -> {folder / 'quality.csv'}, quality.png")
+    if left_out and found is not None:
+        store = without(store, found.map, left_out)
     if store.regions is not None:
-        write_region_table(
-            region_table(store, store.regions, sharpness.map if sharpness else None), folder / "regions.csv"
-        )
+        table = region_table(store, store.regions, None if found is None else found.map)
+        write_region_table(table, folder / "regions.csv")
         click.echo(f"{len(store.regions)} regions -> {folder / 'regions.csv'}")
     if neighbours:
-        found = find_neighbours(store, library, radius_um)
-        count = write_neighbours(store, found, folder / "neighbours.csv")
+        round_each = find_neighbours(store, library, radius_um)
+        count = write_neighbours(store, round_each, folder / "neighbours.csv")
         click.echo(f"{count:,} nuclei -> {folder / 'neighbours.csv'}")

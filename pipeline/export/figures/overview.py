@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from classifier.labels.libraries import Colour, Library, no_label_colour
 from nucpipe.files import written_whole
 from pipeline.export.figures.scale_bar import scale_bar
+from pipeline.export.quality import MARKS, hatched
+from pipeline.regions.quality import CAUSES, QualityMap
 from pipeline.store.reader import Store
 
 Picture = npt.NDArray[np.uint8]
@@ -29,8 +31,12 @@ SUBPIXEL_BITS = 4  # of the coordinates that OpenCV draws
 BLACK, GREY, FAINT, LINE = (20, 20, 20), (110, 110, 110), (160, 160, 160), (200, 200, 200)
 
 
-def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) -> None:
+def draw_overview(
+    store: Store, thumbnail: Picture, path: Path, primary: str, quality: QualityMap | None = None
+) -> None:
     """Draw the stained slide and the slide with its nuclei, a legend, their counts and a scale bar, and write a PNG.
+
+    On the stained slide places of poor quality are hatched.
 
     The two lie side by side or one below the other, and the legend right of them or below, so that the
     pictures are as large as can be on a page of 3 : 2.
@@ -40,6 +46,7 @@ def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) ->
         thumbnail: (h, w, 3) uint8 RGB, the whole slide.
         path: of the PNG.
         primary: name of the library whose labels give the colours, in any case of letters.
+        quality: of the slide; None: nothing is said of it.
 
     Raises:
         UsageError: the store has no library ``primary``.
@@ -47,7 +54,10 @@ def draw_overview(store: Store, thumbnail: Picture, path: Path, primary: str) ->
     """
     library = store.info.outputs.library(primary)
     stained = _at_least(thumbnail, MIN_SIDE_PX)
-    page = _page(stained, paint(stained, store, library), store, library)
+    labelled = paint(stained, store, library)
+    if quality is not None:
+        stained = hatched(stained, quality, store.info.size_l0)
+    page = _page(stained, labelled, store, library, _cautions(quality))
     with written_whole(path) as partial:
         page.save(partial, format="PNG", compress_level=1)  # a third to a half of the usual time, 7 to 20 % larger
 
@@ -122,7 +132,17 @@ def _draw_outlines(
             cv2.polylines(picture, ring, True, _darker(colour), 1, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
-def _page(stained: Picture, labelled: Picture, store: Store, library: Library) -> Image.Image:
+def _cautions(quality: QualityMap | None) -> list[tuple[Colour, str]]:
+    """Return what is hatched, with its colour."""
+    if quality is None:
+        return []
+    shares = {cause: quality.share(cause) for cause in CAUSES if quality.causes[cause].any()}
+    return [(MARKS[cause][0], f"{100 * share:.1f} % {CAUSES[cause]}") for cause, share in shares.items()]
+
+
+def _page(
+    stained: Picture, labelled: Picture, store: Store, library: Library, cautions: Sequence[tuple[Colour, str]]
+) -> Image.Image:
     """Return the pictures with a title above them, a scale bar below, and a legend, so that all fit a page best."""
     h, w = stained.shape[:2]
     unit = max(h, w) / MIN_SIDE_PX  # text and margins grow with the picture
@@ -145,7 +165,7 @@ def _page(stained: Picture, labelled: Picture, store: Store, library: Library) -
         page.paste(Image.fromarray(picture), (x, y))
         draw.rectangle((x - 1, y - 1, x + w, y + h), outline=LINE)
     page.paste(legend, place)
-    _title(draw, store, (margin, margin), page.width - 2 * margin, unit)
+    _title(draw, store, (margin, margin), page.width - 2 * margin, unit, cautions)
     _scale_bar(draw, (margin, bottom + foot // 2), w, store.info.size_l0[0] * store.info.mpp, unit)
     return page
 
@@ -165,7 +185,14 @@ def _font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name, max(6, round(size)))
 
 
-def _title(draw: ImageDraw.ImageDraw, store: Store, at: tuple[int, int], width: int, unit: float) -> None:
+def _title(
+    draw: ImageDraw.ImageDraw,
+    store: Store,
+    at: tuple[int, int],
+    width: int,
+    unit: float,
+    cautions: Sequence[tuple[Colour, str]],
+) -> None:
     x, y = at
     font = _font(30 * unit, bold=True)
     name = store.info.slide_name
@@ -175,7 +202,12 @@ def _title(draw: ImageDraw.ImageDraw, store: Store, at: tuple[int, int], width: 
     (w, h), mpp = store.info.size_l0, store.info.mpp
     size = f"{w * mpp / 1000:.3g} × {h * mpp / 1000:.3g} mm"
     nuclei = "1 nucleus" if len(store) == 1 else f"{len(store):,} nuclei"
-    draw.text((x, y + 42 * unit), f"{nuclei}  ·  {size}", GREY, _font(22 * unit))
+    parts = [(GREY, f"{nuclei}  ·  {size}"), *((colour, f"  ·  {said} (hatched)") for colour, said in cautions)]
+    small = _font(22 * unit)
+    small = _font(22 * unit * min(1, width / sum(draw.textlength(said, small) for _, said in parts)))
+    for colour, said in parts:
+        draw.text((x, y + 42 * unit), said, colour, small)
+        x += round(draw.textlength(said, small))
 
 
 def _legend_rows(store: Store, library: Library) -> list[tuple[Colour, str, int]]:

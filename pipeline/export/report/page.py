@@ -23,7 +23,7 @@ from nucpipe._version import __version__
 from nucpipe.errors import UsageError
 from nucpipe.files import written_whole
 from pipeline.export.figures.scale_bar import scale_bar
-from pipeline.export.focus import SlideFocus, hatched
+from pipeline.export.quality import MARKS, SlideQuality, hatched
 from pipeline.export.report.charts import Cell, Label, heat_row, histogram, label_of, words
 from pipeline.export.report.pictures import Picture, crop, data_uri, density_map, overviews
 from pipeline.export.report.saved import read_figures, write_figures
@@ -37,7 +37,7 @@ from pipeline.export.report.stats import (
     merge_stats,
 )
 from pipeline.inference.models import with_training_data
-from pipeline.regions.focus import CELL_UM
+from pipeline.regions.quality import CAUSES, CELL_UM
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.store.reader import Store
@@ -70,7 +70,7 @@ def write_report(
     run: dict[str, Any],
     thumbnail: Picture | None = None,
     table: pd.DataFrame | None = None,
-    focus: SlideFocus | None = None,
+    quality: SlideQuality | None = None,
 ) -> None:
     """Write the report of one slide; in the folder of its result, its figures for the report of a batch, too.
 
@@ -82,7 +82,7 @@ def write_report(
         run: what ``run.json`` says; {} for nothing.
         thumbnail: (h, w, 3) uint8 RGB, the whole slide; None: it is read.
         table: of the regions of interest, see ``pipeline.export.tables.region_table``; None: there are none.
-        focus: of the slide; None: nothing is said of it.
+        quality: of the slide; None: nothing is said of it.
 
     Raises:
         UsageError: the store has no library ``primary``.
@@ -102,7 +102,7 @@ def write_report(
         "crops": {item.row: crop(slide, store, item.row, item.centroid_l0) for item in facts.uncertain if slide},
         "uncertain": facts.uncertain if slide else (),
         "methods": methods(info, run),
-        "focus": None if focus is None else _focus(focus, info),
+        "quality": None if quality is None else _quality(quality, info),
         "regions": {} if table is None else {lib.name: _regions(table, lib) for lib in info.outputs.libraries},
     }
     _write(path, "slide.html", _shared(facts, info, [info.nucleus_filter], run.get("tissue_mm2"), first) | content)
@@ -214,13 +214,17 @@ def _unlike(share: float | None) -> dict[str, Any] | None:
     return None if share is None else {"text": in_words(share), "high": share >= HIGH}
 
 
-def _focus(focus: SlideFocus, info: StoreInfo) -> dict[str, Any]:
-    """Return what the report tells of places out of focus: their share of the tissue, and a picture if there are."""
-    found = focus.map
-    judged = bool((~np.isnan(found.blur)).any())
-    share = 100 * found.out_of_focus_share
-    picture = data_uri(hatched(focus, info.size_l0), "jpeg") if found.out_of_focus.any() else None
-    return {"judged": judged, "share": share, "picture": picture, "cell_um": CELL_UM}
+def _quality(quality: SlideQuality, info: StoreInfo) -> dict[str, Any]:
+    """Return what the report tells of places of poor quality: shares of the tissue, and a picture if there are any."""
+    found = quality.map
+    causes = [
+        {"words": words, "share": 100 * found.share(cause), "colour": "#{:02x}{:02x}{:02x}".format(*MARKS[cause][0])}
+        for cause, words in CAUSES.items()
+        if found.causes[cause].any()
+    ]
+    picture = data_uri(hatched(quality.thumbnail, found, info.size_l0), "jpeg") if causes else None
+    judged = bool(causes) or bool((~np.isnan(found.blur)).any())
+    return {"judged": judged, "causes": causes, "picture": picture, "cell_um": CELL_UM}
 
 
 def _regions(table: pd.DataFrame, library: Library) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from nucpipe.errors import UsageError
-from pipeline.export.focus import measured
+from pipeline.export.quality import measured
 from pipeline.export.report.page import write_batch_report, write_report
 from pipeline.export.tables.region_table import region_table
 from pipeline.result import Result
@@ -49,8 +49,9 @@ def report_slide(
             raise
         opened = None
     with opened or nullcontext():
-        focus = None if opened is None else measured(opened)
-        write_report(result.store, opened, path, primary or result.primary, result.run_facts, table=table, focus=focus)
+        quality = None if opened is None else measured(opened)
+        library = primary or result.primary
+        write_report(result.store, opened, path, library, result.run_facts, table=table, quality=quality)
     return path
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from nucpipe.files import written_whole
-from pipeline.regions.focus import MAX_BLUR, FocusMap
+from pipeline.regions.quality import CAUSES, QualityMap
 from pipeline.regions.regions_of_interest import RegionsOfInterest
 from pipeline.store.reader import Store
 from segmentation.nuclei import MEASURES
@@ -37,7 +37,7 @@ def wilson_interval(count: npt.ArrayLike, total: npt.ArrayLike) -> tuple[Floats,
     return low, high
 
 
-def region_table(store: Store, regions: RegionsOfInterest, focus: FocusMap | None = None) -> pd.DataFrame:
+def region_table(store: Store, regions: RegionsOfInterest, quality: QualityMap | None = None) -> pd.DataFrame:
     """Return a row for each region, library and label.
 
     A nucleus counts in every region that its centroid lies in. Memory does not grow with the number of nuclei.
@@ -45,24 +45,25 @@ def region_table(store: Store, regions: RegionsOfInterest, focus: FocusMap | Non
     Args:
         store: the nuclei, with the labels that the run decided on.
         regions: of the same slide.
-        focus: of the slide; None: nothing is said of it.
+        quality: of the slide; None: nothing is said of it.
 
     Returns:
         Columns ``region``, ``class`` (of the region), ``area_mm2``, ``nuclei`` (all in the region), with
-        ``focus`` also ``out_of_focus`` (the share of them that lie where the slide is out of focus), ``library``,
+        ``quality`` also ``out_of_focus`` and ``pen_marked`` (the share of them that lie in such a place), ``library``,
         ``label``, ``count``, ``per_mm2`` (missing where the region has no area), ``share`` of the region's nuclei
         with the ends of its 95 % interval ``share_low`` and ``share_high`` (:func:`wilson_interval`), and means over
         the nuclei with the label, missing where there are none: ``mean_probability`` (of the label),
         ``mean_detection_p``, ``mean_area_um2`` and ``mean_<measure>`` of ``segmentation.nuclei.MEASURES``.
     """
     libraries = store.info.outputs.libraries
-    nuclei, blurred = np.zeros(len(regions), np.int64), np.zeros(len(regions), np.int64)
+    nuclei = np.zeros(len(regions), np.int64)
+    poor = {cause: np.zeros(len(regions), np.int64) for cause in (CAUSES if quality is not None else ())}
     counts = {lib.name: np.zeros((len(regions), len(lib.labels)), np.int64) for lib in libraries}
     sums = {lib.name: np.zeros((len(regions), len(lib.labels), len(MEANS))) for lib in libraries}
     known = {name: values.astype(np.int64) for name, values in sums.items()}
     for part in store.batches():
         points = part.centroids_l0
-        blur = None if focus is None else focus.at(points) > MAX_BLUR
+        causes = {} if quality is None else quality.causes_at(points)
         numbers = {lib.name: part.label_numbers(lib.name) for lib in libraries}
         of_nuclei = np.stack([part.detection_p, part.area_um2, *(part.measure(name) for name in MEASURES)], 1)
         values = {
@@ -72,7 +73,8 @@ def region_table(store: Store, regions: RegionsOfInterest, focus: FocusMap | Non
         for region in range(len(regions)):
             inside = regions.contain(region, points)
             nuclei[region] += np.count_nonzero(inside)
-            blurred[region] += 0 if blur is None else np.count_nonzero(inside & blur)
+            for cause, found in causes.items():
+                poor[cause][region] += np.count_nonzero(inside & found)
             for name, number in numbers.items():
                 which = np.flatnonzero(inside & (number >= 0))
                 label = number[which].astype(np.int64)
@@ -87,7 +89,7 @@ def region_table(store: Store, regions: RegionsOfInterest, focus: FocusMap | Non
                 "class": regions.labels[region],
                 "area_mm2": regions.areas_mm2[region],
                 "nuclei": nuclei[region],
-                "out_of_focus": blurred[region] / max(1, nuclei[region]),
+                **{cause: found[region] / max(1, nuclei[region]) for cause, found in poor.items()},
                 "library": library.name,
                 "label": list(library.labels),
                 "count": counts[library.name][region],
@@ -98,8 +100,6 @@ def region_table(store: Store, regions: RegionsOfInterest, focus: FocusMap | Non
         for library in libraries
     ]
     table = pd.concat(rows, ignore_index=True)
-    if focus is None:
-        del table["out_of_focus"]
     count, total, area = (table[name].to_numpy(np.float64) for name in ("count", "nuclei", "area_mm2"))
     low, high = wilson_interval(count, total)
     shown = {

@@ -22,8 +22,8 @@ from starlette.staticfiles import StaticFiles
 
 from classifier.patches import patch_box_w
 from nucpipe.errors import DataError, NucpipeError, SlideError, UsageError
-from pipeline.regions.focus import MAX_BLUR, FocusMap, measure_focus
-from pipeline.regions.tissue import tissue_mask
+from pipeline.export.quality import MARKS, fine_enough
+from pipeline.regions.quality import CAUSES, QualityMap
 from pipeline.result import Result
 from pipeline.slide.base import Slide
 from pipeline.slide.grid import WorkingGrid
@@ -32,9 +32,9 @@ from pipeline.store.schema import NOT_A_NUCLEUS
 from pipeline.web.server import with_safe_headers
 from pipeline.web.viewer.correct import Corrector
 from pipeline.web.viewer.describe import describe_nucleus, describe_regions, describe_result
-from pipeline.web.viewer.drawing.focus import draw_focus
 from pipeline.web.viewer.drawing.heat import HeatMap, Kind, draw_heat, measure_heat
 from pipeline.web.viewer.drawing.nuclei import draw_nuclei
+from pipeline.web.viewer.drawing.quality import draw_quality
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.requests import box_of, list_of, number_of, read_json
 from pipeline.web.viewer.tiles import Pyramid, Tile
@@ -103,7 +103,7 @@ def viewer_app(viewed: Viewed, place: Place | None = None) -> Starlette:
         Route("/api/counts", pages.counts),
         Route("/api/regions", pages.regions),
         Route("/api/heat", pages.heat),
-        Route("/api/focus", pages.focus),
+        Route("/api/quality", pages.quality),
         Route("/api/nuclei/at", pages.nucleus_at),
         Route("/api/nuclei/uncertain", pages.uncertain),
         Route("/api/nuclei/suggested", pages.suggested),
@@ -116,7 +116,7 @@ def viewer_app(viewed: Viewed, place: Place | None = None) -> Starlette:
         Route("/tiles/slide/{level:int}/{column:int}_{line:int}.jpg", pages.slide_tile),
         Route("/tiles/nuclei/{level:int}/{column:int}_{line:int}.png", pages.nuclei_tile),
         Route("/tiles/heat/{level:int}/{column:int}_{line:int}.png", pages.heat_tile),
-        Route("/tiles/focus/{level:int}/{column:int}_{line:int}.png", pages.focus_tile),
+        Route("/tiles/quality/{level:int}/{column:int}_{line:int}.png", pages.quality_tile),
     ]
     return with_answers([*routes, *static_files()])
 
@@ -156,8 +156,8 @@ class _Pages:
         self.version = secrets.token_hex(4)
         self.jpeg = lru_cache(SLIDE_TILES_KEPT)(self._jpeg)
         self.heat_map = lru_cache(HEAT_MAPS_KEPT)(self._heat_map)
-        self.focus_map: FocusMap | None = None
-        self.focus_lock = threading.Lock()
+        self.quality_map: QualityMap | None = None
+        self.quality_lock = threading.Lock()
 
     def index(self, _: Request) -> Response:
         return FileResponse(STATIC / "index.html")
@@ -178,11 +178,25 @@ class _Pages:
         """Return the ends of a heat map's colours."""
         return JSONResponse({"scale": self._heat(request).scale})
 
-    def focus(self, _: Request) -> Response:
-        """Measure where the slide is out of focus, which takes long the first time."""
-        focus, blurred = self._measured_focus(), self.viewed.nuclei.out_of_focus
-        nuclei = 0 if blurred is None else int(np.count_nonzero(blurred))
-        return JSONResponse({"share": focus.out_of_focus_share, "nuclei": nuclei})
+    def quality(self, _: Request) -> Response:
+        """Measure where the slide is of poor quality, and why, which takes long the first time."""
+        quality = self._measured_quality()
+        causes = self.viewed.nuclei.causes or {}
+        return JSONResponse(
+            {
+                "causes": [
+                    {
+                        "words": words,
+                        "colour": MARKS[cause][0],
+                        "hatching": MARKS[cause][1],
+                        "share": quality.share(cause),
+                        "nuclei": int(np.count_nonzero(causes[cause])),
+                    }
+                    for cause, words in CAUSES.items()
+                ],
+                "nuclei": int(np.count_nonzero(np.logical_or.reduce(list(causes.values())))),
+            }
+        )
 
     def nucleus(self, request: Request) -> Response:
         number = request.path_params["number"]
@@ -258,9 +272,9 @@ class _Pages:
 
     def _described(self, number: int) -> dict[str, Any]:
         facts = describe_nucleus(self.store, number, self.viewed.nuclei.adapted)
-        blurred = self.viewed.nuclei.out_of_focus
-        out_of_focus = None if blurred is None else bool(blurred[number])
-        return {**facts, "corrected": self.viewed.corrector.of(number), "outOfFocus": out_of_focus}
+        causes = self.viewed.nuclei.causes
+        quality = None if causes is None else [words for cause, words in CAUSES.items() if causes[cause][number]]
+        return {**facts, "corrected": self.viewed.corrector.of(number), "quality": quality}
 
     def crop(self, request: Request) -> Response:
         """Return what the classifier saw of a nucleus."""
@@ -296,9 +310,9 @@ class _Pages:
         tile = self.pyramid.nuclei_tile(*self._place(request))
         return _missing("tile") if tile is None else self._png(draw_heat(self._heat(request), tile))
 
-    def focus_tile(self, request: Request) -> Response:
+    def quality_tile(self, request: Request) -> Response:
         tile = self.pyramid.nuclei_tile(*self._place(request))
-        return _missing("tile") if tile is None else self._png(draw_focus(self._measured_focus(), tile))
+        return _missing("tile") if tile is None else self._png(draw_quality(self._measured_quality(), tile))
 
     def _png(self, drawn: Image) -> Response:
         return self._kept(_encoded(".png", drawn, cv2.IMWRITE_PNG_COMPRESSION, 1), "image/png")
@@ -312,17 +326,16 @@ class _Pages:
     def _heat_map(self, choice: Choice, kind: Kind, _: int) -> HeatMap:
         return measure_heat(self.viewed.nuclei, choice, kind)
 
-    def _measured_focus(self) -> FocusMap:
+    def _measured_quality(self) -> QualityMap:
         slide, nuclei = self.viewed.slide, self.viewed.nuclei
-        with self.focus_lock:
-            if self.focus_map is None:
+        with self.quality_lock:
+            if self.quality_map is None:
                 if slide is None:
-                    raise UsageError("the slide is needed to tell what is out of focus; give its path (--slide).")
-                if (focus := measure_focus(slide, tissue_mask(slide))) is None:
-                    raise SlideError(f"pixels of {slide.mpp:.3g} µm are too coarse to tell what is out of focus.")
-                nuclei.out_of_focus = focus.at(nuclei.centroids_l0.astype(np.float64)) > MAX_BLUR
-                self.focus_map = focus
-            return self.focus_map
+                    raise UsageError("the slide is needed to tell where its quality is poor; give its path (--slide).")
+                quality = fine_enough(slide).map
+                nuclei.causes = quality.causes_at(nuclei.centroids_l0.astype(np.float64))
+                self.quality_map = quality
+            return self.quality_map
 
     @staticmethod
     def _place(request: Request) -> tuple[int, int, int]:
@@ -338,9 +351,9 @@ class _Pages:
             raise UsageError(f"off={off}: expected numbers of labels with commas between them.") from None
         kept = NucleusFilter(number_of(request, "area", 0.0), number_of(request, "detection", 0.0))
         adapted = request.query_params.get("labels", "base") != "base"
-        in_focus = request.query_params.get("focus") == "in" and self.viewed.nuclei.out_of_focus is not None
+        only_good = request.query_params.get("quality") == "good" and self.viewed.nuclei.causes is not None
         region = request.query_params.get("region", "")
-        return Choice(library, numbers, number_of(request, "p", 0.0), kept, adapted, region, in_focus)
+        return Choice(library, numbers, number_of(request, "p", 0.0), kept, adapted, region, only_good)
 
     @staticmethod
     def _kept(content: bytes, kind: str) -> Response:

@@ -28,6 +28,7 @@ from classifier.out_of_distribution import HIGH, in_words
 from nucpipe.errors import NucpipeError
 from pipeline.adaptation.corrections import CORRECTIONS, read_corrections
 from pipeline.batch.summary import GOOD, SUMMARY
+from pipeline.regions.quality import CAUSES
 from pipeline.result import Result, is_result, open_result
 from pipeline.store.journal import JOURNAL
 from pipeline.store.run_record import OVERVIEW, STORE, label_counts
@@ -37,7 +38,7 @@ OPEN_AT_ONCE = 4
 """Slides whose nuclei stay in memory; of the one that was left longest ago a later undo is lost, no correction."""
 THUMBNAIL_PX = 160
 THUMBNAILS_KEPT = 256
-MUCH_OUT_OF_FOCUS = 0.05
+MUCH_POOR = 0.05
 """Share of the tissue from which the list warns."""
 Open = Callable[[Path], Viewed]
 
@@ -212,8 +213,9 @@ def cautions(result: Result) -> list[str]:
     found = []
     if not len(result):
         found.append("no nuclei were found")
-    if (share := result.run_facts.get("out_of_focus") or 0.0) >= MUCH_OUT_OF_FOCUS:
-        found.append(f"{100 * share:.0f} % of the tissue is out of focus")
+    for cause, words in CAUSES.items():
+        if (share := result.run_facts.get(cause) or 0.0) >= MUCH_POOR:
+            found.append(f"{100 * share:.0f} % of the tissue is {words}")
     if (share := result.run_facts.get("out_of_distribution") or 0.0) >= HIGH:
         found.append(in_words(share))
     try:

@@ -41,7 +41,7 @@ class Choice:
         kept: nuclei of a smaller area or a lower detection probability are hidden.
         adapted: whether labels are the adapted ones, and what is no nucleus is hidden.
         region: name of the region of interest whose nuclei are shown; "" for all.
-        in_focus: whether nuclei that are out of focus are hidden, once that is measured.
+        only_good: whether nuclei in places of poor quality are hidden, once that is measured.
     """
 
     library: str
@@ -50,7 +50,7 @@ class Choice:
     kept: NucleusFilter = KEEP_ALL
     adapted: bool = False
     region: str = ""
-    in_focus: bool = False
+    only_good: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class NucleiMap:
         diameter_l0: of a disc of the median area; 0 where there are no nuclei.
         adapted: labels after corrections; None where there are none.
         generation: how often ``adapted`` was set.
-        out_of_focus: (N,) bool; None as long as nobody has measured it.
+        causes: (N,) bool for each cause of poor quality; None as long as nobody has measured it.
     """
 
     def __init__(self, store: Store) -> None:
@@ -161,7 +161,7 @@ class NucleiMap:
         self._lock = threading.Lock()
         self.adapted: Adapted | None = None
         self.generation = 0
-        self.out_of_focus: npt.NDArray[np.bool_] | None = None
+        self.causes: dict[str, npt.NDArray[np.bool_]] | None = None
         self._labels: dict[str, Labels] = {}
         self._in_region: dict[str, npt.NDArray[np.bool_]] = {}
 
@@ -210,8 +210,9 @@ class NucleiMap:
             visible = visible & ~now.no_nuclei[rows]
         if choice.region:
             visible = visible & self.in_region(choice.region)[rows]
-        if choice.in_focus and self.out_of_focus is not None:
-            visible = visible & ~self.out_of_focus[rows]
+        if choice.only_good:
+            for poor in (self.causes or {}).values():
+                visible = visible & ~poor[rows]
         return visible & choice.kept.keeps(self.area_um2[rows], self.detection_p[rows])
 
     def in_region(self, name: str) -> npt.NDArray[np.bool_]:

@@ -153,7 +153,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "nothing to measure: expected --regions ROI.geojson, --neighbours or --focus"),
+        ((), "nothing to measure: expected --regions ROI.geojson, --neighbours or --quality"),
         (("--neighbours", "--radius", "0"), "--radius 0: expected micrometres, above 0 to 1000"),
         (("--neighbours", "--radius", "nan"), "--radius nan: expected micrometres"),
         (("--neighbours", "--primary", "other"), "other"),

@@ -33,7 +33,8 @@ def root(tmp_path: Path) -> Path:
     counts = {lib.name: label_counts(store, lib.name, lib.labels) for lib in store.info.outputs.libraries}
     here = tmp_path / "a b.png"
     here.touch()
-    write_record(root / "a b", slide=str(here), counts=counts, tissue_mm2=0.5, out_of_focus=0.21, finished="2026-01-02")
+    poor = {"out_of_focus": 0.21, "pen_marked": 0.04}
+    write_record(root / "a b", slide=str(here), counts=counts, tissue_mm2=0.5, finished="2026-01-02", **poor)
     cv2.imwrite(str(root / "a b" / "overview.png"), np.full((600, 1800, 3), 77, np.uint8))
     random_store(root / "sub" / "c", 0, name="c")
     write_record(root / "sub" / "c", slide=str(tmp_path / "gone.svs"))

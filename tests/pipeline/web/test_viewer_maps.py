@@ -1,4 +1,4 @@
-"""Maps and measuring in the viewer: counts of a part, heat maps, places out of focus, regions of interest."""
+"""Maps and measuring in the viewer: counts of a part, heat maps, places of poor quality, regions of interest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scipy.ndimage import gaussian_filter
 
 import tests.support.slides as make
 from nucpipe.errors import UsageError
-from pipeline.export.focus import MARK
-from pipeline.regions.focus import FocusMap
+from pipeline.export.quality import MARKS
+from pipeline.regions.quality import QualityMap
 from pipeline.store.reader import Store
 from pipeline.web.viewer.app import viewer_app
-from pipeline.web.viewer.drawing.focus import draw_focus
 from pipeline.web.viewer.drawing.heat import CELL_UM, CERTAINTY_SCALE, OPACITY, SIGMA_CELLS, draw_heat, measure_heat
+from pipeline.web.viewer.drawing.quality import draw_quality
 from pipeline.web.viewer.nuclei import Choice, NucleiMap
 from pipeline.web.viewer.open import open_viewed
 from pipeline.web.viewer.tiles import Tile
@@ -84,15 +84,15 @@ def test_colours_of_heat_are_those_of_the_middle_of_a_cell(nuclei: NucleiMap) ->
 
 
 @pytest.mark.parametrize("l0_per_px", [0.5, 4.0, 16.0])
-@pytest.mark.parametrize("layer", ["density", "certainty", "focus"])
+@pytest.mark.parametrize("layer", ["density", "certainty", "quality"])
 def test_tiles_put_together_are_the_whole(nuclei: NucleiMap, layer: str, l0_per_px: float) -> None:
     blur = np.random.default_rng(0).uniform(0, 1, (8, 10)).astype(np.float32)
-    focus, heat = FocusMap(blur, 256.0, 0.004), None
-    if layer != "focus":
+    quality, heat = QualityMap(blur, blur[::-1] > 0.7, 256.0), None
+    if layer != "quality":
         heat = measure_heat(nuclei, Choice("NuCLS"), "density" if layer == "density" else "certainty")
 
     def draw(tile: Tile) -> np.ndarray:
-        return draw_focus(focus, tile) if heat is None else draw_heat(heat, tile)
+        return draw_quality(quality, tile) if heat is None else draw_heat(heat, tile)
 
     left, top, side = int(900 / l0_per_px), int(700 / l0_per_px), 64
     whole = draw(Tile((left, top, left + 2 * side, top + 2 * side), l0_per_px))
@@ -103,13 +103,18 @@ def test_tiles_put_together_are_the_whole(nuclei: NucleiMap, layer: str, l0_per_
             np.testing.assert_array_equal(draw(Tile(box, l0_per_px)), whole[y : y + side, x : x + side])
 
 
-# ---- focus
+# ---- quality
 
 
-def test_a_cell_out_of_focus_is_hatched_and_outlined() -> None:
-    blur = np.full((4, 5), 0.3, np.float32)
-    blur[1, 2], blur[3, 4] = 0.9, np.nan
-    drawn = draw_focus(FocusMap(blur, 256.0, 0.004), Tile((0, 0, 320, 256), 4.0))  # 64 pixels a cell
+@pytest.mark.parametrize("cause", MARKS)
+def test_a_cell_of_poor_quality_is_hatched_and_outlined(cause: str) -> None:
+    blur, pen_marked = np.full((4, 5), 0.3, np.float32), np.zeros((4, 5), bool)
+    blur[3, 4] = np.nan
+    if cause == "pen_marked":
+        pen_marked[1, 2] = True
+    else:
+        blur[1, 2] = 0.9
+    drawn = draw_quality(QualityMap(blur, pen_marked, 256.0), Tile((0, 0, 320, 256), 4.0))  # 64 pixels a cell
     inside = np.zeros((256, 320), bool)
     inside[64:128, 128:192] = True
     assert not drawn[~inside, 3].any()
@@ -117,7 +122,7 @@ def test_a_cell_out_of_focus_is_hatched_and_outlined() -> None:
     assert 0.15 < marked[inside].mean() < 0.45
     assert marked[64, 128:192].all()
     assert marked[64:128, 191].all()
-    assert (drawn[marked][:, :3] == MARK[::-1]).all()
+    assert (drawn[marked][:, :3] == MARKS[cause][0][::-1]).all()
 
 
 @pytest.fixture(scope="module")
@@ -135,18 +140,21 @@ def test_nuclei_out_of_focus_are_counted_and_hidden(half_blurred: tuple[Path, Pa
     result, slide = half_blurred
     view = open_viewed(result, slide, "PanNuke")
     client, right = Client(viewer_app(view)), view.nuclei.centroids_l0[:, 0] >= 1280
-    query = {"library": "PanNuke", "focus": "in"}
+    query = {"library": "PanNuke", "quality": "good"}
     assert sum(client.get("/api/counts", params=query).json()) == 400  # nobody has asked for it yet
-    assert client.get("/api/nuclei/7").json()["outOfFocus"] is None
-    facts = client.get("/api/focus").json()
+    assert client.get("/api/nuclei/7").json()["quality"] is None
+    facts = client.get("/api/quality").json()
     assert facts["nuclei"] == right.sum()
-    assert facts["share"] == 0.5
+    assert [(one["words"], one["share"], one["nuclei"]) for one in facts["causes"]] == [
+        ("out of focus", 0.5, right.sum()),
+        ("under pen marks", 0, 0),
+    ]
     assert sum(client.get("/api/counts", params=query).json()) == 400 - right.sum()
-    assert client.get("/api/nuclei/7").json()["outOfFocus"] == right[7]
-    tile = client.get("/tiles/focus/12/0_0.png").content
+    assert client.get("/api/nuclei/7").json()["quality"] == ["out of focus"] * int(right[7])
+    tile = client.get("/tiles/quality/12/0_0.png").content
     picture = cv2.imdecode(np.frombuffer(tile, np.uint8), cv2.IMREAD_UNCHANGED)
     assert not picture[..., 3].any()
-    tile = client.get("/tiles/focus/9/0_0.png").content
+    tile = client.get("/tiles/quality/9/0_0.png").content
     picture = cv2.imdecode(np.frombuffer(tile, np.uint8), cv2.IMREAD_UNCHANGED)
     assert not picture[:, : 1280 // 8, 3].any()
     assert picture[:, 1280 // 8 :, 3].any()
@@ -187,8 +195,8 @@ def test_what_makes_no_sense_is_refused_in_a_line(client: Client, nuclei: Nuclei
         ("/api/counts?box=1,2,3,nan", "expected x0,y0,x1,y1"),
         ("/api/heat?kind=love", "expected density or certainty"),
         ("/tiles/heat/9/0_0.png", "expected density or certainty"),
-        ("/api/focus", "--slide"),
-        ("/tiles/focus/9/0_0.png", "--slide"),
+        ("/api/quality", "--slide"),
+        ("/tiles/quality/9/0_0.png", "--slide"),
     ]:
         answer = client.get(path)
         assert answer.status_code == 400, path

@@ -154,29 +154,29 @@ def test_heat_maps_are_shown_with_their_scale(browser: Driver, address: str) -> 
     assert not browser.find_element(By.ID, "heat-scale").is_displayed()
 
 
-def test_places_out_of_focus_are_shown_and_their_nuclei_hidden(browser: Driver, address: str, drawn: Drawn) -> None:
+def test_places_of_poor_quality_are_shown_and_their_nuclei_hidden(browser: Driver, address: str, drawn: Drawn) -> None:
     opened(browser, f"{address}#x=512&y=350&zoom=1")
     before = canvas(browser)
-    assert not browser.find_element(By.ID, "in-focus-toggle").is_displayed()
+    assert not browser.find_element(By.ID, "only-good-toggle").is_displayed()
     press(browser, "o")
-    until(browser, lambda b: link(b).get("focus") == "show")
+    until(browser, lambda b: link(b).get("quality") == "show")
     settled(browser, layers=3)
-    assert "of the tissue is out of focus" in browser.find_element(By.ID, "focus-said").text
+    assert "of the tissue out of focus" in browser.find_element(By.ID, "quality-said").text
     changed = (canvas(browser) != before).any(2)
     middle = round(browser.find_element(By.ID, "slide").rect["width"] / 2) - 60
     assert not changed[:, : middle - 3].any()
     assert changed[:, middle + 3 :].mean() > 0.1
-    blurred = httpx.get(f"{address}api/focus").json()["nuclei"]
+    blurred = httpx.get(f"{address}api/quality").json()["nuclei"]
     assert blurred == pytest.approx((drawn.centres[:, 0] >= BLURRED_FROM).sum(), rel=0.1)
-    browser.find_element(By.ID, "in-focus").click()
-    until(browser, lambda b: link(b).get("focus") == "in")
+    browser.find_element(By.ID, "only-good").click()
+    until(browser, lambda b: link(b).get("quality") == "good")
     until(browser, lambda b: sum(column(b, "count")) == len(drawn.centres) - blurred)
     url = browser.current_url
     opened(browser, url, layers=3)
     until(browser, lambda b: sum(column(b, "count")) == len(drawn.centres) - blurred)
-    assert link(browser)["focus"] == "in"
+    assert link(browser)["quality"] == "good"
     press(browser, "o")
-    until(browser, lambda b: "focus" not in link(b))
+    until(browser, lambda b: "quality" not in link(b))
     until(browser, lambda b: sum(column(b, "count")) == len(drawn.centres))
 
 

@@ -1,1 +1,1 @@
-"""Layers of the viewer as transparent tiles: nuclei, heat maps, places out of focus."""
+"""Layers of the viewer as transparent tiles: nuclei, heat maps, places of poor quality."""

@@ -22,7 +22,7 @@ CELL_UM, MOST_CELLS = 32.0, 1024
 SIGMA_CELLS = 1.5  # of the Gaussian that smooths counts
 ALONE = 1 / (2 * math.pi * SIGMA_CELLS**2)
 """What is left of 1 in a cell whose neighbours have 0: with a nucleus in it, a cell is fully coloured."""
-OPACITY = 160  # of 255
+OPACITY = 200  # of 255
 CERTAINTY_SCALE = (0.4, 1.0)
 """Ends of the colours of certainty: the same on every slide, so that slides can be compared."""
 HIGH_PERCENTILE = 99.5  # of the cells, where the colours of density end

@@ -56,7 +56,7 @@ export function show(nucleus, move, mayPan) {
     position: `${nucleus.x.toFixed(1)}, ${nucleus.y.toFixed(1)}`, area: `${nucleus.area_um2.toFixed(1)} µm²`,
     detection: nucleus.detection_p.toFixed(2), number: nucleus.number, id: nucleus.id,
   };
-  if (nucleus.outOfFocus !== null) measures.focus = nucleus.outOfFocus ? "out of focus" : "in focus";
+  if (nucleus.quality) measures.quality = nucleus.quality.join(", ") || "good";
   $("measures").replaceChildren(...Object.entries(measures).flatMap(([name, value]) =>
     [element("dt", { textContent: name }), element("dd", { textContent: value })]));
   showCorrecting(nucleus.corrected);

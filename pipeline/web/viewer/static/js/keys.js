@@ -7,7 +7,7 @@ import { correctable, forget, LETTERS, NONE } from "./card.js";
 import { correct, showBase, suggestNext, undo } from "./corrections.js";
 import { step } from "./gallery.js";
 import { getTool, pickMiddle, stopTools, takeTool } from "./tools.js";
-import { nextHeat, nextRegion, setFocus } from "./maps.js";
+import { nextHeat, nextRegion, setQuality } from "./maps.js";
 import { writeLink } from "./link.js";
 
 const PAN_PX = 120;
@@ -50,7 +50,7 @@ const sections = [
     ["c", "compare with another label system, or not", () => compare("off or on")], ["v", "the next one to compare with", () => compare("next")],
     [",", "the divider to the left", () => moveBy(-0.05)], [".", "and to the right", () => moveBy(0.05)],
     ["f", "fill the outlines or not", () => fill(!state.filled)], ["h", "hide the nuclei or not", () => setNucleiOpacity(getNucleiOpacity() > 0 ? 0 : $("opacity").value / 100)],
-    ["t", "heat map: density, certainty, none", nextHeat], ["o", "places out of focus", () => setFocus(!state.focus)],
+    ["t", "heat map: density, certainty, none", nextHeat], ["o", "places of poor quality", () => setQuality(!state.quality)],
     ["r", "the next region", nextRegion]],
   ["Nuclei",
     ["Enter", "the nucleus in the middle", pickMiddle], ["n", "the next uncertain nucleus", () => step(1)], ["p", "the previous one", () => step(-1)],

@@ -1,4 +1,4 @@
-// OpenSeadragon shows layers of tiles, all drawn by the server: the slide, a heat map, places out of focus, the nuclei.
+// OpenSeadragon shows layers of tiles, all drawn by the server: the slide, a heat map, places of poor quality, the nuclei.
 // Frames: x and y are pixels of level 0 (as in the store); OpenSeadragon's own frame has the slide's width as 1.
 
 import { $, choice, element, hasSlide, height, isSplit, on, result, state, tell, width } from "./page.js";
@@ -37,8 +37,11 @@ export function goTo(x, y, screenPxPerPx, immediately = false) {
   viewer.viewport.panTo(new OpenSeadragon.Point(x / width, y / width), immediately);
   viewer.viewport.zoomTo(screenPxPerPx * width / viewer.viewport.getContainerSize().x, undefined, immediately);
 }
-export const fit = ([x0, y0, x1, y1]) =>
-  viewer.viewport.fitBoundsWithConstraints(new OpenSeadragon.Rect(x0 / width, y0 / width, (x1 - x0) / width, (y1 - y0) / width));
+export function fit([x0, y0, x1, y1]) {
+  const margin = 0.08 * Math.max(x1 - x0, y1 - y0);
+  viewer.viewport.fitBoundsWithConstraints(new OpenSeadragon.Rect(
+    (x0 - margin) / width, (y0 - margin) / width, (x1 - x0 + 2 * margin) / width, (y1 - y0 + 2 * margin) / width));
+}
 export const toScreen = (x, y) => viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(x / width, y / width), true);
 export function toSlide(x, y) {
   const point = viewer.viewport.pointFromPixel(new OpenSeadragon.Point(x, y), true);
@@ -56,8 +59,8 @@ export function lengthText(um) {
 
 // ---- the layers, from the lowest to the highest
 
-const ORDER = ["slide", "heat", "focus", "left", "right"];
-const ENLARGED = { slide: 0, heat: result.enlargedLevels, focus: result.enlargedLevels, left: result.enlargedLevels, right: result.enlargedLevels };
+const ORDER = ["slide", "heat", "quality", "left", "right"];
+const ENLARGED = { slide: 0, heat: result.enlargedLevels, quality: result.enlargedLevels, left: result.enlargedLevels, right: result.enlargedLevels };
 const turns = {}, shown = {}, known = new Map();  // items of OpenSeadragon's world: their layer, turn, and whether they are drawn
 let nucleiOpacity = 1, undrawn = 0;
 function wait(by) {
@@ -137,11 +140,11 @@ export function drawHeat() {
   heatShown = parameters;
   if (parameters) put("heat", (level, place) => `tiles/heat/${level}/${place}.png?${parameters}`); else drop("heat");
 }
-let focusShown = false;
-export function drawFocus() {
-  if (state.focus === focusShown) return;
-  focusShown = state.focus;
-  if (state.focus) put("focus", (level, place) => `tiles/focus/${level}/${place}.png?v=${result.version}`); else drop("focus");
+let qualityShown = false;
+export function drawQuality() {
+  if (state.quality === qualityShown) return;
+  qualityShown = state.quality;
+  if (state.quality) put("quality", (level, place) => `tiles/quality/${level}/${place}.png?v=${result.version}`); else drop("quality");
 }
 
 // ---- the divider: left of it the nuclei in one library's colours, right of it in another's

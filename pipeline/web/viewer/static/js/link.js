@@ -22,7 +22,7 @@ export function writeLink() {
   if (!state.filled) place.fill = 0;
   if (state.base && state.corrections.generation) place.labels = "base";
   if (state.heat) place.heat = state.heat;
-  if (state.focus) place.focus = state.inFocus ? "in" : "show";
+  if (state.quality) place.quality = state.onlyGood ? "good" : "show";
   if (state.nucleus !== null) place.nucleus = state.nucleus;
   history.replaceState(null, "", "#" + new URLSearchParams(place));
 }
@@ -50,7 +50,7 @@ export function readLink() {
   const one = Number(link.get("nucleus"));
   const nucleus = link.has("nucleus") && Number.isInteger(one) && one >= 0 && one < result.nuclei ? one : null;
   isRead = true;
-  return { nucleus, placed, focus: link.get("focus") ?? "" };
+  return { nucleus, placed, quality: link.get("quality") ?? "" };
 }
 on("changed", writeLink);
 on("moved", writeLink);

@@ -1,8 +1,8 @@
-// Heat maps, places out of focus, and regions of interest.
+// Heat maps, places of poor quality, and regions of interest.
 
 import { $, ask, changed, choice, element, hasSlide, on, regions, say, state, svg } from "./page.js";
-import { drawFocus, drawHeat, fit } from "./layers.js";
-import { drawings, placeText, tellTexts, texts } from "./tools.js";
+import { drawHeat, drawQuality, fit, toScreen, viewer } from "./layers.js";
+import { drawings, tellTexts, texts } from "./tools.js";
 import { writeLink } from "./link.js";
 
 // ---- heat map
@@ -31,55 +31,75 @@ on("changed", showHeat);
 on("link", showHeat);
 $("heat").onchange = (event) => setHeat(event.target.value);
 
-// ---- focus: measured when first asked for
+// ---- quality of the tissue: measured when first asked for
 
-let focus = null;
-function showFocus() {
-  $("focus").checked = state.focus;
-  $("in-focus").checked = state.inFocus;
-  $("in-focus-toggle").hidden = !focus?.nuclei;
+let quality = null;
+function showQuality() {
+  $("quality").checked = state.quality;
+  $("only-good").checked = state.onlyGood;
+  $("only-good-toggle").hidden = !quality?.nuclei;
 }
-export async function setFocus(on) {
-  if (on && !focus) {
-    $("focus-said").textContent = "Measuring the slide …";
-    try { focus = await ask("api/focus"); } catch (error) {
-      $("focus-said").textContent = error.message;
-      $("focus").checked = false;
+function sayQuality(...lines) {
+  $("quality-said").replaceChildren(...lines);
+  say(lines.map((line) => line.textContent).join("; "));
+}
+function described({ words, share, nuclei, colour: [r, g, b], hatching }) {
+  const percent = share && share < 0.01 ? "< 1" : Math.round(100 * share);
+  const swatch = element("i", { className: "hatched" });
+  swatch.style.setProperty("--mark", `rgb(${r} ${g} ${b})`);
+  swatch.style.setProperty("--turn", `${135 * hatching}deg`);
+  return element("li", {}, swatch, `${percent} % of the tissue ${words}, ${nuclei.toLocaleString("en")} nuclei`);
+}
+export async function setQuality(on) {
+  if (on && !quality) {
+    sayQuality(element("li", { textContent: "Measuring the slide …" }));
+    try { quality = await ask("api/quality"); } catch (error) {
+      sayQuality(element("li", { textContent: error.message }));
+      $("quality").checked = false;
       return;
     }
-    const share = 100 * focus.share;
-    $("focus-said").textContent = `${share && share < 1 ? "< 1" : Math.round(share)} % of the tissue is out of focus, and ${focus.nuclei.toLocaleString("en")} nuclei.`;
-    say($("focus-said").textContent);
+    sayQuality(...quality.causes.map(described));
   }
-  state.focus = on;
-  if (!on) setInFocus(false);
-  showFocus();
-  drawFocus();
+  state.quality = on;
+  if (!on) setOnlyGood(false);
+  showQuality();
+  drawQuality();
   writeLink();
 }
-function setInFocus(yes) {
-  if (yes === state.inFocus) return;
-  state.inFocus = yes;
+function setOnlyGood(yes) {
+  if (yes === state.onlyGood) return;
+  state.onlyGood = yes;
   changed();
 }
-on("link", async ({ focus: wanted }) => {
-  if (!wanted === !state.focus && (wanted === "in") === state.inFocus) return;
-  await setFocus(Boolean(wanted));
-  if (wanted === "in" && focus) { setInFocus(true); showFocus(); }
+on("link", async ({ quality: wanted }) => {
+  if (!wanted === !state.quality && (wanted === "good") === state.onlyGood) return;
+  await setQuality(Boolean(wanted));
+  if (wanted === "good" && quality) { setOnlyGood(true); showQuality(); }
 });
-$("focus").disabled = !hasSlide;
-$("focus").onchange = (event) => setFocus(event.target.checked);
-$("in-focus").onchange = (event) => setInFocus(event.target.checked);
+$("quality").disabled = !hasSlide;
+$("quality").onchange = (event) => setQuality(event.target.checked);
+$("only-good").onchange = (event) => setOnlyGood(event.target.checked);
 
 // ---- regions of interest
 
+const BUTTONS_PX = [60, 190];  // that the buttons of zoom take
 const shapes = regions.map((one) => svg("path", {
   class: "region", d: one.rings.map((ring) => `M${ring.map((place) => place.join(" ")).join("L")}Z`).join(""),
 }));
 const names = regions.map((one) => svg("text", { class: "region-name" }, one.name));
 drawings.prepend(...shapes);
 texts.prepend(...names);
-tellTexts.push(() => { for (const [k, { box }] of regions.entries()) placeText(names[k], [box[0], box[1]]); });
+// Above the middle of the region's part that is in sight, and in sight whole: beside the buttons, too.
+function placeName(name, [x0, y0, x1, y1]) {
+  const start = toScreen(x0, y0), stop = toScreen(x1, y1), view = viewer.viewport.getContainerSize();
+  const y = start.y < view.y && stop.y > 0 ? Math.max(start.y, 22) : start.y;
+  const half = name.getComputedTextLength() / 2 + 6, left = y < BUTTONS_PX[1] ? BUTTONS_PX[0] : 0;
+  const middle = (Math.max(start.x, 0) + Math.min(stop.x, view.x)) / 2;
+  const x = start.x < view.x && stop.x > 0 ? Math.max(left + half, Math.min(middle, view.x - half)) : middle;
+  name.setAttribute("x", x);
+  name.setAttribute("y", y);
+}
+tellTexts.push(() => { for (const [k, { box }] of regions.entries()) placeName(names[k], box); });
 function showRegions() {
   $("region").value = state.region;
   for (const [k, one] of regions.entries()) shapes[k].classList.toggle("chosen", one.name === state.region);

@@ -65,11 +65,11 @@ export const state = {
   divider: 0.5,
   leastP: 0, area: result.area, detection: result.detection,
   region: "",
-  inFocus: false,
+  onlyGood: false,
   filled: true,
   base: false,
   heat: "",
-  focus: false,
+  quality: false,
   nucleus: null,
   corrections: result.corrections,
 };
@@ -84,7 +84,7 @@ export function choice(more = {}, side = 0) {
     labels: labelSet(), ...more, v: result.version,
   };
   if (state.region) asked.region = state.region;
-  if (state.inFocus) asked.focus = "in";
+  if (state.onlyGood) asked.quality = "good";
   return new URLSearchParams(asked);
 }
 

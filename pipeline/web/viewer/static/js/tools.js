@@ -7,14 +7,14 @@ import { choose, forget, show, showSeveral } from "./card.js";
 import { writeLink } from "./link.js";
 
 export const drawings = svg("g"), texts = svg("g");
-const line = svg("path", { class: "line" }), ruler = svg("path", { class: "ruler" }), length = svg("text", { class: "length" });
+const line = svg("path", { class: "line" }), ruler = svg("g", { class: "ruler" }, svg("path"), svg("path")), length = svg("text", { class: "length" });
 let tool = "", points = [], ends = [], isDragged = false;  // in pixels of level 0
 
 drawings.append(line, ruler);
 texts.append(length);
 $("drawings").append(drawings, texts);
 const path = (places) => places.length ? `M${places.map((place) => place.join(" ")).join("L")}` : "";
-export function placeText(text, [x, y]) {
+function placeText(text, [x, y]) {
   const at = toScreen(x, y);
   text.setAttribute("x", at.x);
   text.setAttribute("y", at.y);
@@ -64,7 +64,7 @@ export function takeTool(name) {
 }
 function measured(places) {
   ends = places;
-  ruler.setAttribute("d", path(ends));
+  for (const each of ruler.children) each.setAttribute("d", path(ends));  // a dark line on a light one
   length.textContent = ends.length === 2
     ? lengthText(Math.hypot(ends[1][0] - ends[0][0], ends[1][1] - ends[0][1]) * result.mpp) : "";
   if (ends.length) placeText(length, ends.at(-1));
