@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import json
 import os
@@ -205,14 +206,22 @@ def to_the_end(command: list[str], out: Path, name: str) -> Path:
 
 
 def wait(process: subprocess.Popen[bytes], folder: Path, target: str, took: Took, chance: random.Random) -> None:
-    """Wait for the stage, and then for a random part of the time that it takes."""
-    left = 1 - regions(folder) / took.regions
+    """Wait until this process is at the stage, and then for a random part of the time that it takes."""
+    began, left = time.time(), 1 - regions(folder) / took.regions
+
+    def written(names: str) -> bool:
+        """Tell whether this process has written something of such a name; other ones have begun it before."""
+        return any(path.stat().st_mtime > began for path in folder.glob(names))
+
     seconds, begun = {
         "regions": (took.first + (took.last - took.first) * left, lambda: True),
-        "finish": (took.finish, lambda: stage_of(folder) != "regions"),
-        "exports": (took.exports, lambda: stage_of(folder) == "exports"),
+        "finish": (took.finish, lambda: written("nuclei.zarr*")),
+        "exports": (took.exports, lambda: stage_of(folder) == "exports" and written("[!.]*")),
     }[target]
-    while process.poll() is None and not begun():
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):  # it was renamed as we looked
+            if begun():
+                break
         time.sleep(0.001)
     time.sleep(chance.uniform(0, seconds))
 
@@ -303,7 +312,10 @@ def kill(job: Job, work: Path, kills: int, chance: random.Random) -> tuple[Kills
 
 
 def same_bytes(whole: Path, other: Path) -> list[str]:
-    """Return which files differ between two folders; what a killed process was writing is passed over."""
+    """Return which files differ between two folders, but for the folder's address, which QuPath's scripts have.
+
+    What a killed process was writing is passed over.
+    """
 
     def files(folder: Path) -> dict[str, bytes]:
         paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
