@@ -39,7 +39,6 @@ from pipeline.result import open_results
 from pipeline.slide.identity import slide_fingerprint
 from pipeline.store.reader import open_store
 from pipeline.store.run_record import FIGURES, RUN_JSON, STORE, SilentReporter
-from tests.support.synthetic import models
 
 MPP, SIDE_PX = 0.25, 96
 
@@ -54,7 +53,7 @@ def draw(path: Path, number: int) -> None:
 
 
 def slide_at(folder: Path, number: int) -> Path:
-    return folder / f"{number // 1000:03d}" / f"slide-{number:06d}.png"
+    return folder / f"slide-{number:06d}.png"
 
 
 def settings():
@@ -63,6 +62,8 @@ def settings():
 
 def run_some(slides: list[Path], out: Path) -> list:
     """Run slides with stand-in networks."""
+    from tests.support.synthetic import models  # late: many_slides_cluster's workers need no PyTorch
+
     with OutputLocation(out) as to:
         tracker = BatchTracker(to, SilentReporter(), None)
         run_free(plan(slides, settings()), models(), tracker)
@@ -70,24 +71,30 @@ def run_some(slides: list[Path], out: Path) -> list:
 
 
 def copy_result(
-    source: Path, target: Path, names: tuple[str, str], prints: tuple[str, str], facts: ReportStats
+    source: Path, target: Path, names: tuple[str, str], prints: tuple[str, str], facts: ReportStats | None
 ) -> None:
-    """Link a result's files, but for its arrays, to another slide's folder; those that name the slide are new."""
+    """Link a result's files, but for its arrays, to another slide's folder; those that name the slide are new.
+
+    Args:
+        source, target: the folders; ``target`` has no result.
+        names, prints: name and fingerprint of the slide that was run, and of the other.
+        facts: for ``report.json``, which is left out where they are None.
+    """
     (target / STORE).mkdir(parents=True)
-    for path in (path for path in source.iterdir() if path.is_file()):
+    for path in (path for path in source.iterdir() if path.is_file() and path.name not in (RUN_JSON, FIGURES)):
         os.link(path, target / path.name)
-    for name in (RUN_JSON, f"{STORE}/zarr.json"):
+    for name in (f"{STORE}/zarr.json", RUN_JSON):
         text = (source / name).read_text("utf-8").replace(names[0], names[1]).replace(prints[0], prints[1])
-        (target / name).unlink(missing_ok=True)
         (target / name).write_text(text, "utf-8")
-    write_figures(target / FIGURES, open_store(target / STORE), facts)
+    if facts is not None:
+        write_figures(target / FIGURES, open_store(target / STORE), facts)
 
 
 def measured(step: Callable[..., object], profile: bool, *arguments: object) -> tuple[float, float, float]:
-    """Return a step's seconds, those of a processor, and its memory at the peak beyond the imports', in MB."""
+    """As :func:`timed`, in a process of its own."""
     context = multiprocessing.get_context("fork")  # everything is imported already
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_timed, args=(sender, step, profile, arguments))
+    process = context.Process(target=lambda: sender.send(timed(step, profile, *arguments)))
     process.start()
     sender.close()
     found = receiver.recv()
@@ -95,7 +102,8 @@ def measured(step: Callable[..., object], profile: bool, *arguments: object) -> 
     return found
 
 
-def _timed(sender, step: Callable[..., object], profile: bool, arguments: tuple) -> None:
+def timed(step: Callable[..., object], profile: bool, *arguments: object) -> tuple[float, float, float]:
+    """Return a step's seconds, those of a processor, and its memory at the peak beyond the memory before, in MB."""
     resident = memory("VmRSS")
     began, computed = time.perf_counter(), time.process_time()
     if profile:
@@ -104,12 +112,12 @@ def _timed(sender, step: Callable[..., object], profile: bool, arguments: tuple)
         pstats.Stats(profiler, stream=sys.stderr).sort_stats("cumulative").print_stats(45)
     else:
         step(*arguments)
-    sender.send((time.perf_counter() - began, time.process_time() - computed, memory("VmHWM") - resident))
+    return time.perf_counter() - began, time.process_time() - computed, memory("VmHWM") - resident
 
 
-def memory(which: str) -> float:
-    """Return this process's memory in MB; ``ru_maxrss`` would be that of the process which started it, if larger."""
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+def memory(which: str, pid: int | str = "self") -> float:
+    """Return a process's memory in MB; ``ru_maxrss`` would be that of the process which started it, if larger."""
+    lines = Path(f"/proc/{pid}/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1000
 
 
@@ -139,10 +147,9 @@ def main(count: int, out: Path, run_count: int, profile: bool) -> None:
     if out.exists():
         raise click.UsageError(f"{out} exists already; give another --out")
     slides = out / "slides"
+    slides.mkdir(parents=True)
     for number in range(count):
-        path = slide_at(slides, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draw(path, number)
+        draw(slide_at(slides, number), number)
     trial = out / "trial"
     began = time.perf_counter()
     results = run_some([slide_at(slides, number) for number in range(run_count + 1)], trial)
@@ -157,11 +164,11 @@ def main(count: int, out: Path, run_count: int, profile: bool) -> None:
     record = json.loads((Path(first.folder) / "run.json").read_text("utf-8"))
     for share in (10, 1):
         some, results_of = out / f"slides-{share}", out / f"results-{share}"
+        some.mkdir()
         for number in range(count // share):
             path, source = slide_at(some, number), slide_at(slides, number)
-            path.parent.mkdir(parents=True, exist_ok=True)
             os.link(source, path)
-            target = results_of / path.parent.name / path.stem
+            target = results_of / path.stem
             prints = record["slide_fingerprint"], slide_fingerprint(source)
             copy_result(Path(first.folder), target, (record["slide_name"], path.stem), prints, facts)
         for name, step in STEPS:

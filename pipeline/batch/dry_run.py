@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import NucpipeError, OutputError
-from pipeline.batch.folder import choose_folder
+from pipeline.batch.folder import choose_folder, stems_with_digits
 from pipeline.batch.lock import Lock
 from pipeline.batch.output import finished_there, source_of
 from pipeline.batch.plan import Job, plan
@@ -32,12 +32,13 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
         UsageError: a setting, a model's or a device's name is wrong, or no slide is found.
     """
     identify = cache(identify_models)
+    stems = frozenset() if is_remote(str(out)) else stems_with_digits(Path(out))
     broken = 0
     for job in (jobs := plan(inputs, config)):
         one = job.config
         models = identify(one.segmentor, one.classifier, one.device, one.precision)
         try:
-            job = _with_folder(job, out)
+            job = _with_folder(job, out, stems)
             state, size = _look_ahead(job, out, models)
             say(f"{state:<12} {printable(job.slide)}  {size}  -> {printable(job.folder)}")
         except (NucpipeError, OSError) as error:
@@ -47,11 +48,11 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
     return broken
 
 
-def _with_folder(job: Job, out: str | Path) -> Job:
+def _with_folder(job: Job, out: str | Path, stems: frozenset[str]) -> Job:
     if not is_remote(str(out)):
-        return choose_folder(job, Path(out))
+        return choose_folder(job, Path(out), stems=stems)
     address = RemotePath(str(out).rstrip("/"))
-    return choose_folder(job, local_folder(address, "results"), address)
+    return choose_folder(job, local_folder(address, "results"), address, stems)
 
 
 def _look_ahead(job: Job, out: str | Path, models: ModelIdentity) -> tuple[str, str]:

@@ -10,12 +10,12 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, SlideError
+from pipeline.batch.lock import Lock
 from pipeline.batch.plan import Job, is_result
 from pipeline.batch.remote import exists, folders_in, read, version
 from pipeline.slide.identity import slide_fingerprint, valid_utf8
@@ -28,13 +28,14 @@ DIGITS = 8
 MAX_NAME_BYTES = 200
 
 
-def choose_folder(job: Job, root: Path, address: RemotePath | None = None) -> Job:
+def choose_folder(job: Job, root: Path, address: RemotePath | None = None, stems: frozenset[str] | None = None) -> Job:
     """Return the job with the folder that its results are in, or go to.
 
     Args:
         job: planned.
         root: of all results, on this disk.
         address: where they are sent, if they are.
+        stems: what :func:`stems_with_digits` gave of ``root``; None: it is looked at now.
 
     Raises:
         OutputError: the folder that a manifest names lies inside the results of another slide, or the address cannot
@@ -45,7 +46,8 @@ def choose_folder(job: Job, root: Path, address: RemotePath | None = None) -> Jo
             return replace(job, folder=folder)
     last = None
     # The content is not read where no folder looks as if it were named after it.
-    if not job.is_named and (address is not None or _stem(job) in _stems_with_digits(root)):
+    stems = stems_with_digits(root) if stems is None else stems
+    if not job.is_named and (address is not None or _stem(job) in stems):
         last = _unmistakable(job)
         if _has_results_of(job.slide, root, address, last):
             return replace(job, folder=last)
@@ -83,18 +85,15 @@ def _stem(job: Job) -> str:
     return job.choices[1].name.encode()[:MAX_NAME_BYTES].decode("utf-8", "ignore")
 
 
-def _stems_with_digits(root: Path) -> frozenset[str]:
-    """Return what stands before the digits in the names of folders that seem to be named after a slide's content."""
+def stems_with_digits(root: Path) -> frozenset[str]:
+    """Return what stands before the digits in the names of folders that seem to be named after a slide's content.
+
+    For thousands of slides it is looked at once, not for each: every slide that is begun adds a folder.
+    """
     try:
-        return _listed(root, root.stat().st_mtime_ns)
+        parts = [path.name.rpartition("_") for path in root.iterdir()]
     except OSError:  # it is not there yet
         return frozenset()
-
-
-@lru_cache(maxsize=1)
-def _listed(root: Path, changed_ns: int) -> frozenset[str]:
-    """List a folder; once, for thousands of slides, until something comes into it."""
-    parts = (path.name.rpartition("_") for path in root.iterdir())
     return frozenset(stem for stem, _, digits in parts if len(digits) == DIGITS)
 
 
@@ -161,7 +160,7 @@ def _outer(root: Path, address: RemotePath | None, folder: Path) -> PurePosixPat
     """Return the result, finished or under way, that a folder lies inside; None where it lies in none."""
     for parent in folder.parents[:-1]:
         here = root / parent
-        if is_result(here) or any(here.glob(".run.*.lock")):
+        if is_result(here) or Lock(here).seems_held():
             return parent
         if address is not None and exists(address / parent / RUN_JSON):
             return parent

@@ -110,7 +110,12 @@ class Lock:
             raise cannot_write(self.folder, error) from error
 
     def _acquire(self) -> bool:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if os.path.lexists(self.folder) and not self.folder.is_dir():
+                raise
+            return False  # who had the lock has just removed the folder
         latest = self._latest()
         before = b"" if latest is None else self._content(latest)
         if latest is not None and not self._is_dead(latest):
@@ -176,6 +181,14 @@ class Lock:
         """Tell whether nobody has the lock, nor died with it."""
         return self._latest() is None
 
+    def seems_held(self) -> bool:
+        """Tell whether somebody has the lock, without listing the folder, in which thousands of others may lie.
+
+        Not for those who want the lock: it is free a moment before the last file is gone, and after a kill in that
+        moment the first file is missing.
+        """
+        return self._file(0).exists()
+
     def _file(self, generation: int) -> Path:
         return self.folder / f".{self.name}.{generation}.lock"
 
@@ -202,11 +215,11 @@ class Lock:
             with self._file(generation).open("rb") as file:
                 touched = os.fstat(file.fileno()).st_mtime
                 holder = Holder.parse(file.read())
-        except FileNotFoundError:  # just given back; the next try finds it free
+            if holder is not None and (dead := holder.is_dead()) is not None:
+                return dead
+            return file_system_now(self.folder) - touched > DEAD_S
+        except FileNotFoundError:  # just given back, maybe with its folder; the next try finds it free
             return False
-        if holder is not None and (dead := holder.is_dead()) is not None:
-            return dead
-        return file_system_now(self.folder) - touched > DEAD_S
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ from typing import Any, Self
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import cannot_write, written_whole
-from pipeline.batch.folder import SOURCE, choose_folder, identity
+from pipeline.batch.folder import SOURCE, choose_folder, identity, stems_with_digits
 from pipeline.batch.lock import Lock, file_system_now, held
 from pipeline.batch.plan import Job, is_result
 from pipeline.batch.remote import check_reachable, exists, fetched, local_folder, read, send, write
@@ -167,7 +168,11 @@ class OutputLocation(OutputRoot):
 
     def with_folder(self, job: Job) -> Job:
         """Return the job with the folder that its results are in, or go to; see :func:`choose_folder`."""
-        return choose_folder(job, self.root, self.address)
+        return choose_folder(job, self.root, self.address, self._stems)
+
+    @cached_property
+    def _stems(self) -> frozenset[str]:
+        return stems_with_digits(self.root)
 
     def summary_line(self, result: SlideResult, job: Job) -> None:
         """Write a slide's line of the summary, that of a slide finished before together with others; an address gets

@@ -15,6 +15,8 @@ from pipeline.slide.identity import printable
 from pipeline.store.run_record import SlideResult
 
 SUMMARY = "summary.csv"
+LOCK = ".summary"
+"""Folder of the lock on it, alone, for a lock lists its folder, and all slides' folders may lie beside the summary."""
 COLUMNS = ["slide", "folder", "status", "nuclei", "tissue_mm2", "seconds", "cause"]
 BEFORE = "finished before"
 GOOD = ("done", BEFORE)
@@ -62,7 +64,7 @@ class Summary:
         self._read_on()
         if not any(map(self._is_news, lines)):
             return False
-        with waiting_for(Lock(self.out, "summary")):
+        with waiting_for(Lock(self.out / LOCK)):
             self._read_on()
             news = list(filter(self._is_news, lines))
             if self._is_torn or not set().union(*news) <= set(self._columns):
@@ -99,7 +101,7 @@ class Summary:
         self._read_on()
         if not self._outdated and not self._is_torn:
             return False
-        with waiting_for(Lock(self.out, "summary")):
+        with waiting_for(Lock(self.out / LOCK)):
             self._write_all()
         return True
 

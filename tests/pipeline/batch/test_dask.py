@@ -125,7 +125,7 @@ def test_a_scheduler_s_workers_share_a_batch(tmp_path: Path, monkeypatch: pytest
         assert not (out / f"s{k}" / "journal").exists()
     assert not list(out.rglob("*.lock"))
     assert opened == ["bad.svs"]
-    assert set(taken) == {"bad/run", "out/summary"}
+    assert set(taken) == {"bad/run", ".summary/run"}
 
 
 def beside_progress(lines: Iterable[str]) -> list[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,7 +86,7 @@ def test_finished_slides_are_found_without_their_locks(tmp_path: Path, monkeypat
     summary = (out / "summary.csv").read_text()
     (out / "summary.csv").unlink()
     run_all(tmp_path / "in", out)
-    assert taken == ["out/summary"]
+    assert taken == [".summary/run"]
     assert len((out / "summary.csv").read_text().splitlines()) == len(summary.splitlines()) == 4
     left = out / "b" / ".run.0.lock"
     left.write_text(json.dumps(asdict(Holder("token", machine(), "here", 2**31 - 1, ""))))
@@ -91,6 +94,30 @@ def test_finished_slides_are_found_without_their_locks(tmp_path: Path, monkeypat
     assert [r.status for r in run_all(tmp_path / "in", out)] == ["finished before"] * 3
     assert taken == ["b/run"]
     assert not left.exists()
+
+
+def test_the_folder_of_all_results_is_listed_once_for_all_slides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else ten times as many slides would take a hundred times as long; nor is a folder in it that holds many."""
+    for name in ("a", "b", "c", "sub/d", "sub/e"):
+        (tmp_path / "in" / "sub").mkdir(parents=True, exist_ok=True)
+        draw_slide(120, 100, seed=ord(name[-1])).save(tmp_path / "in" / f"{name}.png")
+    listed = Counter[str]()
+
+    def counting(before: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def counted(path: Any = ".") -> Any:
+            listed[str(path)] += 1
+            return before(path)
+
+        return counted
+
+    for function in ("listdir", "scandir"):
+        monkeypatch.setattr(os, function, counting(getattr(os, function)))
+    out = tmp_path / "out"
+    assert [r.status for r in run_all(tmp_path / "in", out)] == ["done"] * 5
+    assert listed[str(out / "sub" / "d")] > 0
+    assert (listed[str(out)], listed[str(out / "sub")]) == (1, 0)
 
 
 def test_the_folder_of_a_finished_slide_is_found_without_reading_the_slide(
