@@ -22,6 +22,15 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came, as from ``kill``, a job system or a shutdown."""
 
 
+def _interrupt(number: int) -> None:
+    """Send the main thread a signal, which wakes it from whatever it waits for; Windows only marks that one came."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
+
+
 def stop_on_signals() -> None:
     """Let the first Ctrl-C or SIGTERM raise in the main thread, and the next one end the process at once.
 
@@ -43,7 +52,7 @@ def stop_on_signals() -> None:
         if not isinstance(what.exc_value, KeyboardInterrupt) or not came:
             sys.__unraisablehook__(what)
             return
-        again = threading.Timer(AGAIN_S, _thread.interrupt_main, (came.pop(),))
+        again = threading.Timer(AGAIN_S, _interrupt, (came.pop(),))
         again.daemon = True
         with suppress(RuntimeError):  # Python is ending anyway
             again.start()
