@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -305,15 +305,15 @@ class WithFeatures(nn.Module):
         return torch.cat([self.model.last_layer()(pooled), self.projection(pooled)], 1)
 
 
-GIVES = ("logits", "pooled", "logits and features")
+Gives = Literal["logits", "pooled", "logits and features"]
 
 
-def of_patches(model: Classifier, gives: str = "logits") -> nn.Module:
+def of_patches(model: Classifier, gives: Gives = "logits") -> nn.Module:
     """Return a classifier, in evaluation mode, of patches of any side, and of contexts if it looks at them.
 
     Args:
         model: the classifier.
-        gives: one of ``GIVES``; there are no features where the model has no projection.
+        gives: what it gives of a nucleus; there are no features where the model has no projection.
     """
     network: nn.Module = model
     if gives == "pooled":

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from classifier.dataset import PatchDataset
 from classifier.labels.libraries import LabelSpace, Library
-from classifier.network import Classifier, TwoViewClassifier, of_patches
+from classifier.network import Classifier, Gives, TwoViewClassifier, of_patches
 from classifier.predictions import probabilities
 from classifier.predictor import ROWS
 from classifier.spec import CONTEXT_PX, PATCH_PX
@@ -65,7 +65,7 @@ def predict_logits_and_features(
 
 
 def _predict(
-    model: Classifier, gives: str, columns: int, samples: PatchDataset, device: str, precision: str, context: bool
+    model: Classifier, gives: Gives, columns: int, samples: PatchDataset, device: str, precision: str, context: bool
 ) -> npt.NDArray[np.float32]:
     two_views = isinstance(model, TwoViewClassifier)
     inputs = (Input(PATCH_PX), Input(CONTEXT_PX, 4)) if two_views else (Input(PATCH_PX),)

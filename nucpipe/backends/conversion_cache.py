@@ -41,7 +41,7 @@ def network_key(path: Path, code: Sequence[Path]) -> str:
         code: the source files that make a network of it.
     """
     digest = hashlib.sha256(fingerprint(path).encode())
-    for file in (*code, *(Path(__file__).with_name(name) for name in ("pytorch.py",))):
+    for file in (*code, Path(__file__).with_name("pytorch.py")):
         digest.update(file.read_bytes())
     for package in ("openvino", "timm", "torch"):
         digest.update(f" {package} {version(package)}".encode())

@@ -19,6 +19,7 @@ from pipeline.run_slide import find_finished, store_info
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import printable
 from pipeline.slide.open import open_slide
+from pipeline.store.journal import JOURNAL
 from pipeline.store.run_record import RUN_JSON, STORE
 
 
@@ -80,6 +81,6 @@ def _state(job: Job, out: str | Path, models: ModelIdentity, slide: Slide | None
                 return "finished"
             info = store_info(slide, models, job.config)
             return "finished" if find_finished(slide.path, folder, info, job.config) else "go on"
-        return "go on" if (folder / "journal").is_dir() else "run"
+        return "go on" if (folder / JOURNAL).is_dir() else "run"
     except OutputError:  # a result of other models, settings or another slide
         return "changed"

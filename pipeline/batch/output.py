@@ -145,7 +145,7 @@ class OutputRoot:
     def made_meanwhile(self, job: Job) -> bool:
         """Tell whether another process of the same batch has finished the slide since this one began."""
         try:
-            return (self.folder(job) / "run.json").stat().st_mtime > self.began
+            return (self.folder(job) / RUN_JSON).stat().st_mtime > self.began
         except OSError:
             return False
 

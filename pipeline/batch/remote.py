@@ -23,11 +23,12 @@ from nucpipe.optional.extras import install_command
 from pipeline.batch.lock import Lock, held
 from pipeline.slide.causes import cause
 from pipeline.slide.identity import slide_name
+from pipeline.store.run_record import RUN_JSON, STORE
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-LAST = ("nuclei.zarr/zarr.json", "run.json")
+LAST = (f"{STORE}/zarr.json", RUN_JSON)
 """Files that complete a result: sent last, in this order, so that no reader takes a half for whole."""
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 """What this disk says; file systems give their servers' answers other numbers."""
@@ -81,7 +82,7 @@ def list_slides(address: RemotePath, is_slide: Callable[[str], bool]) -> Iterato
     # A zarr is one slide, though it is many objects.
     zarrs = {parent for path in paths for parent in path.parents if parent.suffix.lower() == ".zarr"}
     alone = {path for path in paths if is_slide(path.name) and not zarrs & set(path.parents)}
-    outermost = {path for path in zarrs if not zarrs & set(path.parents) and path.name != "nuclei.zarr"}
+    outermost = {path for path in zarrs if not zarrs & set(path.parents) and path.name != STORE}
     if not alone | outermost:
         raise UsageError(f"{address}: no slide at this address; expected files such as .svs, .ndpi or .tif.")
     for path in sorted(alone | outermost):
