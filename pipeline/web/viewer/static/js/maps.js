@@ -83,9 +83,10 @@ $("only-good").onchange = (event) => setOnlyGood(event.target.checked);
 // ---- regions of interest
 
 const BUTTONS_PX = [60, 190];  // that the buttons of zoom take
-const shapes = regions.map((one) => svg("path", {
-  class: "region", d: one.rings.map((ring) => `M${ring.map((place) => place.join(" ")).join("L")}Z`).join(""),
-}));
+const shapes = regions.map((one) => {
+  const d = one.rings.map((ring) => `M${ring.map((place) => place.join(" ")).join("L")}Z`).join("");
+  return svg("g", { class: "region" }, svg("path", { d }), svg("path", { d }));
+});
 const names = regions.map((one) => svg("text", { class: "region-name" }, one.name));
 drawings.prepend(...shapes);
 texts.prepend(...names);
