@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,12 @@ def ood_of(features: int) -> OodModel:
     return OodModel(np.zeros((1, features)), np.eye(features)[None], np.zeros(1), np.linspace(0, 2, 1000))
 
 
+@functools.cache
 def models(seed: int = 0, context: bool = False, features: int = 0, ood: bool = False) -> Models:
-    """Dark spots, and a classifier with random weights that may look at the context; two labels are untrained."""
+    """Dark spots, and a classifier with random weights that may look at the context; two labels are untrained.
+
+    Kept, for converting a network takes a second; nobody may change them.
+    """
     torch.manual_seed(seed)
     trained = [True] * 35
     trained[13] = trained[2] = False

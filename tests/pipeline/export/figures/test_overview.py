@@ -70,7 +70,7 @@ def picture_of(page: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return labelled
 
 
-@pytest.mark.parametrize("size", [(1000, 1000), (600, 1400), (1400, 600), (300, 3000), (3000, 300)])
+@pytest.mark.parametrize("size", [(800, 800), (360, 840), (840, 360), (90, 900), (900, 90)])
 @pytest.mark.parametrize("primary", ["PanNuke", "NuCLS"])
 def test_the_stained_slide_is_seen_too_and_no_half_of_the_page_is_empty(
     tmp_path: Path, size: tuple[int, int], primary: str
