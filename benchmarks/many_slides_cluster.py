@@ -101,7 +101,7 @@ def cluster(out: Path, workers: int) -> Iterator[tuple[str, list[int]]]:
 
 
 class Watch(SilentReporter):
-    """Prints, each tenth of the slides, how long a slide took since the last line, and how large the processes are."""
+    """Prints, each twentieth of the slides, what one took since the last line, and how large the processes are."""
 
     def __init__(self, total: int, others: list[int], spent: Counter[str]) -> None:
         self.total, self.others, self.spent, self.slides, self.before = total, others, spent, 0, "finished before"
@@ -116,7 +116,7 @@ class Watch(SilentReporter):
             self.tell()
         self.before = result.status
         self.slides, self.since = self.slides + 1, self.since + 1
-        if self.since >= max(1, self.total // 10):
+        if self.since >= max(1, self.total // 20):
             self.tell()
 
     def tell(self) -> None:
@@ -138,7 +138,7 @@ def processor_time(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def running(slides: Path, out: Path, address: str, others: list[int], new: int) -> None:
+def running(slides: Path, out: Path, address: str, others: list[int]) -> None:
     """Give the command."""
     from tests.support.synthetic import models
 
@@ -149,7 +149,7 @@ def running(slides: Path, out: Path, address: str, others: list[int], new: int) 
         setattr(worker, task, getattr(stand_ins, task))
     coordinator.Coordinator._identify_models = lambda self: models().identity  # of the slide that was run
     jobs = plan([slides], many_slides.settings())
-    results = coordinator.run_on_cluster(address, jobs, out, Watch(new, others, spent), None)
+    results = coordinator.run_on_cluster(address, jobs, out, Watch(len(jobs), others, spent), None)
     counts = Counter(result.status for result in results)
     print(", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
 
@@ -188,7 +188,7 @@ def main(new: int, finished: int, out: Path, workers: int, profile: bool) -> Non
     with cluster(out, workers) as (address, others):
         steps = [
             ("planning", many_slides.planning, (slides, results)),
-            ("the command", running, (slides, results, address, others, new)),
+            ("the command", running, (slides, results, address, others)),
         ]
         for name, step, arguments in steps:
             seconds, computed, megabytes = many_slides.timed(step, profile, *arguments)

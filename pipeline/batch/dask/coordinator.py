@@ -434,7 +434,10 @@ class Coordinator:
     def _cut(self, one: Active, opened: Opened) -> None:
         """Cut a slide's regions into chunks for the workers."""
         indices = [index for index, _ in opened.regions]
-        size = max(1, min(MAX_REGIONS, math.ceil(len(indices) / (2 * max(1, self.workers)))))
+        # A slide that has all workers is cut fine, so that each has some; one of many would only be many tasks more.
+        slides_left = max(1, len(self.jobs) - len(self.tracker.results))
+        workers = max(1, math.ceil(self.workers / slides_left))
+        size = max(1, min(MAX_REGIONS, math.ceil(len(indices) / (2 * workers))))
         one.waiting = deque(tuple(indices[k : k + size]) for k in range(0, len(indices), size))
         one.open_chunks = len(one.waiting)
         self.view.count_regions(str(one.task.folder), opened.total, len(indices))

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,10 @@ from nucpipe.errors import UsageError
 from pipeline.batch.dask import coordinator, worker
 from pipeline.batch.dask.view import ClusterView
 from pipeline.batch.lock import Lock, held
+from pipeline.batch.output import OutputLocation
+from pipeline.batch.plan import Job
 from pipeline.batch.progress import Bars
+from pipeline.batch.tracker import BatchTracker
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.slide.base import Slide
@@ -249,6 +252,23 @@ def test_the_table_shows_slides_and_workers() -> None:
     assert lines[2].split() == ["a.svs", "regions", "4/12", "1,500"]
     assert lines[4].split()[:6] == ["w0", "on", "node1", "a.svs", "1", "1,500"]
     assert lines[5].split()[:3] == ["w1", "on", "node2"]
+
+
+@pytest.mark.parametrize(("slides", "tasks"), [(1, 932), (20, 94), (5000, 59)])
+def test_a_slide_among_many_is_cut_into_few_tasks_however_many_workers(tmp_path: Path, slides: int, tasks: int) -> None:
+    """A thousand workers: a slide alone gives each a region, while a scheduler that has thousands is spared."""
+    jobs = [Job.of(Path(f"{k}.svs"), Path(str(k)), RunConfig()) for k in range(slides)]
+    with ClusterView(SilentReporter(), slides) as view:
+        tracker = BatchTracker(OutputLocation(tmp_path), view, None)
+        coordinating = coordinator.Coordinator(None, jobs, tracker, view, 0)  # type: ignore[arg-type]
+        coordinating.workers = 1000
+        task = worker.SlideTask(jobs[0].slide, tmp_path / "0", RunConfig(), "topic", 0)  # type: ignore[arg-type]
+        one = coordinator.Active(jobs[0], task, None, ExitStack(), 0.0)
+        view.begin_slide(str(task.folder), "0.svs")
+        regions = tuple((k, 0.1) for k in range(932))
+        coordinating._cut(one, worker.Opened(None, regions, 932, 95.5))
+    assert len(one.waiting) == one.open_chunks == tasks
+    assert sorted(index for chunk in one.waiting for index in chunk) == list(range(932))
 
 
 def test_a_lock_on_the_finish_is_waited_for(tmp_path: Path) -> None:
