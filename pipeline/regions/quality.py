@@ -54,11 +54,6 @@ class QualityMap:
         """(rows, columns) bool for each of ``CAUSES``: the cells of which it is true."""
         return {"out_of_focus": np.asarray(self.blur > MAX_BLUR), "pen_marked": self.pen_marked}  # NaN is not blurred
 
-    @cached_property
-    def is_poor(self) -> Mask:
-        """(rows, columns) bool, the cells of which any of ``CAUSES`` is true."""
-        return np.asarray(np.logical_or.reduce(list(self.causes.values())))
-
     def share(self, cause: str) -> float:
         """Return the share of the cells with a cause; 0 where none could be judged.
 

@@ -12,6 +12,8 @@ from classifier.labels.libraries import LabelSpace, published_libraries
 from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
 from pipeline.export.figures.overview import draw_overview
+from pipeline.export.quality import MARKS
+from pipeline.regions.quality import QualityMap
 from pipeline.store.journal import Journal
 from pipeline.store.reader import Store, open_store
 from pipeline.store.schema import StoreInfo
@@ -110,6 +112,24 @@ def test_nuclei_stand_in_their_places_in_their_colours(tmp_path: Path, side: flo
     assert (picture[~drawn] == 255).all()
     if side == 20:
         assert (picture != 255).any(2).sum() == 4 * 3 * 3
+
+
+def test_places_of_poor_quality_are_hatched_on_the_stained_slide(tmp_path: Path) -> None:
+    """On a narrow page, too, beside whose title little room is left."""
+    store = make_store(tmp_path, (400, 4000), np.array([[200.0, 500.0]]), np.array([0]), 40)
+    thumbnail = np.full((1000, 100, 3), 150, np.uint8)
+    blur, pen_marked = np.full((10, 1), 0.3, np.float32), np.zeros((10, 1), bool)
+    blur[4], pen_marked[7] = 0.9, True
+    draw_overview(store, thumbnail, tmp_path / "a.png", "PanNuke", QualityMap(blur, pen_marked, 400.0))
+    page = np.asarray(Image.open(tmp_path / "a.png"))
+    stained, labelled = pictures_of(page, (1000, 100))
+    for cause, row in (("out_of_focus", 4), ("pen_marked", 7)):
+        marked = (stained == MARKS[cause][0]).all(2)
+        place = np.s_[100 * row : 100 * (row + 1)]
+        assert 0.15 < marked[place].mean() < 0.4
+        assert marked.sum() == marked[place].sum()
+        assert not (labelled == MARKS[cause][0]).all(2).any()
+    assert (page[:, -2:] == 255).all()
 
 
 def test_a_small_slide_is_enlarged(tmp_path: Path) -> None:
