@@ -104,6 +104,17 @@ class Library:
         except KeyError:
             raise DataError(f"label '{text}' is not one of {self.name}'s ({', '.join(self.labels)}).") from None
 
+    def spelled(self, text: str) -> str:
+        """Return a label, or the name of a group of labels, as the library writes it.
+
+        Raises:
+            DataError: the library has no such label.
+        """
+        numbers = self.resolve(text)
+        if len(numbers) == 1:
+            return self.labels[numbers[0]]
+        return next(group for some in self.groups.values() for group in some if plain(group) == plain(text))
+
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Library:
         """Make a library of the form of ``libraries.toml`` and of a model's header."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from nucpipe.errors import UsageError
 from pipeline.adaptation.clicks import Clicks, clicks_of
-from pipeline.adaptation.corrections import CORRECTIONS, check_labels, now, read_corrections
+from pipeline.adaptation.corrections import CORRECTIONS, now, read_corrections, spelled
 from pipeline.adaptation.model import Adaptation, LibraryModel, confirmed, features_of, fit, standardisation
 from pipeline.adaptation.validation import Accuracy, cross_validate
 from pipeline.result import Result
@@ -63,10 +63,9 @@ def learn(result: Result) -> Learnt:
         DataError: the corrections cannot be read, or name labels that there are not.
     """
     path, store = result.folder / CORRECTIONS, result.store.base()
-    corrections = read_corrections(path)
+    corrections = spelled(read_corrections(path), store.info.outputs, path)
     if not corrections:
         raise UsageError(f"{path}: there are no corrections; make some in nucpipe view, or import them.")
-    check_labels(corrections, store.info.outputs, path)
     clicks = clicks_of(corrections, store)
     if not len(clicks) and not len(clicks.no_nuclei):
         raise UsageError(
@@ -103,7 +102,7 @@ def write(result: Result, learnt: Learnt, left_out: list[str], source: Result | 
     """
     store, outputs = result.store.base(), result.store.info.outputs
     if source is not None:
-        _check_alike(source.store, store)
+        check_alike(source.store, store)
     models = {name: model for name, model in learnt.adaptation.libraries.items() if name not in left_out}
     adaptation = Adaptation(models, learnt.adaptation.mean, learnt.adaptation.deviation)
     own = source is None
@@ -156,7 +155,12 @@ def _facts(accuracy: Accuracy | None) -> dict[str, object] | None:
     return {"nuclei": accuracy.nuclei, "plain": list(accuracy.plain), "balanced": list(accuracy.balanced)}
 
 
-def _check_alike(source: Store, other: Store) -> None:
+def check_alike(source: Store, other: Store) -> None:
+    """See that what the corrections of one store teach holds for another.
+
+    Raises:
+        UsageError: they are of different classifiers, or only one of them has features.
+    """
     ours, theirs = (store.info.models.get("classifier", {}) for store in (source, other))
     if ours != theirs or source.info.outputs.columns != other.info.outputs.columns:
         raise UsageError(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from classifier.labels.label_mapping import make_matching
 from classifier.labels.libraries import LabelSpace
-from pipeline.adaptation.corrections import Contradiction, Correction, agreed, contradictions, locate
+from pipeline.adaptation.corrections import Contradiction, Correction, agreed, at_one_place, contradictions, locate
 from pipeline.store.reader import Store
 
 
@@ -54,7 +54,7 @@ def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArr
     allow none together.
 
     Args:
-        corrections: any.
+        corrections: any, spelled as :func:`pipeline.adaptation.corrections.spelled` does.
         store: the whole store.
         places: (M,) of the nucleus that each correction speaks of, where they are known; -1 for none.
 
@@ -64,6 +64,7 @@ def clicks_of(corrections: Sequence[Correction], store: Store, places: npt.NDArr
     """
     outputs = store.info.outputs
     found = locate(corrections, store) if places is None else places
+    corrections = at_one_place(corrections, found)
     row_of = dict(zip(map(id, corrections), found.tolist(), strict=True))
     kept = agreed(corrections)
     by_row: dict[int, list[Correction]] = {}

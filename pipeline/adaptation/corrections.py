@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from classifier.labels.libraries import LabelSpace
-from nucpipe.errors import DataError
-from nucpipe.files import written_whole
+from nucpipe.errors import DataError, UsageError
+from nucpipe.files import cannot_write, written_whole
 from pipeline.store.reader import Store
 from pipeline.store.schema import NOT_A_NUCLEUS
 
 CORRECTIONS = "corrections.csv"
+CORRECTIONS_LOCK = "corrections"
+"""Names the lock (:mod:`pipeline.batch.lock`) of who changes the file."""
 MATCH_UM = 3.0
 """How far from a nucleus' centroid a correction may lie that speaks of it."""
 
@@ -115,7 +117,10 @@ def write_corrections(path: Path, corrections: Sequence[Correction]) -> None:
         OutputError: it cannot be written.
     """
     if not corrections:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(path, error) from error
         return
     with written_whole(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -123,19 +128,29 @@ def write_corrections(path: Path, corrections: Sequence[Correction]) -> None:
         writer.writerows((f"{c.x:.2f}", f"{c.y:.2f}", *astuple(c)[2:]) for c in corrections)
 
 
-def check_labels(corrections: Iterable[Correction], outputs: LabelSpace, path: Path) -> None:
-    """See that every correction names a library and a label of these.
+def spelled(corrections: Iterable[Correction], outputs: LabelSpace, path: Path) -> list[Correction]:
+    """Return corrections with libraries and labels as these are written, whatever way people wrote them.
 
     Raises:
-        DataError: one does not.
+        DataError: one names no library or label of these.
+    """
+    try:
+        return [spelled_one(c, outputs) for c in corrections]
+    except (DataError, UsageError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def spelled_one(correction: Correction, outputs: LabelSpace) -> Correction:
+    """Return one correction, as :func:`spelled`.
+
+    Raises:
+        DataError: there is no such label.
         UsageError: there is no such library.
     """
-    for c in corrections:
-        if c.is_nucleus:
-            try:
-                outputs.library(c.library).resolve(c.label)
-            except DataError as error:
-                raise DataError(f"{path}: {error}") from error
+    if not correction.is_nucleus:
+        return correction
+    library = outputs.library(correction.library)
+    return replace(correction, library=library.name, label=library.spelled(correction.label))
 
 
 def merged(old: Iterable[Correction], new: Iterable[Correction]) -> list[Correction]:
@@ -146,20 +161,28 @@ def merged(old: Iterable[Correction], new: Iterable[Correction]) -> list[Correct
     return list(kept.values())
 
 
-def replaced(old: Iterable[Correction], new: Sequence[Correction]) -> list[Correction]:
+def replaced(
+    old: Iterable[Correction],
+    new: Sequence[Correction],
+    nucleus: Callable[[Correction], Hashable] = lambda c: c.place,
+) -> list[Correction]:
     """Return the new statements, and of the old ones those that they leave standing.
 
     A label takes the place of all earlier ones of its library and of "not a nucleus"; that takes the place of all.
+
+    Args:
+        old, new: statements.
+        nucleus: tells of which nucleus one speaks.
     """
-    labels = {(c.place, c.library.lower()) for c in new if c.is_nucleus}
-    labelled = {place for place, _ in labels}
-    none = {c.place for c in new if not c.is_nucleus}
+    labels = {(nucleus(c), c.library.lower()) for c in new if c.is_nucleus}
+    labelled = {of for of, _ in labels}
+    none = {nucleus(c) for c in new if not c.is_nucleus}
     kept = [
         c
         for c in old
-        if c.place not in none
-        and (c.place, c.library.lower()) not in labels
-        and (c.is_nucleus or c.place not in labelled)
+        if (of := nucleus(c)) not in none
+        and (of, c.library.lower()) not in labels
+        and (c.is_nucleus or of not in labelled)
     ]
     return [*kept, *new]
 
@@ -197,3 +220,16 @@ def locate(corrections: Sequence[Correction], store: Store) -> npt.NDArray[np.in
         return np.full(len(corrections), -1, np.int64)
     distance, row = cKDTree(store.centroids_l0).query(np.array([(c.x, c.y) for c in corrections]))
     return np.where(distance * store.info.mpp <= MATCH_UM, row, -1).astype(np.int64)
+
+
+def at_one_place(corrections: Sequence[Correction], rows: npt.NDArray[np.int64]) -> list[Correction]:
+    """Return corrections with all that speak of one nucleus at the place of the first of them: people may have pointed
+    beside it, or at nuclei of another segmentor, and yet speak of one.
+
+    Args:
+        corrections: any; those that speak of no nucleus stay where they are.
+        rows: (M,) of which nucleus each speaks, from :func:`locate`.
+    """
+    first: dict[int, Correction] = {}
+    places = [first.setdefault(row, c) if row >= 0 else c for c, row in zip(corrections, rows.tolist(), strict=True)]
+    return [replace(c, x=place.x, y=place.y) for c, place in zip(corrections, places, strict=True)]

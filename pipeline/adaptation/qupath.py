@@ -55,11 +55,10 @@ def corrections_from_geojson(path: Path, store: Store, library: str) -> list[Cor
             found.append(Correction(x, y, "", NOT_A_NUCLEUS, str(ids[row]), when))
             continue
         try:
-            said = known.resolve(name)
+            said, label = known.resolve(name), known.spelled(name)
         except DataError as error:
             raise DataError(f"{path}: {error} Give the library that its classes are of (--library).") from error
         if said != (int(numbers[row]),):
-            label = known.labels[said[0]] if len(said) == 1 else name
             found.append(Correction(x, y, known.name, label, str(ids[row]), when))
     return found
 

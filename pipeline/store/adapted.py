@@ -45,13 +45,14 @@ def write_adapted(
         made_from: what is said of the set, as JSON can hold it.
 
     Raises:
-        OutputError: it cannot be written; the set of before is gone then, the base labels are as they were.
+        OutputError: it cannot be written. The base labels are as they were then, and so is the set of before unless
+            the new one was ready.
     """
     import zarr
 
     count, info = len(store), store.info
-    remove_adapted(store.path)
     partial = store.path / WRITTEN_IN
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
         new = zarr.open_group(partial, mode="w-", zarr_format=3)
         adapted = add_array(new, "X", (count, len(info.outputs)), np.float32, CHUNK_ROWS_X)
@@ -78,6 +79,7 @@ def write_adapted(
         add_scalar(new, "adaptation", json.dumps(made_from))
         table = store.path / "table"
         names = [name + ending for name in columns for ending in (ADAPTED, f"{ADAPTED}_p")] + [NOT_A_NUCLEUS]
+        _remove(store.path)
         if not (table / "layers").exists():
             add_group(zarr.open_group(table, mode="a"), "layers", "dict")
         for name in names:
@@ -100,25 +102,29 @@ def remove_adapted(path: Path) -> bool:
     Raises:
         OutputError: they cannot be removed.
     """
-    table = path / "table"
     try:
-        listed = _listed(path)
-        kept = [name for name in listed if not _is_adapted(name)]
-        if kept != listed:
-            _list_columns(path, kept)
         shutil.rmtree(path / WRITTEN_IN, ignore_errors=True)
-        for left in (
-            *(p for p in (table / "obs").iterdir() if _is_adapted(p.name)),
-            table / ADAPTED_X,
-            table / MADE_FROM,
-        ):
-            if left.exists():
-                shutil.rmtree(left)
-        layers = table / "layers"
-        if layers.exists() and [p.name for p in layers.iterdir()] == ["zarr.json"]:
-            shutil.rmtree(layers)
+        return _remove(path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def _remove(path: Path) -> bool:
+    table = path / "table"
+    listed = _listed(path)
+    kept = [name for name in listed if not _is_adapted(name)]
+    if kept != listed:
+        _list_columns(path, kept)
+    for left in (
+        *(p for p in (table / "obs").iterdir() if _is_adapted(p.name)),
+        table / ADAPTED_X,
+        table / MADE_FROM,
+    ):
+        if left.exists():
+            shutil.rmtree(left)
+    layers = table / "layers"
+    if layers.exists() and [p.name for p in layers.iterdir()] == ["zarr.json"]:
+        shutil.rmtree(layers)
     return kept != listed
 
 

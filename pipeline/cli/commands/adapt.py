@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nucpipe.errors import UsageError
+from nucpipe.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from pipeline.adaptation.adapt import Changed, Learnt
+    from pipeline.result import Result
 
 
 @click.command()
@@ -33,17 +36,43 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
     --adapted. Accuracy is measured on corrections that are left out, place by place. A library that no
     correction speaks of keeps its labels, and so does one that becomes worse, and then one that cannot be measured.
     """
-    from pipeline.adaptation.adapt import learn, write
+    from pipeline.adaptation.adapt import check_alike
     from pipeline.result import open_result
     from pipeline.store.adapted import remove_adapted
 
     source = open_result(result)
     targets = [open_result(other) for other in others]
-    if undo:
+    places = [one.store.path.resolve() for one in (source, *targets)]
+    if len(set(places)) < len(places):
+        raise UsageError(f"--to {others[-1]}: expected other results than {result}, and each once.")
+    with ExitStack() as locks:
         for one in (source, *targets):
-            there = remove_adapted(one.store.path)
-            click.echo(f"{one.name}: {'adapted labels removed' if there else 'has no adapted labels'}")
-        return
+            locks.enter_context(_locked(one.folder))
+        if undo:
+            for one in (source, *targets):
+                there = remove_adapted(one.store.path)
+                click.echo(f"{one.name}: {'adapted labels removed' if there else 'has no adapted labels'}")
+            return
+        for target in targets:
+            check_alike(source.store, target.store)
+        _adapt(source, targets, even_worse)
+
+
+def _locked(folder: Path) -> AbstractContextManager[object]:
+    """Hold the lock of a slide's results, which runs hold, too."""
+    from pipeline.batch.lock import Lock, held
+
+    lock = Lock(folder)
+    if not lock.acquire():
+        raise OutputError(
+            f"{folder}: {lock.holder() or 'another process'} is at work on it; give the command again when that ends."
+        )
+    return held(lock)
+
+
+def _adapt(source: Result, targets: Sequence[Result], even_worse: bool) -> None:
+    from pipeline.adaptation.adapt import learn, write
+
     learnt = learn(source)
     _say_learnt(source.name, learnt)
     left_out = [] if even_worse else [*learnt.worse, *learnt.untrusted]
@@ -111,27 +140,33 @@ def import_corrections(file: Path, result: Path, library: str | None) -> None:
     """
     from pipeline.adaptation.corrections import (
         CORRECTIONS,
-        check_labels,
+        CORRECTIONS_LOCK,
+        at_one_place,
         contradictions,
+        locate,
         merged,
         read_corrections,
+        spelled,
         write_corrections,
     )
     from pipeline.adaptation.qupath import corrections_from_geojson
+    from pipeline.batch.lock import Lock, waiting_for
     from pipeline.result import open_result
 
     opened = open_result(result)
-    target = opened.folder / CORRECTIONS
-    before = read_corrections(target)
+    target, store = opened.folder / CORRECTIONS, opened.store
     if not file.is_file():
         raise UsageError(f"{file}: no such file; expected a GeoJSON of QuPath, or a corrections.csv.")
     if file.suffix.lower() == ".csv":
-        new = read_corrections(file)
-        check_labels(new, opened.store.info.outputs, file)
+        new = spelled(read_corrections(file), store.info.outputs, file)
     else:
-        new = corrections_from_geojson(file, opened.store, library or opened.primary)
-    after = merged(before, new)
-    write_corrections(target, after)
+        new = corrections_from_geojson(file, store, library or opened.primary)
+    if lost := int((locate(new, store) < 0).sum()):
+        click.echo(f"  {lost} of {len(new)} corrections lie where this result has no nucleus; they are kept, not used")
+    with waiting_for(Lock(opened.folder, CORRECTIONS_LOCK)):
+        before = merged(spelled(read_corrections(target), store.info.outputs, target), [])
+        after = merged(before, new)
+        write_corrections(target, after)
     click.echo(f"{len(after) - len(before)} corrections added, {len(after)} in {target}")
-    for contradiction in contradictions(after):
+    for contradiction in contradictions(at_one_place(after, locate(after, store))):
         click.echo(f"  contradiction, not used: {contradiction}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,17 +16,19 @@ from nucpipe.errors import UsageError
 from pipeline.adaptation.clicks import Clicks, clicks_of
 from pipeline.adaptation.corrections import (
     CORRECTIONS,
+    CORRECTIONS_LOCK,
+    Contradiction,
     Correction,
-    check_labels,
-    contradictions,
     locate,
     now,
     read_corrections,
     replaced,
+    spelled,
     write_corrections,
 )
 from pipeline.adaptation.model import confirmed, features_of, fit, standardisation
 from pipeline.adaptation.suggest import suggest
+from pipeline.batch.lock import Lock, waiting_for
 from pipeline.result import Result
 from pipeline.store.schema import NOT_A_NUCLEUS
 from pipeline.web.viewer.nuclei import Adapted, Labels, NucleiMap
@@ -59,6 +62,7 @@ class Corrector:
         self.path, self.store, self.nuclei = result.folder / CORRECTIONS, result.store.base(), nuclei
         self._lock = threading.Lock()
         self._said: list[Correction] = []
+        self._contradictions: tuple[Contradiction, ...] = ()
         self._done: list[tuple[list[Correction], list[Correction]]] = []  # what each correction here added and removed
         self._rows: dict[tuple[float, float], int] = {}
         self._slide: _Slide | None = None
@@ -72,7 +76,7 @@ class Corrector:
     @property
     def count(self) -> int:
         """How many nuclei are corrected."""
-        return len({c.place for c in self._said})
+        return len({self._nucleus(c) for c in self._said})
 
     @property
     def can_undo(self) -> bool:
@@ -82,7 +86,7 @@ class Corrector:
     @property
     def contradictions(self) -> list[str]:
         """What is said of nuclei that contradicts itself, and is not used."""
-        return [str(one) for one in contradictions(self._said)]
+        return [str(one) for one in self._contradictions]
 
     def of(self, number: int) -> dict[str, str]:
         """Return what is said of a nucleus: its label by library, or ``NOT_A_NUCLEUS`` under ""."""
@@ -106,26 +110,25 @@ class Corrector:
             )
         if label != NOT_A_NUCLEUS:
             known = self.store.info.outputs.library(library)
-            known.resolve(label)
-            library = known.name
+            library, label = known.name, known.spelled(label)
         some = replace(self.store, rows=np.sort(rows))
         when = now()
         new = [
             Correction(round(x, 2), round(y, 2), library, label, str(uuid), when)
             for (x, y), uuid in zip(some.centroids_l0.tolist(), some.ids, strict=True)
         ]
-        with self._lock:
+        with self._nobody_else():
             self._read()
-            self._rows |= {c.place: row for c, row in zip(new, some.rows, strict=True)}
+            self._rows |= {c.place: int(row) for c, row in zip(new, some.rows, strict=True)}
             before = self._said
-            after = replaced(before, new)
+            after = replaced(before, new, self._nucleus)
             kept = set(after)
             self._set(after)
             self._done.append((new, [c for c in before if c not in kept]))
 
     def undo(self) -> None:
         """Take the last correction back, if there is one."""
-        with self._lock:
+        with self._nobody_else():
             if not self._done:
                 return
             self._read()
@@ -146,10 +149,20 @@ class Corrector:
         size = self.store.info.size_l0
         return suggest(base, seen, self.nuclei.centroids_l0, size, candidates, corrected, count, len(corrected))
 
+    @contextmanager
+    def _nobody_else(self) -> Iterator[None]:
+        """Let nobody else change the file in the block: no other page, and no other program."""
+        with self._lock, waiting_for(Lock(self.path.parent, CORRECTIONS_LOCK)):
+            yield
+
+    def _nucleus(self, correction: Correction) -> int | tuple[float, float]:
+        """Tell of which nucleus a correction speaks: its number, or the place where this result has none."""
+        row = self._rows[correction.place]
+        return row if row >= 0 else correction.place
+
     def _read(self) -> None:
         """Take in what stands in the file now; another program may have added to it."""
-        said = read_corrections(self.path)
-        check_labels(said, self.store.info.outputs, self.path)
+        said = spelled(read_corrections(self.path), self.store.info.outputs, self.path)
         if new := [c for c in said if c.place not in self._rows]:
             self._rows |= {c.place: row for c, row in zip(new, locate(new, self.store).tolist(), strict=True)}
         self._said = said
@@ -162,6 +175,7 @@ class Corrector:
     def _relabel(self) -> None:
         places = np.array([self._rows[c.place] for c in self._said], np.int64)
         clicks = clicks_of(self._said, self.store, places)
+        self._contradictions = clicks.contradictions
         self.nuclei.show_adapted(self._adapted(clicks) if self._said else None)
 
     def _adapted(self, clicks: Clicks) -> Adapted:

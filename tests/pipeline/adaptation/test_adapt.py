@@ -1,6 +1,8 @@
 """``nucpipe adapt``: a second set of labels beside the base labels, from corrections to the store and back."""
 
 import json
+import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from pipeline.adaptation.adapt import learn
 from pipeline.adaptation.clicks import clicks_of
 from pipeline.adaptation.corrections import Correction, write_corrections
 from pipeline.adaptation.validation import Accuracy
+from pipeline.batch.lock import Lock
 from pipeline.cli.main import main
 from pipeline.result import open_result
 from pipeline.store.adapted import made_from, remove_adapted
@@ -195,10 +198,53 @@ def test_other_slides_get_the_labels_too_with_a_warning(tmp_path: Path) -> None:
     assert (adapted.label_numbers("PanNuke") == truths).mean() > 0.65
     assert made_from(open_store(other.path))["corrections_of"] == "slide"
     bare, _ = slide(tmp_path / "c", features=False, name="bare")
+    before = files_of(tmp_path / "a")
     status, said = call("adapt", tmp_path / "a", "--to", tmp_path / "c")
     assert status == 2
     assert "only one of the two results stores features" in said
     assert not open_store(bare.path).adapted_libraries
+    for once_more in (tmp_path / "a", tmp_path / "a" / "nuclei.zarr"):
+        status, said = call("adapt", tmp_path / "a", "--to", once_more)
+        assert (status, said) == (
+            2,
+            f"nucpipe: --to {once_more}: expected other results than {tmp_path / 'a'}, and each once.\n",
+        )
+    assert files_of(tmp_path / "a") == before
+
+
+def test_one_process_at_a_time_writes_to_a_result(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    correct(store, truth, ROWS)
+    before = files_of(store.path)
+    lock = Lock(tmp_path / "r")
+    assert lock.acquire()
+    for more in ([], ["--undo"]):
+        status, said = call("adapt", tmp_path / "r", *more)
+        assert status == 1
+        assert said.endswith("is at work on it; give the command again when that ends.\n")
+        assert said.startswith(f"nucpipe: {tmp_path / 'r'}: process {os.getpid()} on ")
+    assert files_of(store.path) == before
+    lock.release()
+    assert call("adapt", tmp_path / "r")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["corrections.csv", "nuclei.zarr"]
+
+
+def test_a_full_disk_takes_nothing_of_the_labels_of_before(tmp_path: Path) -> None:
+    store, truth = slide(tmp_path / "r")
+    correct(store, truth, ROWS)
+    assert call("adapt", tmp_path / "r")[0] == 0
+    before = files_of(store.path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+        status, said = call("adapt", tmp_path / "r")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 1
+    assert said.splitlines()[-1] == (
+        f"nucpipe: {store.path}: cannot be written (File too large); make room or give a folder that can be written."
+    )
+    assert files_of(store.path) == before
 
 
 def test_without_usable_corrections_it_says_so(tmp_path: Path) -> None:

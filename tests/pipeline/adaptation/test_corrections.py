@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from nucpipe.errors import DataError
+from nucpipe.errors import DataError, OutputError
+from pipeline.adaptation.clicks import clicks_of
 from pipeline.adaptation.corrections import (
     Correction,
     agreed,
@@ -16,12 +17,13 @@ from pipeline.adaptation.corrections import (
     merged,
     read_corrections,
     replaced,
+    spelled,
     write_corrections,
 )
 from pipeline.cli.main import main
 from pipeline.export.geojson.write import write_geojson
-from pipeline.store.reader import Store
-from tests.support.stores import random_store
+from pipeline.store.reader import Store, open_store
+from tests.support.stores import published_outputs, random_store
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,45 @@ def test_what_cannot_be_imported_is_said_in_one_line(store: Store, tmp_path: Pat
     write_corrections(theirs, [Correction(1, 1, "NuCLS", "unheard of")])
     assert "is not one of NuCLS's" in call("corrections", "import", theirs, folder)
     assert not (folder / "corrections.csv").exists()
+
+
+def test_a_nucleus_is_one_however_its_place_library_and_label_are_written(tmp_path: Path) -> None:
+    """The last line used to win, without a word."""
+    folder = random_store(tmp_path / "r").path.parent
+    opened = open_store(folder / "nuclei.zarr")
+    (x, y), (x1, y1), (x2, y2) = opened.centroids_l0[:3].tolist()
+    said = [
+        f"{x},{y},PanNuke,neoplastic",
+        f"{x + 0.4},{y},pannuke,Epithelial",
+        f"{x1},{y1},PanNuke,Dead",
+        f"{x1},{y1 + 0.4},PANNUKE,dead",
+        f"{x2},{y2},PanNuke,dead",
+        f"{x2 - 0.4},{y2},,not_a_nucleus",
+        "-900,5,NuCLS,tumor",
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["x,y,library,label", *said]) + "\n", "utf-8")
+    answer = call("corrections", "import", tmp_path / "a.csv", folder)
+    assert answer == (
+        "0   1 of 7 corrections lie where this result has no nucleus; they are kept, not used\n"
+        f"7 corrections added, 7 in {folder / 'corrections.csv'}\n"
+        f"  contradiction, not used: x {x:.1f}, y {y:.1f}: PanNuke neoplastic or epithelial\n"
+        f"  contradiction, not used: x {x2:.1f}, y {y2:.1f}: not_a_nucleus or PanNuke dead\n"
+    )
+    clicks = clicks_of(read_corrections(folder / "corrections.csv"), opened)
+    assert (clicks.rows.tolist(), clicks.no_nuclei.tolist(), clicks.lost, len(clicks.contradictions)) == ([1], [], 1, 2)
+
+
+def test_a_group_of_labels_is_spelled_as_its_library_does() -> None:
+    outputs = published_outputs()
+    library = outputs.library("CoNSeP")
+    group = next(group for some in library.groups.values() for group, labels in some.items() if len(labels) > 1)
+    (found,) = spelled([Correction(1, 1, "consep", group.upper().replace("_", " "))], outputs, Path("c.csv"))
+    assert (found.library, found.label) == ("CoNSeP", group)
+    with pytest.raises(DataError, match=r"^c\.csv: unknown library 'Foo'"):
+        spelled([Correction(1, 1, "Foo", "tumor")], outputs, Path("c.csv"))
+
+
+def test_corrections_that_cannot_be_removed_are_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "corrections.csv").mkdir()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_corrections(tmp_path / "corrections.csv", [])

@@ -46,7 +46,7 @@ def test_images_show_the_corrected_nuclei_as_the_run_saw_them(results: Path, tmp
         grid = WorkingGrid.for_slide(slide.size_l0, slide.mpp)
         for image in images:
             annotation = image.annotation()
-            x, y = (int(part) for part in image.name.split("_")[-2:])
+            x, y = (float(part) for part in image.name.split("_")[-2:])
             row = np.abs(result.centroids() - (x, y)).sum(1).argmin()
             pixels, points = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
             centre = grid.to_w(result.centroids()[row : row + 1])
@@ -71,20 +71,12 @@ def test_a_training_takes_a_folder_of_results(results: Path, tmp_path: Path) -> 
     assert done.exit_code == 0, done.output
     pannuke = next(entry for entry in read_header(out).data if entry["name"] == "PanNuke")
     assert pannuke["nuclei"] == {"dead": 6, "epithelial": 6}
-    assert (tmp_path / "mine.corrections" / "PanNuke" / "tile" / "library.toml").is_file()
+    assert len(list((tmp_path / "mine.corrections" / "PanNuke").glob("tile-*/library.toml"))) == 1
 
 
 def test_another_name_stands_for_the_corrections_of_all_libraries(results: Path, tmp_path: Path) -> None:
     sets = write_training_data(results, "mine", tmp_path)
     assert [(name, len(open_dataset(path))) for name, path in sets] == [("NuCLS", 1), ("PanNuke", 12)]
-
-
-def test_results_of_one_name_in_two_folders_both_teach(results: Path, tmp_path: Path) -> None:
-    for part in ("first", "second"):
-        shutil.copytree(results / "tile", tmp_path / part / "tile")
-    sets = write_training_data(tmp_path, "PanNuke", tmp_path / "out")
-    assert len({path for _, path in sets}) == 2
-    assert [len(open_dataset(path)) for _, path in sets] == [12, 12]
 
 
 def test_corrections_that_were_taken_back_teach_no_longer(results: Path, tmp_path: Path) -> None:
@@ -127,3 +119,27 @@ def test_results_without_corrections_are_said_in_one_line(tmp_path: Path) -> Non
         f"nucpipe: {tmp_path / 'out'}: none of its results has corrections; make some in nucpipe view.\n"
     )
     assert not (tmp_path / "x.corrections").exists()
+
+
+def test_folders_of_one_name_teach_side_by_side_and_nothing_of_the_users_is_removed(
+    results: Path, tmp_path: Path
+) -> None:
+    for place in ("a", "b"):
+        shutil.copytree(results / "tile", tmp_path / place / "tile")
+    lines = (results / "tile" / "corrections.csv").read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "b" / "tile" / "corrections.csv").write_text("".join(lines[:6]), "utf-8")
+    first, second = write_training_data(tmp_path, "PanNuke", tmp_path / "out")
+    assert [len(open_dataset(path)) for _, path in (first, second)] == [12, 5]
+    mine = first[1] / "images" / "mine.png"
+    mine.write_bytes(b"mine")
+    assert write_training_data(tmp_path, "PanNuke", tmp_path / "out") == [first, second]
+    assert mine.read_bytes() == b"mine"
+
+
+def test_corrections_beside_the_slide_teach_nothing(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "tile", tmp_path / "tile")
+    write_corrections(tmp_path / "tile" / "corrections.csv", [Correction(1e300, -5, "PanNuke", "dead")])
+    with pytest.raises(
+        DataError, match=r"1 of its corrections, as that at \(1e\+300, -5\), lie outside tile of 500 x 400"
+    ):
+        write_training_data(tmp_path, "mine", tmp_path / "out")
