@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import resources
@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from classifier.patches import patch_box_w
 from nucpipe.errors import DataError, NucpipeError, SlideError, UsageError
@@ -46,6 +48,7 @@ SLIDE_TILES_KEPT = 512  # about 40 MB; the tiles of a slide without a pyramid ta
 HEAT_MAPS_KEPT = 8
 MAX_UNCERTAIN = 200  # nuclei a request
 MAX_CORNERS = 10_000  # of a line drawn round nuclei
+LONGEST_PATH = 4000  # characters of an address; ours are shorter, and Python reads no number of more digits
 CROP_PX = 224  # side of a crop as it is sent, which is what the classifier sees
 
 
@@ -61,6 +64,7 @@ class Viewed:
         primary: name of the library that is shown first.
         note: why the slide is not at hand; "" where it is.
         kept: the nuclei that are shown at first.
+        mark: of the store when it was opened, see :meth:`pipeline.store.reader.Store.mark`.
     """
 
     result: Result
@@ -70,6 +74,7 @@ class Viewed:
     primary: str
     note: str = ""
     kept: NucleusFilter = KEEP_ALL
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,29 @@ def viewer_app(viewed: Viewed, place: Place | None = None) -> Starlette:
         Route("/tiles/heat/{level:int}/{column:int}_{line:int}.png", pages.heat_tile),
         Route("/tiles/quality/{level:int}/{column:int}_{line:int}.png", pages.quality_tile),
     ]
-    return with_answers([*routes, *static_files()])
+    return with_answers([*routes, *static_files()], [Middleware(_SameResult, viewed=viewed)])
+
+
+class _SameResult:
+    """Refuses what is asked of a result in whose place another one has come: numbers of nuclei are of the first."""
+
+    def __init__(self, app: ASGIApp, viewed: Viewed) -> None:
+        self.app, self.viewed = app, viewed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        store, asked = self.viewed.result.store, scope.get("path", "")
+        answer: ASGIApp = self.app
+        if len(asked) > LONGEST_PATH:
+            answer = _missing("place")
+        elif ("/api/" in asked or "/tiles/" in asked) and store.mark() != self.viewed.mark:
+            answer = JSONResponse(
+                {
+                    "error": f"{store.path}: was replaced or taken away while it was viewed; end nucpipe view and "
+                    "start it again."
+                },
+                409,
+            )
+        await answer(scope, receive, send)
 
 
 def static_files() -> list[Mount]:
@@ -129,15 +156,18 @@ def static_files() -> list[Mount]:
     ]
 
 
-def with_answers(routes: list[Route | Mount]) -> Starlette:
+def with_answers(routes: list[Route | Mount], middleware: Sequence[Middleware] = ()) -> Starlette:
     """Return an application for this machine alone that answers our errors in JSON."""
     handlers: Mapping[Any, Callable[[Request, Exception], Response | Awaitable[Response]]] = {NucpipeError: _refusal}
-    return with_safe_headers(Starlette(routes=routes, exception_handlers=handlers), local_only=True)
+    return with_safe_headers(
+        Starlette(routes=routes, middleware=middleware, exception_handlers=handlers), local_only=True
+    )
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
     status = 400 if isinstance(error, UsageError | DataError | SlideError) else 500
-    return JSONResponse({"error": str(error)}, status)
+    # The text may quote what came, and that may hold half a character.
+    return JSONResponse({"error": str(error).encode("utf-8", "replace").decode("utf-8")}, status)
 
 
 def _missing(what: str) -> Response:
@@ -231,7 +261,11 @@ class _Pages:
 
     async def inside(self, request: Request) -> Response:
         """Return the numbers of the nuclei inside a line that was drawn."""
-        polygon = np.array(list_of(await read_json(request), "polygon"), np.float32)
+        corners = list_of(await read_json(request), "polygon")
+        try:
+            polygon = np.array(corners, np.float32)
+        except (ValueError, TypeError, OverflowError):
+            polygon = np.zeros(0, np.float32)
         if polygon.ndim != 2 or polygon.shape[1:] != (2,) or not 3 <= len(polygon) <= MAX_CORNERS:
             raise UsageError("polygon: expected three or more pairs of x and y.")
         if not np.isfinite(polygon).all():
@@ -246,7 +280,7 @@ class _Pages:
         """Take a correction of some nuclei: ``numbers`` with ``library`` and ``label``, or with that they are none."""
         body = await read_json(request)
         numbers = list_of(body, "numbers")
-        if not numbers or not all(isinstance(n, int) and 0 <= n < len(self.store) for n in numbers):
+        if not numbers or not all(type(n) is int and 0 <= n < len(self.store) for n in numbers):
             raise UsageError("numbers: expected those of nuclei.")
         library, label = str(body.get("library", "")), str(body.get("label", ""))
         if not label or bool(library) == (label == NOT_A_NUCLEUS):
@@ -347,6 +381,8 @@ class _Pages:
         off = request.query_params.get("off", "")
         try:
             numbers = frozenset(int(number) for number in off.split(",") if number)
+            if min(numbers, default=0) < 0:
+                raise ValueError
         except ValueError:
             raise UsageError(f"off={off}: expected numbers of labels with commas between them.") from None
         kept = NucleusFilter(number_of(request, "area", 0.0), number_of(request, "detection", 0.0))

@@ -8,7 +8,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ class _OpenSlides:
         self.keys = _keys(folder)
         self._open_slide = open_slide
         self._apps: OrderedDict[str, Starlette] = OrderedDict()
+        self._marks: dict[str, str] = {}
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +117,11 @@ class _OpenSlides:
     def _app(self, key: str) -> Starlette:
         with self._lock:
             if key not in self._apps:
-                self._apps[key] = viewer_app(self._open_slide(self.keys[key]), self._place(key))
+                viewed = self._open_slide(self.keys[key])
+                # A page may still be open from before, whose numbers are of the nuclei that it was told.
+                self._apps[key] = viewer_app(
+                    replace(viewed, mark=self._marks.setdefault(key, viewed.mark)), self._place(key)
+                )
             self._apps.move_to_end(key)
             while len(self._apps) > OPEN_AT_ONCE:
                 self._apps.popitem(last=False)

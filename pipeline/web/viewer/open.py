@@ -39,6 +39,7 @@ def open_viewed(
         DataError: the corrections beside the result cannot be read.
     """
     result = open_result(path)
+    mark = result.store.mark()
     if regions is not None:
         result = replace(result, store=result.store.with_regions(regions))
     library = result.store.info.outputs.library(primary or result.primary).name
@@ -52,4 +53,4 @@ def open_viewed(
             raise
         note = str(error)
     nuclei = NucleiMap(result.store)
-    return Viewed(result, nuclei, Corrector(result, nuclei), opened, library, note, kept)
+    return Viewed(result, nuclei, Corrector(result, nuclei), opened, library, note, kept, mark)

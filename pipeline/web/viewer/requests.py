@@ -10,6 +10,9 @@ from starlette.requests import Request
 
 from nucpipe.errors import UsageError
 
+MOST_BYTES = 4_000_000
+"""Length of what a page may send: ten times a line round the most nuclei."""
+
 
 async def read_json(request: Request) -> dict[str, Any]:
     """Return what a page of ours sent.
@@ -17,13 +20,18 @@ async def read_json(request: Request) -> dict[str, Any]:
     A page of another site can send no JSON here: browsers ask first, and are not answered.
 
     Raises:
-        UsageError: it is not a JSON object.
+        UsageError: it is not a JSON object, or too long a one.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise UsageError("expected JSON (Content-Type: application/json).")
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > MOST_BYTES:
+            raise UsageError(f"expected at most {MOST_BYTES:,} bytes.")
     try:
-        body = json.loads(await request.body() or b"{}")
-    except ValueError:
+        body = json.loads(bytes(content) or b"{}")
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise UsageError("expected a JSON object.")

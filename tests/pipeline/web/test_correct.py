@@ -1,5 +1,8 @@
 """Corrections in the viewer: what is kept in the file, what becomes of all nuclei, and what the server answers."""
 
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -163,15 +166,71 @@ def test_nuclei_inside_a_line_are_those_whose_centroid_is(client: Client, view: 
         ("/api/corrections", [1], "JSON object"),
         ("/api/nuclei/inside", {"polygon": [[0, 0], [1, 1]]}, "three or more"),
         ("/api/nuclei/inside", {"polygon": "all"}, "expected a list"),
+        ("/api/nuclei/inside", {"polygon": [[0, 0], [1], [2, 2]]}, "three or more pairs"),
+        ("/api/nuclei/inside", {"polygon": ["a", {}, []]}, "three or more pairs"),
+        ("/api/nuclei/inside", {"polygon": [[10**400, 1]] * 3}, "three or more pairs"),
+        ("/api/nuclei/inside?off=-100", {"polygon": [[0, 0], [1, 0], [1, 1]]}, "expected numbers of labels"),
+        ("/api/corrections", {"numbers": [True], "library": "PanNuke", "label": "dead"}, "numbers"),
+        ("/api/corrections", {"numbers": [1], "library": "PanNuke", "label": "\ud800"}, "'?' is not one of"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_is_written(
     client: Client, folder: Path, path: str, body: object, words: str
 ) -> None:
-    answer = client.post(path, json=body)
+    # Half a character comes as JSON may write it.
+    answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert words in answer.json()["error"]
     assert not (folder / "corrections.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"[" * 200_000, "JSON object"), (b" " * 5_000_000, "at most 4,000,000 bytes")]
+)
+def test_endless_json_is_refused(client: Client, content: bytes, words: str) -> None:
+    answer = client.post("/api/corrections", content=content, headers={"content-type": "application/json"})
+    assert (answer.status_code, words in answer.json()["error"]) == (400, True)
+
+
+def test_numbers_without_end_name_nothing(client: Client) -> None:
+    assert client.get(f"/api/nuclei/{'9' * 5000}").status_code == 404
+
+
+def test_a_label_is_kept_as_its_library_writes_it(client: Client, folder: Path) -> None:
+    correct(client, 3, library="pannuke", label="Dead")
+    assert said(folder) == [("PanNuke", "dead")]
+
+
+def test_a_correction_takes_the_place_of_one_beside_the_same_nucleus(client: Client, folder: Path) -> None:
+    x, y = open_store(folder / "nuclei.zarr").centroids_l0[3]
+    write_corrections(folder / "corrections.csv", [Correction(x + 0.3, y, "", "not_a_nucleus")])
+    assert correct(client, 3, label="dead")["count"] == 1
+    assert said(folder) == [("PanNuke", "dead")]
+    client.post("/api/corrections/undo", json={})
+    assert said(folder) == [("", "not_a_nucleus")]
+
+
+def test_another_result_in_the_place_of_the_viewed_one_gets_no_corrections(client: Client, folder: Path) -> None:
+    """Numbers of nuclei are those of the first one; the second one's were corrected instead."""
+    correct(client, 1)
+    (folder / "nuclei.zarr").rename(folder / "first.zarr")
+    for other in (True, False):
+        if other:
+            random_store(folder, 400, SIZE, seed=1)
+        answer = client.post("/api/corrections", json={"numbers": [2], "library": "PanNuke", "label": "dead"})
+        assert answer.status_code == 409
+        assert "was replaced or taken away" in answer.json()["error"]
+        assert client.get("/api/nuclei/2").status_code == 409
+        shutil.rmtree(folder / "nuclei.zarr", ignore_errors=True)
+    (folder / "first.zarr").rename(folder / "nuclei.zarr")
+    assert correct(client, 2)["count"] == 2
+
+
+def test_corrections_of_two_viewers_at_once_are_all_kept(folder: Path) -> None:
+    pages = [Client(viewer_app(open_viewed(folder, None, "PanNuke"))) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda k: [correct(pages[k], 2 * n + k) for n in range(4)], range(2)))
+    assert len(said(folder)) == 8
 
 
 def test_a_page_of_another_site_corrects_nothing(client: Client, folder: Path) -> None:
