@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,11 +100,13 @@ class ClassifierTraining:
     distil_temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        """Check what has a few values only.
+        """Check what has a few values only, and numbers.
 
         Raises:
             UsageError: another value.
         """
+        trainer.check_settings(self.steps, self.batch_size, self.learning_rate, self.seed)
+        _ = self.computed_in
         known = {
             "sampling": SAMPLINGS,
             "balance": tuple(BALANCES),
@@ -115,17 +118,21 @@ class ClassifierTraining:
             if getattr(self, name) not in values:
                 raise UsageError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(values)}.")
         shares, sides = zip(*self.sizes, strict=True) if self.sizes else ((), ())
-        if not sides or min(sides) < MIN_SIZE_PX or abs(sum(shares) - 1) > 1e-6:
+        if not sides or min(sides) < MIN_SIZE_PX or not abs(sum(shares) - 1) <= 1e-6:
             raise UsageError(f"sizes = {self.sizes}: expected shares that sum to 1 and sides from {MIN_SIZE_PX} px.")
         if not 0 <= self.context_dropout < 1:
             raise UsageError(f"context_dropout = {self.context_dropout}: expected 0 or more, and less than 1.")
-        if any(weight <= 0 for _, weight in self.library_weights):
+        if not all(0 < weight < math.inf for _, weight in self.library_weights):
             raise UsageError("library_weights: expected factors above 0.")
-        if self.mixup < 0:
-            raise UsageError(f"mixup = {self.mixup}: expected 0 or more.")
+        for name in ("mixup", "tolerance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name} = {getattr(self, name)}: expected 0 or more.")
+        for name in ("patience", "check_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} = {getattr(self, name)}: expected 1 or more.")
         if not 0 < self.complete_above < 1:
             raise UsageError(f"complete_above = {self.complete_above}: expected a number between 0 and 1.")
-        if self.distil_weight <= 0 or self.distil_temperature <= 0:
+        if not (0 < self.distil_weight < math.inf and 0 < self.distil_temperature < math.inf):
             raise UsageError("distil_weight and distil_temperature: expected numbers above 0.")
 
     def settings(self) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def _checked(path: Path, data: Fields) -> Fields:
         return model.model_validate_json(json.dumps(data, default=str)).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        # Of what may be one of several types pydantic also names the type that it tried.
+        place = ".".join(map(str, first["loc"][:2]))
         reason = first["msg"][0].lower() + first["msg"][1:]
         raise UsageError(f"--config {path}: {place} = {first['input']!r}: {reason}.") from None
 

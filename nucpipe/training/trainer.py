@@ -6,6 +6,7 @@ The loops are our own and not a framework's, so that a resumed training ends wit
 from __future__ import annotations
 
 import csv
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +20,29 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from nucpipe.backends.model_file import why_not_unpickled
-from nucpipe.errors import DataError
+from nucpipe.errors import DataError, UsageError
 from nucpipe.files import written_whole
 
 AVERAGED_SHARE = 0.5
 """Share of a training, at its end, whose weights are averaged."""
 
 WARMUP_SHARE = 0.04
+
+
+def check_settings(steps: int, batch_size: int, learning_rate: float, seed: int) -> None:
+    """See that the settings of a training can be.
+
+    Raises:
+        UsageError: one cannot.
+    """
+    if steps < 0:
+        raise UsageError(f"--steps {steps}: expected 0 or more.")
+    if batch_size < 1:
+        raise UsageError(f"--batch-size {batch_size}: expected at least 1.")
+    if not 0 < learning_rate < math.inf:
+        raise UsageError(f"--learning-rate {learning_rate:g}: expected a number above 0, such as 0.001.")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"--seed {seed}: expected 0 or more.")
 
 
 class WeightAverage(AveragedModel):

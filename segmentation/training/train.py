@@ -79,6 +79,7 @@ class SegmentorTraining:
             raise UsageError(f"--architecture {self.architecture}: expected {', '.join(BATCH_SIZES)}.")
         if not self.batch_size:
             object.__setattr__(self, "batch_size", BATCH_SIZES[self.architecture])
+        trainer.check_settings(self.steps, self.batch_size, self.learning_rate, self.seed)
         if self.start_from and self.architecture != "hovernet":
             raise UsageError(f"--start-from: only a hovernet starts from a model; {self.architecture} starts anew.")
 

@@ -36,7 +36,7 @@ def train_options(steps: int, batch_size: str, learning_rate: float) -> Callable
             type=click.IntRange(min=0),
             help=f"Number of batches; 0 only averages what --start-from names, and measures it.  [default: {steps}]",
         ),
-        click.option("--batch-size", type=int, help=f"Samples a batch.  [default: {batch_size}]"),
+        click.option("--batch-size", type=click.IntRange(min=1), help=f"Samples a batch.  [default: {batch_size}]"),
         click.option("--learning-rate", type=float, help=f"The largest learning rate.  [default: {learning_rate}]"),
         click.option("--seed", type=int, help="Seed of the random numbers.  [default: 0]"),
         click.option(

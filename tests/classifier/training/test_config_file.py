@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def test_paths_start_at_the_file_and_names_of_models_stay(tmp_path: Path) -> Non
         ('steps = "3"', "steps = '3': input should be a valid integer"),
         ("sizes = [64]", "sizes.0 = 64: "),
         ("steps = ", "cannot be read"),
-        ("[libraries]\nconsep = 3", "libraries.consep"),
+        ("[libraries]\nconsep = 3", "libraries.consep = 3: input should be a valid string"),
     ],
 )
 def test_what_is_no_setting_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -95,6 +96,30 @@ def test_sizes_are_shares_of_a_whole() -> None:
     for wrong in ((), ((0.5, 64),), ((1.0, 16),)):
         with pytest.raises(UsageError, match="sizes = "):
             with_sizes(*wrong)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", -1),
+        ("batch_size", 0),
+        ("learning_rate", math.nan),
+        ("learning_rate", -1.0),
+        ("seed", -1),
+        ("precision", "fp8"),
+        ("mixup", math.nan),
+        ("tolerance", math.nan),
+        ("patience", 0),
+        ("check_every", 0),
+        ("distil_weight", math.nan),
+        ("library_weights", (("consep", math.nan),)),
+        ("sizes", ((math.nan, 64),)),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_a_training(field: str, value: Any) -> None:
+    settings: dict[str, Any] = {field: value}
+    with pytest.raises(UsageError, match=f"^(--)?{field.replace('_', '[_-]')}"):
+        ClassifierTraining((), Path("m.safetensors"), **settings)
 
 
 def test_a_training_keeps_the_architecture_that_it_starts_from() -> None:
