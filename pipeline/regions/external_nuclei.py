@@ -121,7 +121,7 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
             for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry")):
                 rings.append(_clockwise(outer))
                 names.append(class_name(properties))
-                scores.append(float((properties.get("measurements") or {}).get("Detection probability", 1.0)))
+                scores.append(_probability((properties.get("measurements") or {}).get("Detection probability")))
                 # An id stands for one nucleus: of several parts, or of objects that share it, the first one keeps it.
                 ids.append(b"" if identity in known else identity)
                 known.add(identity)
@@ -136,7 +136,9 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
     lengths = [len(ring) for ring in rings]
     points = np.concatenate(rings) + np.asarray(origin_l0, float)
     polygons = shapely.polygons(shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), lengths)))
-    centroids = shapely.get_coordinates(shapely.centroid(polygons))
+    with np.errstate(over="ignore", invalid="ignore"):  # of coordinates far from any slide, which are refused
+        centroids = shapely.get_coordinates(shapely.centroid(polygons))
+        areas_um2 = (shapely.area(polygons) * mpp * mpp).astype(np.float32)
     found = sorted({name for name in names if name})
     types = tuple(found) if len(found) <= MAX_TYPES else ()
     numbers = {name: number for number, name in enumerate(types)}
@@ -145,11 +147,19 @@ def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[N
         np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
         points,
         np.asarray(scores, np.float32),
-        (shapely.area(polygons) * mpp * mpp).astype(np.float32),
+        areas_um2,
         np.array([numbers.get(name, -1) for name in names], np.int8) if types else None,
         ids=np.array(ids, "S36") if any(ids) else None,
     )
     return nuclei, types
+
+
+def _probability(value: Any) -> float:
+    """Return a detection probability; 1 where there is none, which QuPath writes as NaN."""
+    probability = 1.0 if value is None or value != value else float(value)
+    if not 0 <= probability <= 1:
+        raise ValueError(f"a detection probability of {probability:g}, not of 0 to 1")
+    return probability
 
 
 def _uuid(identity: Any) -> bytes:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 
 from classifier.decision_rule import decide
-from nucpipe.files import cannot_write, written_whole
+from nucpipe.files import written_whole
 from pipeline.export.select import columns_of, is_multilabel
 from pipeline.store.anndata_encoding import VERSIONS, add_array, add_string_array
 from pipeline.store.reader import Store
 from pipeline.store.schema import ADAPTED, CHUNK_ROWS_X
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 BY_ROW = ("X", "obs", "obsm", "layers")
 """The elements of a table that have a row for each nucleus."""
@@ -47,12 +51,40 @@ def write_h5ad(store: Store, path: Path) -> None:
     """
     import h5py
 
-    with written_whole(path) as partial:
+    with written_whole(path) as partial, _Disk(partial, "wb+") as disk:
         try:
-            with h5py.File(partial, "w") as file:
+            with h5py.File(disk, "w") as file:
                 copy_table(store, _HDF5(file))
-        except RuntimeError as error:  # what h5py makes of a full disk while it closes the file
-            raise cannot_write(path, error) from error
+        except (OSError, RuntimeError):  # HDF5 misses what was not written
+            if disk.error is None:
+                raise
+        if disk.error is not None:
+            raise disk.error
+
+
+class _Disk(io.FileIO):
+    """A file that keeps the error of a full disk for later: HDF5, told while it closes a file, crashes the process."""
+
+    error: OSError | None = None
+
+    def write(self, data: Buffer, /) -> int:
+        """Write all of it, or nothing more once an error came."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while self.error is None and len(left):
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """As :meth:`write`."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = error
+            return size or 0
 
 
 def copy_table(store: Store, target: Target) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import resource
 import sqlite3
 import warnings
 from collections.abc import Callable
@@ -442,6 +443,18 @@ def test_of_several_files_none_is_written_where_one_exists(result: Result, tmp_p
     with pytest.raises(OutputError, match=r"a-PanNuke\.geojson: already exists"):
         export_result(result, "geojson", ExportOptions(all_libraries=True), tmp_path / "a.geojson")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(taken.name, "mine")]
+
+
+def test_a_disk_that_fills_up_ends_an_h5ad_in_one_line(result: Result, tmp_path: Path) -> None:
+    """HDF5 crashed the process."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(OutputError, match=r"nuclei\.h5ad: cannot be written \(File too large\); make room"):
+            export_result(result, "anndata", out=tmp_path / "nuclei.h5ad")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_no_export_is_never_replaced(result: Result, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -150,6 +151,12 @@ def read(slide: Path, path: Path, content: Any) -> Nuclei:
         return read_external_nuclei(path, opened).nuclei_l0
 
 
+def test_a_missing_probability_is_one(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:
+    given = [{"measurements": {"Detection probability": p}} for p in (math.nan, None, 0.5)]
+    cells = [feature([square(20 * k, 5)], properties=one) for k, one in enumerate([*given, {}])]
+    assert read(detected[0], tmp_path / "p.geojson", cells).detection_p.tolist() == [1, 1, 0.5, 1]
+
+
 def test_cells_annotations_parts_and_a_bare_list(detected: tuple[Path, Path, Store], tmp_path: Path) -> None:
     slide = detected[0]
     roi = feature([square(0, 0, 500)], properties={"objectType": "annotation"})
@@ -193,6 +200,11 @@ def test_qupath_counts_from_the_slides_bounds(
         ),
         ("e.geojson", json.dumps([feature([[[0, 0], [1, 1], [0, 0]]])]).encode(), "fewer than three points"),
         ("f.geojson.gz", b"no gzip", "cannot be read"),
+        (
+            "p.geojson",
+            json.dumps([feature([square(5, 5)], properties={"measurements": {"Detection probability": -5}})]).encode(),
+            "a detection probability of -5, not of 0 to 1",
+        ),
         ("g.npy", b"no array", "expected a label image; it cannot be read"),
         ("h.png", b"no image", "found no image"),
         ("i.tif", b"no image", "expected a label image; it cannot be read"),
