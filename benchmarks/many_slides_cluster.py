@@ -95,8 +95,7 @@ def cluster(out: Path, workers: int) -> Iterator[tuple[str, list[int]]]:
         yield json.loads(at.read_text())["address"], [process.pid for process in processes]
     finally:
         for process in processes:
-            process.terminate()
-        for process in processes:
+            process.kill()  # asked to end, a worker whose scheduler is gone would wait for it
             process.wait()
 
 
