@@ -55,11 +55,17 @@ class Connection(H11Protocol):
         now = time.monotonic()
         self._since = now  # that the client has been about what it does now
         self._unsent, self._unsent_since = 0, now
+        # Read twice by the event loop: what the client had sent before has been seen.
+        self._settled = False
+        self.loop.call_soon(self.loop.call_soon, self._settle)
         room = make_room(self.connections, self.config.limits.most)
         super().connection_made(transport)
         if not room:
             transport.write(REFUSED)
             transport.close()
+
+    def _settle(self) -> None:
+        self._settled = True
 
     def handle_events(self) -> None:
         """As uvicorn does; the head of a request may be whole now."""
@@ -89,7 +95,11 @@ class Connection(H11Protocol):
     @property
     def waits_for_client(self) -> bool:
         """Tell whether the client is to send or to take something, and not the service."""
-        return self.sends_head or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
+        if self.sends_head:
+            return self._settled
+        if self.cycle.more_body:  # and all that has come was taken
+            return not (self.cycle.body or self.flow.read_paused)
+        return self.transport.get_write_buffer_size() > 0
 
     @property
     def since(self) -> float:

@@ -23,6 +23,10 @@ MAX_REQUESTS_HELD = 4
 """Requests of the most bytes that are held at a time, or as many smaller ones as have as many bytes together."""
 
 
+MAX_ANSWERED = 2
+"""Times as many requests as may wait for the models are answered at a time: as many again are read or written. With all
+of a server's connections taken by them nobody else would be heard."""
+
 GONE = 499
 """Status, in the metrics, of a request whose client went away before it was answered."""
 
@@ -76,6 +80,7 @@ class RequestLimits:
     def __init__(self, app: ASGIApp, config: ServeConfig, metrics: Metrics) -> None:
         self.app, self.config, self.metrics = app, config, metrics
         self._held = 0  # bytes of all requests that are being answered
+        self._answered = 0  # requests that are whole, and are being answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -85,10 +90,16 @@ class RequestLimits:
         began = time.perf_counter()
         status: int | None = None
         held, watch = 0, ClientWatch(receive)
+        counted = False
 
         async def counted_receive() -> Message:
-            nonlocal held
+            nonlocal held, counted
             message = await limited_receive()
+            if watch.begun and not counted:
+                if self._answered >= MAX_ANSWERED * self.config.max_waiting:
+                    raise HTTPException(503, f"{self.config.max_waiting} requests wait already; try again later.")
+                counted = True
+                self._answered += 1
             arrived = len(message.get("body", b""))
             held += arrived
             self._held += arrived
@@ -124,6 +135,7 @@ class RequestLimits:
         finally:
             watch.end()
             self._held -= held
+            self._answered -= counted
             # The route's pattern, not the path: clients must not be able to make ever new counters.
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status).inc()

@@ -29,6 +29,9 @@ from click.testing import CliRunner
 
 pytest.importorskip("fastapi", reason="FastAPI is not installed")
 
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.inference.models import Models
@@ -39,7 +42,9 @@ from pipeline.web.server import LIMITS, Server, listen
 from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
 from pipeline.web.service.errors import ApiError
+from pipeline.web.service.metrics import Metrics
 from pipeline.web.service.pixel_budget import PixelBudget
+from pipeline.web.service.request_limits import RequestLimits
 from pipeline.web.service.threads import Threads
 from pipeline.web.service.worker import warm_up
 from segmentation.nuclei import Nuclei
@@ -227,6 +232,43 @@ def test_what_is_too_much_is_turned_away_and_the_rest_served() -> None:
         slow.may_go_on.set()
         assert first.result().status_code == 200
         assert sorted(other.result().status_code for other in others) == [200, 200, *[503] * 6]
+
+
+def test_the_requests_that_are_answered_at_a_time_are_limited() -> None:
+    async def requests() -> None:
+        may_go_on, statuses = asyncio.Event(), list[int]()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await receive()
+                await may_go_on.wait()
+                await PlainTextResponse("done")(scope, receive, send)
+            except HTTPException as error:
+                await PlainTextResponse(error.detail, error.status_code)(scope, receive, send)
+
+        async def one() -> None:
+            messages = iter([{"type": "http.request", "body": b"all", "more_body": False}])
+
+            async def receive() -> Any:
+                return next(messages, None) or await asyncio.Event().wait()
+
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+
+            await limits({"type": "http", "method": "POST", "path": "/v1/nuclei", "headers": []}, receive, send)
+
+        limits = RequestLimits(app, ServeConfig(max_waiting=2), Metrics())
+        tasks = [asyncio.create_task(one()) for _ in range(6)]
+        while len(statuses) < 2:
+            await asyncio.sleep(0)
+        may_go_on.set()
+        await asyncio.gather(*tasks)
+        assert statuses == [503, 503, 200, 200, 200, 200]
+        await one()
+        assert statuses[-1] == 200
+
+    asyncio.run(requests())
 
 
 def test_warming_up_does_all_that_an_answer_needs() -> None:
@@ -463,7 +505,10 @@ def test_slow_connections_stop_nobody() -> None:
         try:
             answer = pool.submit(ask, client, image)
             assert slow.begun.acquire(timeout=30)
-            lines = [connected(client, stack, sent) for sent in ("", "GET /he", half) for _ in range(20)]
+            lines = []
+            for sent in ("", "GET /he", half):
+                lines += [connected(client, stack, sent) for _ in range(20)]
+                time.sleep(0.3)  # of those that come at the same moment the last are refused
             with httpx.Client(base_url=client.base_url, timeout=60) as other:
                 assert other.get("/health").status_code == 200
             assert all(ended(one) for one in lines[:40])
