@@ -173,7 +173,7 @@ def main() -> None:
         for source in sources:
             what, detail, _, _ = in_a_process(source, use)
             if what != "used":
-                print(f"{source.name} is not even good unspoilt: {detail}")
+                print(f"{source.name} is not even good unspoilt: {what} {detail}")
                 sys.exit(2)
         for case in range(options.cases):
             source = sources[case % len(sources)]
