@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nucpipe.errors import OutputError, UsageError
+from pipeline.batch.lock import Lock, held, waiting_for
 
 if TYPE_CHECKING:
     from pipeline.adaptation.adapt import Changed, Learnt
@@ -60,8 +61,6 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
 
 def _locked(folder: Path) -> AbstractContextManager[object]:
     """Hold the lock of a slide's results, which runs hold, too."""
-    from pipeline.batch.lock import Lock, held
-
     lock = Lock(folder)
     if not lock.acquire():
         raise OutputError(
@@ -150,7 +149,6 @@ def import_corrections(file: Path, result: Path, library: str | None) -> None:
         write_corrections,
     )
     from pipeline.adaptation.qupath import corrections_from_geojson
-    from pipeline.batch.lock import Lock, waiting_for
     from pipeline.result import open_result
 
     opened = open_result(result)
