@@ -77,3 +77,8 @@ def folder_written_whole(path: Path, sign: str = "zarr.json") -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def spreadsheet_text(text: str) -> str:
+    """Return a text for a cell of a CSV, which no spreadsheet takes for a formula: such a one gets an apostrophe."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

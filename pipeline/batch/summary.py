@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nucpipe.errors import OutputError
-from nucpipe.files import cannot_write, written_whole
+from nucpipe.files import cannot_write, spreadsheet_text, written_whole
 from pipeline.batch.lock import Lock, waiting_for
 from pipeline.slide.identity import printable
 from pipeline.store.run_record import SlideResult
@@ -184,6 +184,4 @@ class Summary:
 
 
 def _cell(text: object) -> str:
-    """Return a text for one cell, which no spreadsheet takes for a formula."""
-    cell = printable(text)
-    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) else cell
+    return spreadsheet_text(printable(text))

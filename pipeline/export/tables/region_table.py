@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nucpipe.files import written_whole
+from nucpipe.files import spreadsheet_text, written_whole
 from pipeline.regions.quality import CAUSES, QualityMap
 from pipeline.regions.regions_of_interest import RegionsOfInterest
 from pipeline.store.reader import Store
@@ -124,10 +124,11 @@ def _quotient(part: Floats, whole: Floats) -> Floats:
 
 
 def write_region_table(table: pd.DataFrame, path: Path) -> None:
-    """Write :func:`region_table` as CSV; what is missing is empty.
+    """Write :func:`region_table` as CSV; what is missing is empty, and no region's name is a formula.
 
     Raises:
         OutputError: the file cannot be written.
     """
     with written_whole(path) as partial:
-        table.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+        named = table.assign(region=table["region"].map(spreadsheet_text))
+        named.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")

@@ -17,7 +17,7 @@ from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.export.registry import ExportOptions, export_result
 from pipeline.export.tables.neighbours import find_neighbours
-from pipeline.export.tables.region_table import region_table, wilson_interval
+from pipeline.export.tables.region_table import region_table, wilson_interval, write_region_table
 from pipeline.result import open_result
 from pipeline.run_slide import run_slide
 from pipeline.store.reader import Store
@@ -97,6 +97,13 @@ def test_the_table_of_regions(folder: Path) -> None:
     assert corner["share"].isna().all()
     assert (corner["share_high"] == 1).all()
     assert table[[f"mean_{name}" for name in MEASURES]].isna().all(axis=None)  # this store has no measures
+
+
+def test_no_region_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(0)", "@a", "-1", "tumour = 1"]
+    write_region_table(pd.DataFrame({"region": names, "count": 1}), tmp_path / "regions.csv")
+    read = pd.read_csv(tmp_path / "regions.csv")
+    assert read["region"].tolist() == ["'=HYPERLINK(0)", "'@a", "'-1", "tumour = 1"]
 
 
 def test_neighbours_are_those_of_all_pairs(folder: Path) -> None:
