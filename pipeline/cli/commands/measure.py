@@ -96,5 +96,5 @@ def measure(
         click.echo(f"{len(store.regions)} regions -> {folder / 'regions.csv'}")
     if neighbours:
         round_each = find_neighbours(store, library, radius_um)
-        count = write_neighbours(store, round_each, folder / "neighbours.csv")
-        click.echo(f"{count:,} nuclei -> {folder / 'neighbours.csv'}")
+        write_neighbours(store, round_each, folder / "neighbours.csv")
+        click.echo(f"{len(store):,} nuclei -> {folder / 'neighbours.csv'}")

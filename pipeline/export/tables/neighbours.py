@@ -72,7 +72,7 @@ def find_neighbours(store: Store, library: str, radius_um: float) -> Neighbours:
     return Neighbours(known, radius_um, nearest, within)
 
 
-def write_neighbours(store: Store, found: Neighbours, path: Path) -> int:
+def write_neighbours(store: Store, found: Neighbours, path: Path) -> None:
     """Write a CSV with a line a nucleus: its id, its place, its label, its region if ``store`` has regions, neighbours.
 
     Columns ``<label>_um``, the distance to the nearest nucleus of that label, and ``<label>_within_<radius>um``.
@@ -82,14 +82,10 @@ def write_neighbours(store: Store, found: Neighbours, path: Path) -> int:
         found: from :func:`find_neighbours`.
         path: of the file.
 
-    Returns:
-        The number of nuclei.
-
     Raises:
         OutputError: the file cannot be written.
     """
     write_frames(_frames(store, found), path)
-    return len(store)
 
 
 def _frames(store: Store, found: Neighbours) -> Iterator[pd.DataFrame]:
