@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import zarr
+    from zarr.core.array_spec import ArrayConfigParams
 
 VERSIONS = {
     "anndata": "0.1.0",
@@ -25,6 +26,13 @@ VERSIONS = {
     "string": "0.2.0",
     "numeric-scalar": "0.2.0",
 }
+
+
+EVERY_CHUNK = "every_chunk_is_written"
+"""An attribute of arrays: a chunk that is not there is lost. Zarr else leaves out chunks of zeros, and reads a lost one
+as zeros.
+"""
+WRITE_EVERY_CHUNK: ArrayConfigParams = {"write_empty_chunks": True}
 
 
 def _attributes(encoding: str, **more: Any) -> dict[str, Any]:
@@ -54,7 +62,8 @@ def add_array(
         chunks=(_chunk(shape[0], chunk_rows), *shape[1:]),
         # Bytes of equal rank side by side: what neighbouring floats share compresses away.
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="shuffle"),
-        attributes=_attributes("array"),
+        attributes=_attributes("array", **{EVERY_CHUNK: True}),
+        config=WRITE_EVERY_CHUNK,
     )
 
 
@@ -65,7 +74,8 @@ def add_string_array(parent: zarr.Group, name: str, length: int, chunk_rows: int
         shape=(length,),
         dtype=str,  # zarr's variable-length UTF-8
         chunks=(_chunk(length, chunk_rows),),
-        attributes=_attributes("string-array"),
+        attributes=_attributes("string-array", **{EVERY_CHUNK: True}),
+        config=WRITE_EVERY_CHUNK,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,13 @@ import numpy.typing as npt
 
 from nucpipe.errors import OutputError, UsageError
 from pipeline.regions.regions_of_interest import RegionsOfInterest, read_regions
+from pipeline.store.anndata_encoding import EVERY_CHUNK
 from pipeline.store.ordering import BLOCK_L0
 from pipeline.store.schema import ADAPTED, ADAPTED_X, NOT_A_NUCLEUS, OOD_SCORE, SCHEMA_VERSION, StoreInfo, blocks_across
 from segmentation.nuclei import NucleusFilter
 
 if TYPE_CHECKING:
+    import zarr
     from anndata import AnnData
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -320,13 +323,25 @@ class Store:
         import zarr
 
         try:
-            return np.asarray(zarr.open_array(self.path / name, mode="r")[start:stop])
+            array = zarr.open_array(self.path / name, mode="r")
+            values = np.asarray(array[start:stop])
+            self._check_chunks(name, array, start, stop)
+            return values
         except UNREADABLE as error:
             why = getattr(error, "strerror", None) or error
             raise OutputError(
                 f"{self.path}: its {name} cannot be read ({why}): it is damaged, was not copied whole, or was taken "
                 "away; copy it anew, or run the slide again."
             ) from error
+
+    def _check_chunks(self, name: str, array: zarr.Array[Any], start: int, stop: int) -> None:
+        """Raise FileNotFoundError where a chunk of these rows is missing."""
+        if array.attrs.get(EVERY_CHUNK):
+            rows, columns = array.chunks[0], (0,) * (array.ndim - 1)
+            for number in range(start // rows, -(-stop // rows)):
+                chunk = array.metadata.encode_chunk_key((number, *columns))
+                if not (self.path / name / chunk).is_file():
+                    raise FileNotFoundError(errno.ENOENT, f"{chunk} is missing")
 
 
 def open_store(path: Path) -> Store:

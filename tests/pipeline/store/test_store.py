@@ -405,7 +405,16 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damaged", "how"),
-    [("table/X", "gone"), ("table/X", "cut off"), ("table/obsm/spatial", "gone"), ("contours", "gone")],
+    [
+        ("table/X", "gone"),
+        ("table/X", "cut off"),
+        ("table/X", "lost a chunk"),
+        ("table/obsm/spatial", "gone"),
+        ("contours", "gone"),
+        ("contours/points", "lost a chunk"),
+        ("table/obs/PanNuke/codes", "lost a chunk"),
+        ("table/obs/_index", "lost a chunk"),
+    ],
 )
 def test_a_damaged_store_says_so(
     made: tuple[Store, Nuclei, Predictions], tmp_path: Path, damaged: str, how: str
@@ -416,12 +425,14 @@ def test_a_damaged_store_says_so(
         shutil.rmtree(part)
     else:
         for chunk in (part / "c").rglob("*"):
-            if chunk.is_file():
+            if chunk.is_file() and how == "cut off":
                 chunk.write_bytes(chunk.read_bytes()[:50])
+            elif chunk.is_file():
+                chunk.unlink()
     store = open_store(tmp_path / "nuclei.zarr")
     told = rf"nuclei.zarr: its {damaged}\S* cannot be read \(.*\): it is damaged"
     with pytest.raises(OutputError, match=told) as raised:
-        _ = store.probabilities, store.centroids_l0, store.contours()
+        _ = store.probabilities, store.centroids_l0, store.contours(), store.label_numbers("PanNuke"), store.ids
     assert "\n" not in str(raised.value)
 
 
