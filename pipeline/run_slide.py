@@ -17,7 +17,6 @@ from pipeline.export.figures.overview import draw_overview
 from pipeline.export.geojson.write import write_geojson
 from pipeline.export.quality import SlideQuality
 from pipeline.export.report.page import write_report
-from pipeline.export.tables.region_table import region_table, write_region_table
 from pipeline.inference.engine import halo_w, process_regions, read_grid_w
 from pipeline.inference.models import ModelIdentity, Models, with_training_data
 from pipeline.inference.profiling import RunClock
@@ -328,6 +327,8 @@ def export(
     if gives_regions(config.tissue):
         regions = store.with_regions(Path(config.tissue)).regions
         assert regions is not None
+        from pipeline.export.tables.region_table import region_table, write_region_table
+
         table = region_table(store, regions)
         write_region_table(table, prepared.folder / REGIONS)
 

@@ -70,12 +70,12 @@ def tree_of(module: str) -> ast.Module:
 
 
 @cache
-def is_slow(module: str) -> bool:
-    """Whether importing a module imports a slow library, directly or by our own modules."""
+def needs(module: str, libraries: frozenset[str]) -> bool:
+    """Whether importing a module imports one of these libraries, directly or by our own modules."""
     seen, todo = set(), [module]
     while todo:
         name = todo.pop()
-        if name.split(".")[0] in SLOW | PLATFORM:
+        if name.split(".")[0] in libraries:
             return True
         if name in MODULES and name not in seen:
             seen.add(name)
@@ -88,6 +88,12 @@ def test_a_late_import_has_its_reason(module: str) -> None:
     top = set(at_top(tree_of(module)))
     late = list(inside_functions(tree_of(module)))
     assert not [f"line {line}: {name}" for line, name in late if name in top], "imported at the top already"
-    assert not [f"line {line}: {name}" for line, name in late if not is_slow(name)], (
+    assert not [f"line {line}: {name}" for line, name in late if not needs(name, frozenset(SLOW | PLATFORM))], (
         "quick to import: move it to the top"
     )
+
+
+@pytest.mark.parametrize("module", ["pipeline.batch.run", "pipeline.batch.dask.worker"])
+def test_a_run_does_not_wait_for_the_libraries_of_tables(module: str) -> None:
+    """Together they take a second and a half, and most runs write no such table."""
+    assert not needs(module, frozenset({"anndata", "matplotlib", "pandas", "pyarrow"}))

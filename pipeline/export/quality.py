@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from PIL import Image
 
 from nucpipe.errors import SlideError
@@ -87,6 +86,8 @@ def write_quality(store: Store, quality: SlideQuality, folder: Path) -> dict[str
     Raises:
         OutputError: a file cannot be written.
     """
+    import pandas as pd
+
     with written_whole(folder / "quality.png") as partial:
         picture = hatched(quality.thumbnail, quality.map, store.info.size_l0)
         Image.fromarray(picture).save(partial, "PNG")

@@ -11,11 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-import pandas as pd
 
 from classifier.labels.libraries import Library
 from classifier.out_of_distribution import HIGH, in_words
@@ -44,6 +43,9 @@ from pipeline.store.reader import Store
 from pipeline.store.run_record import FIGURES, REPORT
 from pipeline.store.schema import StoreInfo
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLUE, VIOLET = (31, 78, 140), "#5a3ca0"
 MERGED_SLIDES = 256  # whose figures are kept apart at most

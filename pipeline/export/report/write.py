@@ -9,7 +9,6 @@ from pathlib import Path
 from nucpipe.errors import UsageError
 from pipeline.export.quality import measured
 from pipeline.export.report.page import write_batch_report, write_report
-from pipeline.export.tables.region_table import region_table
 from pipeline.result import Result
 from pipeline.store.run_record import REPORT
 
@@ -41,6 +40,8 @@ def report_slide(
     path = path or result.folder / REPORT
     table = None
     if regions is not None and (found := result.store.with_regions(regions).regions) is not None:
+        from pipeline.export.tables.region_table import region_table
+
         table = region_table(result.store, found)
     try:
         opened = result.open_slide(slide)
