@@ -10,6 +10,7 @@ import numpy as np
 from classifier.labels.label_mapping import make_matching
 from classifier.labels.libraries import LabelSpace, libraries_of
 from classifier.training.config import ClassifierTraining
+from classifier.training.start import new_network
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
 
@@ -31,6 +32,10 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
         say(f"problem: {error}")
         return 1
     outputs = LabelSpace(matching.libraries, ())
+    try:
+        new_network(config, len(outputs))
+    except UsageError as error:
+        problems.append(str(error))
     sources = {library.name.lower(): library for library in matching.sources}
     taught = np.zeros(matching.columns, np.int64)
     for name, path in config.libraries:

@@ -11,9 +11,10 @@ from torch import nn
 
 from classifier.labels.libraries import LabelSpace
 from classifier.network import SIZE_PX, Classifier, JointClassifier, PatchStem, TwoViewClassifier, load_classifier
-from classifier.spec import TWO_VIEWS, check_kind
+from classifier.spec import CONTEXT_PX, TWO_VIEWS, check_kind
 from classifier.training.config import ClassifierTraining
 from nucpipe.backends.model_file import read_header
+from nucpipe.backends.network_checks import check_encoder
 from nucpipe.errors import DataError
 from nucpipe.training import trainer
 from nucpipe.training.depthwise import use_fast_depthwise
@@ -22,6 +23,24 @@ from nucpipe.training.pretrained import starting_weights
 DROPOUT = 0.2
 
 STEM = "conv_stem.weight"
+
+
+def new_network(config: ClassifierTraining, columns: int) -> Classifier:
+    """Return the network of a training, without the weights that it starts from.
+
+    Raises:
+        UsageError: its backbone is none of timm's, or does not fit.
+    """
+
+    def build() -> Classifier:
+        if config.context:
+            return TwoViewClassifier(columns, config.backbone, config.backbone, config.patch_strides, dropout=DROPOUT)
+        return JointClassifier(columns, config.backbone, patch_px, dropout=DROPOUT, strides=config.strides)
+
+    patch_px = SIZE_PX if config.context else config.sizes[-1][1]
+    context = [(1, 4, CONTEXT_PX, CONTEXT_PX)] if config.context else []
+    check_encoder("backbone", config.backbone, build, (1, 3, patch_px, patch_px), *context)
+    return build()
 
 
 def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[str], None]) -> Classifier:
@@ -33,17 +52,11 @@ def new_model(config: ClassifierTraining, outputs: LabelSpace, say: Callable[[st
         say: receives progress messages.
 
     Raises:
+        UsageError: the backbone is none of timm's, or does not fit.
         DataError: ``config.start_from`` names a network that does not fit, or several that differ.
     """
-    columns = len(outputs)
-    model: Classifier
-    if config.context:
-        model = TwoViewClassifier(columns, config.backbone, config.backbone, config.patch_strides, dropout=DROPOUT)
-        parts = [model.patch, model.context]
-    else:
-        size_px, strides = config.sizes[-1][1], config.strides
-        model = JointClassifier(columns, config.backbone, size_px, dropout=DROPOUT, strides=strides)
-        parts = [model.backbone]
+    model = new_network(config, len(outputs))
+    parts = [model.backbone] if isinstance(model, JointClassifier) else [model.patch, model.context]
     two_views = all(isinstance(_load(path)[0], TwoViewClassifier) for path in config.start_from)
     if not config.start_from or (config.context and not two_views):
         weights = starting_weights(config.backbone, say)

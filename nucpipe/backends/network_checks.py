@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from nucpipe.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -39,3 +41,29 @@ def check_size(build: Callable[[], nn.Module], tensors: Mapping[str, torch.Tenso
     held = sum(tensor.numel() for tensor in tensors.values())
     if wanted > held:
         raise ValueError(f"the header describes a network of {wanted:,} numbers, the file holds {held:,}")
+
+
+def check_encoder(option: str, name: str, build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> None:
+    """Refuse a network of timm that a training cannot use, before anything is read or learnt.
+
+    Args:
+        option: by which it was asked for.
+        name: timm's.
+        build: makes the network round it.
+        shapes: of the inputs that it must take.
+
+    Raises:
+        UsageError: timm has no such network, or it does not fit.
+    """
+    import torch
+
+    try:
+        check_name(name)
+        with torch.random.fork_rng([]), torch.inference_mode():
+            build().eval()(*map(torch.zeros, shapes))
+    except Exception as error:  # each of timm's hundreds of networks has its own way to say that it does not fit
+        why = str(error).partition("\n")[0]
+        raise UsageError(
+            f"{option} {name}: cannot be used here ({why}). Expected an EfficientNet or another convolutional network "
+            "of timm, such as tf_efficientnet_lite0."
+        ) from error

@@ -83,15 +83,20 @@ def bundled_models(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
-def find_model(kind: str, name: str) -> Path:
+def find_model(kind: str, name: str, option: str = "") -> Path:
     """Return the file of a model given by its name (a bundled one, or a published HoVer-Net, fetched once) or by its
     path.
+
+    Args:
+        kind: ``segmentor`` or ``classifier``.
+        name: or path.
+        option: by which it was asked for; empty: ``--segmentor`` or ``--classifier``.
 
     Raises:
         UsageError: neither.
         ModelError: a published model's weights cannot be fetched.
     """
-    bundled = bundled_models(kind)
+    bundled, option = bundled_models(kind), option or f"--{kind}"
     if name in bundled:
         return bundled[name]
     if kind == "segmentor" and name in PUBLISHED:
@@ -100,11 +105,11 @@ def find_model(kind: str, name: str) -> Path:
     if Path(name).suffix.lower() in suffixes and Path(name).is_file():
         return Path(name)
     if kind == "classifier" and name in REPLACED:
-        raise UsageError(f"--{kind} {name}: {REPLACED[name]}")
+        raise UsageError(f"{option} {name}: {REPLACED[name]}")
     names = [*bundled, *(PUBLISHED if kind == "segmentor" else ())]
     of_authors = ", or of a HoVer-Net of its authors (.tar, .pth)" if kind == "segmentor" else ""
     raise UsageError(
-        f"--{kind} {name}: no such model. Expected {' or '.join(names) or 'a bundled name'}, "
+        f"{option} {name}: no such model. Expected {' or '.join(names) or 'a bundled name'}, "
         f"or the path of a .safetensors file that nucpipe trained{of_authors}."
     )
 

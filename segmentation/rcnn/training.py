@@ -11,8 +11,8 @@ import torch
 from scipy.ndimage import find_objects
 from torch import nn
 
+from nucpipe.backends.network_checks import check_encoder
 from nucpipe.datasets import AnnotatedImage
-from nucpipe.errors import UsageError
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import starting_weights
@@ -61,14 +61,14 @@ class RCNNTask:
         """Make a network whose encoder has ImageNet's weights, where they are at hand.
 
         Raises:
-            UsageError: there is no such encoder.
+            UsageError: there is no such encoder, or it does not fit.
         """
-        try:
-            model = build_rcnn(self.kind, self.encoder)
-        except ValueError as error:
-            raise UsageError(
-                f"--encoder {self.encoder}: {error}. Expected an encoder of timm, such as tf_efficientnet_lite0."
-            ) from error
+
+        def backbone() -> nn.Module:
+            return build_rcnn(self.kind, self.encoder).get_submodule("backbone")
+
+        check_encoder("--encoder", self.encoder, backbone, (1, 3, TILE_PX, TILE_PX))
+        model = build_rcnn(self.kind, self.encoder)
         model.get_submodule("backbone.encoder").load_state_dict(starting_weights(self.encoder, self.say), strict=False)
         use_fast_depthwise(model)
         return model

@@ -18,13 +18,14 @@ from torch import nn
 from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type, training_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
+from nucpipe.backends.network_checks import check_encoder
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import starting_weights
-from segmentation.dataset import TileBatch, TileDataset
+from segmentation.dataset import TILE_PX, TileBatch, TileDataset
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
 from segmentation.training.losses import hovernet_loss
@@ -212,7 +213,13 @@ def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Calla
 
 
 def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
-    """Return the network with the weights that the training starts from."""
+    """Return the network with the weights that the training starts from.
+
+    Raises:
+        UsageError: the encoder is none of timm's, or does not fit.
+        DataError: ``config.start_from`` does not fit.
+    """
+    check_encoder("--encoder", config.encoder, lambda: HoVerNet(config.encoder, WIDTHS), (1, 3, TILE_PX, TILE_PX))
     if config.start_from:
         start = _start(config)
         widths = config.widths or start.widths

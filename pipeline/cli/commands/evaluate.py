@@ -50,7 +50,7 @@ def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None,
     from classifier.evaluation.report import evaluate_classifier
     from pipeline.inference.models import find_model
 
-    evaluate_classifier(find_model("classifier", model), data, out, click.echo, **options)
+    evaluate_classifier(find_model("classifier", model, "model"), data, out, click.echo, **options)
 
 
 @evaluate.command()
@@ -71,4 +71,4 @@ def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: A
     from pipeline.inference.models import find_model
     from segmentation.evaluation.report import evaluate_segmentor
 
-    evaluate_segmentor(find_model("segmentor", model), data, out, click.echo, **options)
+    evaluate_segmentor(find_model("segmentor", model, "model"), data, out, click.echo, **options)

@@ -105,7 +105,7 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     from pipeline.inference.models import find_model
     from segmentation.training.train import SegmentorTraining, train_segmentor
 
-    options["start_from"] = tuple(find_model("segmentor", name) for name in options["start_from"])
+    options["start_from"] = tuple(find_model("segmentor", name, "--start-from") for name in options["start_from"])
     if widths is not None:
         options["widths"] = _numbers("--widths", widths, "128,64,48")
     train_segmentor(SegmentorTraining(data=data, licence=licence, **_chosen(options)), click.echo)
@@ -156,9 +156,10 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
     chosen["libraries"] = _with_corrections(chosen["libraries"], chosen["out"])
     for name in ("distil", "complete"):
         if chosen.get(name) is not None:
-            chosen[name] = find_model("classifier", str(chosen[name]))
+            chosen[name] = find_model("classifier", str(chosen[name]), f"--{name}")
     if chosen.get("start_from"):
-        chosen["start_from"] = tuple(find_model("classifier", str(name)) for name in chosen["start_from"])
+        start_from = chosen["start_from"]
+        chosen["start_from"] = tuple(find_model("classifier", str(name), "--start-from") for name in start_from)
         chosen = architecture_of(chosen["start_from"][0], chosen.get("context")) | chosen
     config = ClassifierTraining(**chosen)
     if check:
@@ -194,7 +195,7 @@ def projection(data: tuple[tuple[str, Path], ...], model: str, out: Path, calibr
     from pipeline.inference.models import find_model
 
     config = ClassifierTraining(**_chosen({"libraries": data, "out": out, **options}))
-    made = finish_again(config, find_model("classifier", model), calibrate, click.echo)
+    made = finish_again(config, find_model("classifier", model, "--model"), calibrate, click.echo)
     click.echo(f"wrote {out}: {made.in_words}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nucpipe.files import written_whole
+from nucpipe.files import spreadsheet_text, written_whole
 from pipeline.export.select import columns_of
 from pipeline.store.reader import Store
 
@@ -31,6 +31,8 @@ def write_csv(store: Store, path: Path) -> None:
 def write_frames(frames: Iterable[pd.DataFrame], path: Path) -> None:
     """Write tables of the same columns one below the other as one CSV, compressed where ``path`` ends in ``.gz``.
 
+    No name of a region is a formula in a spreadsheet; all else is nucpipe's own.
+
     Raises:
         OutputError: the file cannot be written.
     """
@@ -39,5 +41,7 @@ def write_frames(frames: Iterable[pd.DataFrame], path: Path) -> None:
         packed = gzip.GzipFile("", "wb", 5, file, mtime=0) if path.suffix.lower() == ".gz" else file
         with packed:
             for k, frame in enumerate(frames):
+                if "region" in frame:
+                    frame = frame.assign(region=frame["region"].map(spreadsheet_text, na_action="ignore"))
                 text = frame.to_csv(index=False, header=k == 0, float_format="%.6g", lineterminator="\n")
                 packed.write(text.encode("utf-8"))

@@ -135,6 +135,14 @@ def test_a_training_keeps_the_architecture_that_it_starts_from() -> None:
         architecture_of(find_model("segmentor", "hovernet-compact"))
 
 
+@pytest.mark.parametrize("option", ["--start-from", "--distil"])
+def test_a_model_that_is_not_there_is_named_by_its_option(tmp_path: Path, option: str) -> None:
+    command = ["train", "classifier", "--library", f"consep={tmp_path}", "--out", str(tmp_path / "m.safetensors")]
+    refused = CliRunner().invoke(main, [*command, option, "nosuch"])
+    assert refused.exit_code == 2
+    assert f"{option} nosuch: no such model. Expected fast or joint-context" in refused.output
+
+
 def test_options_come_before_the_file(tmp_path: Path) -> None:
     file = written(tmp_path, 'out = "file.safetensors"\n[libraries]\nconsep = "nowhere"\n')
     refused = CliRunner().invoke(main, ["train", "classifier", "--config", str(file), "--check"])

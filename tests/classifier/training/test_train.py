@@ -21,6 +21,7 @@ from classifier.labels.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, TwoViewClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining
+from classifier.training.dry_run import check_training
 from classifier.training.model_card import model_card
 from classifier.training.train import _LibrarySampler, open_libraries, train_classifier
 from nucpipe.backends.model_file import read_header, rewrite_header, save_model
@@ -311,6 +312,18 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
 def test_an_unknown_way_of_training_is_refused(config: ClassifierTraining, field: str) -> None:
     with pytest.raises(UsageError, match=f"{field} = 'odd': expected one of "):
         dataclasses.replace(config, **{field: "odd"})
+
+
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("backbone", ["nosuch", "hf-hub:timm/resnet18.a1_in1k", "vit_tiny_patch16_224"])
+def test_a_backbone_that_cannot_be_used_is_refused(config: ClassifierTraining, backbone: str, context: bool) -> None:
+    wrong = dataclasses.replace(config, backbone=backbone, context=context)
+    with pytest.raises(UsageError, match=f"backbone {backbone}: cannot be used here .* such as tf_efficientnet_lite0"):
+        train_classifier(wrong, quiet)
+    said: list[str] = []
+    assert check_training(wrong, said.append) == 1
+    assert f"problem: backbone {backbone}: cannot be used here" in "\n".join(said)
+    assert not config.out.exists()
 
 
 def test_check_reports_counts_and_every_problem_without_training(config: ClassifierTraining, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from nucpipe.errors import UsageError
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
 from pipeline.export.registry import ExportOptions, export_result
+from pipeline.export.tables.csv import write_frames
 from pipeline.export.tables.neighbours import find_neighbours
 from pipeline.export.tables.region_table import region_table, wilson_interval, write_region_table
 from pipeline.result import open_result
@@ -103,7 +104,11 @@ def test_no_region_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
     names = ["=HYPERLINK(0)", "@a", "-1", "tumour = 1"]
     write_region_table(pd.DataFrame({"region": names, "count": 1}), tmp_path / "regions.csv")
     read = pd.read_csv(tmp_path / "regions.csv")
-    assert read["region"].tolist() == ["'=HYPERLINK(0)", "'@a", "'-1", "tumour = 1"]
+    safe = ["'=HYPERLINK(0)", "'@a", "'-1", "tumour = 1"]
+    assert read["region"].tolist() == safe
+    frame = pd.DataFrame({"region": pd.Categorical.from_codes([0, 1, 2, 3, -1], pd.Index(names)), "count": 1})
+    write_frames([frame, frame[:0]], tmp_path / "nuclei.csv")
+    assert pd.read_csv(tmp_path / "nuclei.csv", keep_default_na=False)["region"].tolist() == [*safe, ""]
 
 
 def test_neighbours_are_those_of_all_pairs(folder: Path) -> None:

@@ -142,6 +142,10 @@ def test_wrong_settings_say_so(data: Path, tmp_path: Path) -> None:
         SegmentorTraining((data,), out, architecture="yolo")
     with pytest.raises(UsageError, match="only a hovernet starts from a model"):
         SegmentorTraining((data,), out, architecture="maskrcnn", start_from=(out,))
-    config = SegmentorTraining((data,), out, ("image_1",), architecture="maskrcnn", encoder="vit")
-    with pytest.raises(UsageError, match="--encoder vit: timm has no network 'vit'"):
-        train_segmentor(config, lambda _: None)
+    for architecture in ("maskrcnn", "hovernet"):
+        config = SegmentorTraining((data,), out, ("image_1",), architecture=architecture, encoder="vit")
+        with pytest.raises(UsageError, match=r"--encoder vit: cannot be used here \(timm has no network 'vit'\)"):
+            train_segmentor(config, lambda _: None)
+        config = dataclasses.replace(config, encoder="vit_tiny_patch16_224")
+        with pytest.raises(UsageError, match="--encoder vit_tiny_patch16_224: cannot be used here"):
+            train_segmentor(config, lambda _: None)
