@@ -40,7 +40,7 @@ from classifier.labels.libraries import LabelSpace
 from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.stains import stain_matrix
 from pipeline.adaptation.clicks import LabelTable, says_one_thing
-from pipeline.adaptation.model import FEW, features_of, fit, standardisation
+from pipeline.adaptation.model import FEW, features_of, fit, standard_of
 from pipeline.adaptation.suggest import suggest
 from pipeline.store.reader import Store
 from segmentation.evaluation.metrics import match_by_distance
@@ -68,6 +68,7 @@ class Slide:
         size: (width, height) of an image.
         image: (N,) the number of the image that a nucleus is in.
         truth: (N,) the number of its true class; -1 where it is not annotated.
+        outputs: the columns of ``base``.
     """
 
     name: str
@@ -78,10 +79,11 @@ class Slide:
     size: tuple[int, int]
     image: np.ndarray
     truth: np.ndarray
+    outputs: LabelSpace
 
     @cached_property
     def standard(self) -> tuple[np.ndarray, np.ndarray]:
-        return standardisation(self.features)
+        return standard_of(self.features, self.base, self.outputs)
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def read_slide(name: str, images: Sequence[AnnotatedImage], stores: Sequence[Sto
             }
         )
     joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return Slide(name=name, size=(pixels.shape[1], pixels.shape[0]), **joined)
+    size = pixels.shape[1], pixels.shape[0]
+    return Slide(name=name, size=size, outputs=stores[0].info.outputs, **joined)
 
 
 def measurements(pixels: np.ndarray, store: Store, mpp: float) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nucpipe.errors import UsageError
 from pipeline.adaptation.clicks import Clicks, clicks_of
 from pipeline.adaptation.corrections import CORRECTIONS, now, read_corrections, spelled
-from pipeline.adaptation.model import Adaptation, LibraryModel, confirmed, features_of, fit, standardisation
+from pipeline.adaptation.model import Adaptation, LibraryModel, confirmed, features_of, fit, standard_of
 from pipeline.adaptation.validation import Accuracy, cross_validate
 from pipeline.result import Result
 from pipeline.store.adapted import write_adapted
@@ -78,10 +78,9 @@ def learn(result: Result) -> Learnt:
 def learn_from(clicks: Clicks, store: Store) -> Learnt:
     """Return what corrected nuclei of a store teach."""
     outputs = store.info.outputs
-    corrected = replace(store, rows=clicks.rows)
-    base = corrected.probabilities
-    features = features_of(corrected)
-    standard = standardisation(features_of(store))
+    of_all, features_of_all = store.probabilities, features_of(store)
+    standard = standard_of(features_of_all, of_all, outputs)
+    base, features = of_all[clicks.rows], features_of_all[clicks.rows]
     adaptation = fit(base, features, clicks.teaches, outputs, standard)
     accuracy = cross_validate(base, features, clicks.teaches, clicks.points_l0, outputs, standard)
     return Learnt(clicks, adaptation, accuracy)
@@ -113,12 +112,13 @@ def write(result: Result, learnt: Learnt, left_out: list[str], source: Result | 
     allowed = np.zeros_like(learnt.clicks.allowed)
     allowed[:, kept] = learnt.clicks.allowed[:, kept]
     changed = dict.fromkeys(models, 0)
+    features = features_of(store)
 
     def parts() -> Iterator[npt.NDArray[np.float32]]:
         start = 0
         for part in store.batches(BATCH):
             base = part.probabilities
-            adapted = adaptation.apply(base, features_of(part))
+            adapted = adaptation.apply(base, features[start : start + len(part)])
             if own:
                 first, last = np.searchsorted(learnt.clicks.rows, (start, start + len(part)))
                 here = learnt.clicks.rows[first:last] - start

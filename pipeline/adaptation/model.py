@@ -1,7 +1,9 @@
 """Labels of a slide's nuclei after some of them were corrected: a small regression on top of the classifier.
 
 For each library on its own, the logit of label k of a nucleus is ``s log p_k + b_k + w_k f``: p_k the classifier's
-probability, f the nucleus' standardised features, of which the first ones are its measurements of shape and stain.
+probability, f the nucleus' standardised features: its measurements of shape and stain, the mean of these and of the
+base log odds over the nuclei round it, and what the run stored. The nuclei round it tell a tumour from what resembles
+one far better than its own pixels do.
 Without corrections s = 1, b = 0 and w = 0, which are the base labels; a Gaussian prior holds them there (a ridge
 penalty), so that a few corrections move little and many as much as they agree on. It is multinomial logistic regression
 with the base log odds as a feature of its own. A correction that allows several labels counts by the sum of their
@@ -9,7 +11,8 @@ probabilities, and corrections count the more the fewer say the same, so that ma
 others. With few corrections w stays 0: then only the shares of the labels are corrected, as Saerens et al. (2002)
 correct a classifier's priors.
 
-The strengths below were chosen with the classifier ``fast`` on OCELOT's images of organs that had taught it nothing.
+The strengths below were chosen on OCELOT's images of organs that had taught the classifier nothing: of ``fast``, and
+those of the surroundings also of two classifiers that see the context, but not kidney or endometrium.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 
 from classifier.labels.libraries import LabelSpace
+from pipeline.adaptation.surroundings import mean_around
 from pipeline.store.reader import Store
 from segmentation.nuclei import MEASURES
 
@@ -29,12 +33,14 @@ Doubles = npt.NDArray[np.float64]
 
 LEAST_P = 1e-4
 """Smaller probabilities count as this one: no correction could outweigh the logarithm of 0."""
-SCALE_PENALTY, SHARE_PENALTY, MEASURED_PENALTY, WEIGHT_PENALTY = 10.0, 2.0, 5.0, 40.0
-"""Of (s - 1)^2 / 2, of b^2 / 2 and of w^2 / 2, for measurements and other features: the prior's inverse variances."""
+SCALE_PENALTY, SHARE_PENALTY = 10.0, 2.0
+"""Of (s - 1)^2 / 2 and of b^2 / 2: the prior's inverse variances."""
+MEASURED_PENALTY, AROUND_PENALTY, WEIGHT_PENALTY = 5.0, 5.0, 40.0
+"""Of w^2 / 2 likewise, of measurements, of what lies round a nucleus, and of stored features."""
 BALANCE = 0.7
 """Of n corrections that allow the same labels each counts in proportion to n to the power of minus this."""
 MEASURED = ("area_um2", *MEASURES)
-"""The measurements, which are the first features."""
+"""The measurements, which are the first features; the same of the surroundings come next, then their log odds."""
 FEW = 5
 """With fewer corrected nuclei of a library its weights of features stay 0."""
 ITERATIONS = 200
@@ -102,24 +108,49 @@ class Adaptation:
 
 
 def features_of(store: Store) -> Floats:
-    """Return (N, F) what the regression looks at, of the nuclei of a store.
+    """Return (N, F) what the regression looks at, of all nuclei of a slide.
 
-    First come the ``MEASURED``, lengths and areas as logarithms and NaN where there is none; then the stored features
-    or, where there are none, the base log odds.
+    First come the ``MEASURED``, lengths and areas as logarithms and NaN where there is none; then their mean, and that
+    of the base log odds, over the nuclei round each one (see :func:`pipeline.adaptation.surroundings.mean_around`);
+    then the stored features or, where there are none, the base log odds.
+
+    Args:
+        store: the whole one, since a nucleus is seen among the others.
     """
     measured = np.stack([store.area_um2, *(store.measure(name) for name in MEASURES)], axis=1)
     for k, name in enumerate(MEASURED):
         if name.endswith(("_um", "_um2")):
             measured[:, k] = np.log(np.maximum(measured[:, k], np.float32(0.01)))
-    stored = store.features
-    if stored is None:
-        trained = np.asarray(store.info.outputs.trained)
-        stored = np.log(np.maximum(store.base().probabilities[:, trained], np.float32(LEAST_P)))
-    return np.concatenate([measured, stored], axis=1, dtype=np.float32)
+    odds = _log_odds(store.base().probabilities, store.info.outputs)
+    known = _known(measured, standardisation(measured)[0])
+    around = mean_around(np.concatenate([known, odds], axis=1), store.centroids_l0 * store.info.mpp)
+    stored = odds if store.features is None else store.features
+    return np.concatenate([measured, around, stored], axis=1, dtype=np.float32)
+
+
+def standard_of(features: Floats, base: Floats, outputs: LabelSpace) -> tuple[Floats, Floats]:
+    """Return by which mean and deviation (F,) the features of a slide are standardised.
+
+    What lies round a nucleus is in units of what single nuclei differ by, and so hardly counts where it is the same
+    everywhere.
+
+    Args:
+        features: (N, F) from :func:`features_of`.
+        base: (N, columns) the classifier's probabilities.
+        outputs: the columns.
+    """
+    mean, deviation = standardisation(features)
+    single = np.concatenate([features[:, : len(MEASURED)], _log_odds(base, outputs)], axis=1)
+    deviation[len(MEASURED) : len(MEASURED) + single.shape[1]] = standardisation(single)[1]
+    return mean, deviation
+
+
+def _log_odds(base: Floats, outputs: LabelSpace) -> Floats:
+    return np.log(np.maximum(base[:, np.asarray(outputs.trained)], np.float32(LEAST_P)))
 
 
 def standardisation(features: Floats) -> tuple[Floats, Floats]:
-    """Return mean and standard deviation (F,) over nuclei (N, F), at least one; a constant has the deviation 1."""
+    """Return mean and standard deviation (F,) over nuclei (N, F): 1 of a constant; without nuclei 0 and 1."""
     mean, deviation = np.zeros(features.shape[1]), np.ones(features.shape[1])
     for k in range(features.shape[1]):
         values = features[:, k].astype(np.float64)
@@ -154,7 +185,7 @@ def fit(
         features: (M, F) theirs, see :func:`features_of`.
         allowed: (M, columns) what they may be, see :class:`pipeline.adaptation.clicks.Clicks`.
         outputs: the columns.
-        standard: from :func:`standardisation`, over all nuclei of the slide.
+        standard: from :func:`standard_of`, over all nuclei of the slide.
         few: with fewer corrected nuclei only the shares of the labels are learnt.
     """
     mean, deviation = standard
@@ -167,17 +198,30 @@ def fit(
         if len(rows):
             logs = np.log(np.maximum(base[np.ix_(rows, columns)], LEAST_P)).astype(np.float64)
             inputs = scaled[rows] if len(rows) >= few else np.zeros((len(rows), 0))
-            libraries[name] = _fit_library(columns, logs, inputs, allowed[np.ix_(rows, columns)], scaled.shape[1])
+            penalties = _penalties(inputs.shape[1], len(trained))
+            here = allowed[np.ix_(rows, columns)]
+            libraries[name] = _fit_library(columns, logs, inputs, here, penalties, scaled.shape[1])
     return Adaptation(libraries, mean, deviation)
 
 
+def _penalties(inputs: int, trained: int) -> Doubles:
+    """Return (F, 1) of w, for features in the order of :func:`features_of` where so many labels were trained."""
+    penalties = np.full((inputs, 1), WEIGHT_PENALTY)
+    penalties[: 2 * len(MEASURED) + trained] = AROUND_PENALTY
+    penalties[: len(MEASURED)] = MEASURED_PENALTY
+    return penalties
+
+
 def _fit_library(
-    columns: npt.NDArray[np.int64], logs: Doubles, inputs: Doubles, allowed: npt.NDArray[np.bool_], features: int
+    columns: npt.NDArray[np.int64],
+    logs: Doubles,
+    inputs: Doubles,
+    allowed: npt.NDArray[np.bool_],
+    penalties: Doubles,
+    features: int,
 ) -> LibraryModel:
     labels = len(columns)
     counts = _counts(allowed)
-    penalties = np.full((inputs.shape[1], 1), WEIGHT_PENALTY)
-    penalties[: len(MEASURED)] = MEASURED_PENALTY
 
     def parts(values: Doubles) -> tuple[float, Doubles, Doubles]:
         return float(values[0]), values[1 : labels + 1], values[labels + 1 :].reshape(inputs.shape[1], labels)

@@ -26,7 +26,7 @@ from pipeline.adaptation.corrections import (
     spelled,
     write_corrections,
 )
-from pipeline.adaptation.model import confirmed, features_of, fit, standardisation
+from pipeline.adaptation.model import confirmed, features_of, fit, standard_of
 from pipeline.adaptation.suggest import suggest
 from pipeline.batch.lock import Lock, waiting_for
 from pipeline.result import Result
@@ -217,8 +217,6 @@ class Corrector:
 
     def _whole_slide(self) -> _Slide:
         if self._slide is None:
-            base = self.store.probabilities
-            features = features_of(self.store)
-            standard = standardisation(features) if len(base) else (np.zeros(0, np.float32), np.zeros(0, np.float32))
-            self._slide = _Slide(base, features, standard)
+            base, features = self.store.probabilities, features_of(self.store)
+            self._slide = _Slide(base, features, standard_of(features, base, self.store.info.outputs))
         return self._slide

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.adaptation.model import LEAST_P, MEASURED, confirmed, features_of, fit, standardisation
+from pipeline.adaptation.surroundings import SIGMA_UM, mean_around
 from pipeline.adaptation.validation import PLACES, Accuracy, accuracy, cross_validate, places_of
 from tests.support.stores import published_outputs, random_store
 
@@ -102,18 +103,38 @@ def test_a_label_of_no_probability_can_be_learnt() -> None:
     assert (model.apply(base, features)[:, PANNUKE].argmax(1) == 3).all()
 
 
-def test_measurements_come_first_then_stored_features_or_base_log_odds(tmp_path: Path) -> None:
+def test_measurements_come_first_then_the_surroundings_then_stored_features_or_base_log_odds(tmp_path: Path) -> None:
     store = random_store(tmp_path, 50)
     features = features_of(store)
     trained = np.asarray(store.info.outputs.trained)
-    assert features.shape == (50, len(MEASURED) + trained.sum())
+    odds = np.log(np.maximum(store.probabilities[:, trained], LEAST_P))
+    assert features.shape == (50, 2 * (len(MEASURED) + trained.sum()))
     np.testing.assert_allclose(features[:, 0], np.log(store.area_um2), rtol=1e-6)
     assert np.isnan(features[:, 1 : len(MEASURED)]).all()
-    np.testing.assert_allclose(
-        features[:, len(MEASURED) :], np.log(np.maximum(store.probabilities[:, trained], LEAST_P)), rtol=1e-6
-    )
-    part = next(iter(store.batches(20)))
-    np.testing.assert_array_equal(features_of(part), features[:20])
+    np.testing.assert_allclose(features[:, -trained.sum() :], odds, rtol=1e-6)
+    own = np.concatenate([features[:, :1], np.zeros((50, len(MEASURED) - 1)), odds], axis=1, dtype=np.float32)
+    around = mean_around(own, store.centroids_l0 * store.info.mpp)
+    np.testing.assert_allclose(features[:, len(MEASURED) : -trained.sum()], around, atol=1e-6)
+
+
+def test_surroundings_are_a_gaussian_mean() -> None:
+    rng = np.random.default_rng(0)
+    points, values = rng.uniform(0, 700, (2000, 2)), rng.normal(size=(2000, 11)).astype(np.float32)
+    values[:, 3] = points[:, 0]
+    distances = ((points[:, None] - points[None]) ** 2).sum(2)
+    weights = np.exp(-distances / (2 * SIGMA_UM**2))
+    exact = weights @ values / weights.sum(1, keepdims=True)
+    found = mean_around(values, points)
+    assert np.abs(found - exact)[:, 3].max() < 5  # of 700; the grid blurs a little more, and ends at three sigma
+    for k in range(values.shape[1]):
+        assert np.corrcoef(found[:, k], exact[:, k])[0, 1] > 0.99
+    np.testing.assert_allclose(mean_around(np.full((2000, 1), 3, np.float32), points), 3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_nucleus_alone_is_its_own_surroundings(count: int) -> None:
+    values = np.full((count, 9), 7, np.float32)
+    np.testing.assert_allclose(mean_around(values, np.full((count, 2), 5000.0)), values, rtol=1e-5)
 
 
 def test_what_was_not_measured_counts_as_the_mean() -> None:
