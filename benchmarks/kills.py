@@ -319,7 +319,9 @@ def same_bytes(whole: Path, other: Path) -> list[str]:
 
     def files(folder: Path) -> dict[str, bytes]:
         paths = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-        return {name: path.read_bytes() for name, path in paths.items() if not any(sign in name for sign in UNFINISHED)}
+        address = str(folder.resolve()).encode()
+        kept = {name: path for name, path in paths.items() if not any(sign in name for sign in UNFINISHED)}
+        return {name: path.read_bytes().replace(address, b"") for name, path in kept.items()}
 
     a, b = files(whole), files(other)
     return [f"{other / name}: differs" for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
