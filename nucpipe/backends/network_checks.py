@@ -44,7 +44,7 @@ def check_size(build: Callable[[], nn.Module], tensors: Mapping[str, torch.Tenso
 
 
 def check_encoder(option: str, name: str, build: Callable[[], nn.Module], *shapes: tuple[int, ...]) -> None:
-    """Refuse a network of timm that a training cannot use, before anything is read or learnt.
+    """Refuse a network of timm that a training cannot use, before anything is learnt.
 
     Args:
         option: by which it was asked for.

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from nucpipe.files import spreadsheet_text, written_whole
+from pipeline.export.tables.csv import write_frames
 from pipeline.regions.quality import CAUSES, QualityMap
 from pipeline.regions.regions_of_interest import RegionsOfInterest
 from pipeline.store.reader import Store
@@ -129,6 +129,4 @@ def write_region_table(table: pd.DataFrame, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    with written_whole(path) as partial:
-        named = table.assign(region=table["region"].map(spreadsheet_text))
-        named.to_csv(partial, index=False, float_format="%.6g", lineterminator="\n")
+    write_frames([table], path)
