@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ROWS = 8
 """Patches that OpenVINO computes at a time: their maps fit a core's cache."""
 
+QUARTER_TURNS = 4
+
 
 class Predictor:
     """A joint classifier, ready to run.
@@ -40,6 +42,7 @@ class Predictor:
         context: whether the network looks at the context, too.
         features: how many numbers the network gives behind the logits.
         ood: tells by these how unlike the training data a nucleus is; None where nothing does.
+        tta: average the logits over the four quarter turns of a nucleus; features and score are those of the first.
 
     Attributes:
         context, features, ood: the same.
@@ -57,8 +60,10 @@ class Predictor:
         context: bool = False,
         features: int = 0,
         ood: OodModel | None = None,
+        tta: bool = False,
     ) -> None:
         self.outputs, self.context, self.features, self.ood = outputs, context, features, ood
+        self._turns = range(1, QUARTER_TURNS if tta else 1)
         self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
@@ -89,20 +94,27 @@ class Predictor:
         views = [crops]
         if self.context:
             views.append(np.zeros((len(crops), CONTEXT_PX, CONTEXT_PX, 4), np.uint8) if contexts is None else contexts)
-        given = self.runtime(crops.shape[1])(*views)
-        logits, rest = np.split(given, [len(self.outputs)], axis=1)
+        runtime = self.runtime(crops.shape[1])
+        logits, rest = np.split(runtime(*views), [len(self.outputs)], axis=1)
+        for turn in self._turns:
+            turned = runtime(*(np.ascontiguousarray(np.rot90(view, turn, (1, 2))) for view in views))
+            logits = logits + turned[:, : len(self.outputs)]
+        logits = logits / np.float32(len(self._turns) + 1)
         features = rest.astype(np.float16) if self.features else None
         scores = None if self.ood is None or features is None else self.ood.score(features)
         return Predictions(probabilities(logits, self.outputs), features, scores)
 
 
-def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1) -> Predictor:
+def load_predictor(
+    path: Path, device: str = "cpu", precision: str = "fp32", threads: int = 1, tta: bool = False
+) -> Predictor:
     """Return the classifier in a model file, ready to run.
 
     Args:
         path: of the file.
         device, precision: where and how it runs.
         threads: processors that it may use.
+        tta: average the logits over quarter turns.
 
     Raises:
         ModelError: no such file, not a classifier, or weights that do not fit its header.
@@ -120,4 +132,4 @@ def load_predictor(path: Path, device: str = "cpu", precision: str = "fp32", thr
     features, ood = read_features(path, header), read_ood(path, header)
     if ood is not None and ood.means.shape[1] != features:
         raise ModelError(f"{path}: its out-of-distribution score is of {ood.means.shape[1]} features, not {features}.")
-    return Predictor(build, outputs, device, precision, threads, key, context, features, ood)
+    return Predictor(build, outputs, device, precision, threads, key, context, features, ood, tta)

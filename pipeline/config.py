@@ -33,7 +33,8 @@ class RunConfig:
         workers: processors to use; None: those allotted to this process.
         overwrite: replace finished results, and start unfinished ones again.
         geojson: write ``nuclei.geojson``.
-        tta: average the segmentor's maps over flips of the pixels; four times its work.
+        tta: average the segmentor's maps over flips of the pixels, and the classifier's logits over quarter turns; four
+            times the work.
         nuclei: a file of nuclei that another tool found, or a folder of them, in detection's place.
         min_area, min_detection: least area (square micrometres) and least detection probability of a nucleus that is
             kept; None: the segmentor's own default, or no least one for ``nuclei``.

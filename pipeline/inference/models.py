@@ -193,7 +193,7 @@ def load_models(
     Args:
         segmentor, classifier: names of models, or paths.
         device_name, precision_name: as on the command line.
-        tta: average the segmentor's maps over flips.
+        tta: average the segmentor's maps over flips, and the classifier's logits over quarter turns.
         workers: processors that they may use; None: as many as there are for this process.
 
     Raises:
@@ -212,7 +212,7 @@ def load_models(
         from segmentation.test_time_augmentation import FlipTTA
 
         detector = FlipTTA(detector)
-    predictor = load_predictor(paths["classifier"], device, precision, threads)
+    predictor = load_predictor(paths["classifier"], device, precision, threads, tta)
     described = _described(paths)
     if detector.types:
         described["segmentor"]["types"] = list(detector.types)

@@ -28,7 +28,7 @@ run_options = together(
     click.option(
         "--tta",
         is_flag=True,
-        help="Average the segmentor over mirror images: slightly better, four times its work.",
+        help="Average both networks over mirror images or turns: somewhat better, at four times the work.",
     ),
     classifier_option,
     click.option(
