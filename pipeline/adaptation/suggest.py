@@ -9,9 +9,12 @@ SAMPLE = 8192
 """Nuclei, at most, that are weighed: the least certain of a whole slide are debris and blur rather than questions."""
 CELLS = 8
 """The slide is parted into so many cells along each side, over which suggestions are spread."""
-DISAGREEMENT, CROWDING = 0.5, 0.35
+DISAGREEMENT, CROWDING, CHANCE = 0.5, 0.15, 0.5
 """What counts beside uncertainty (0 to 1): other labels before and after adaptation; each nucleus in the same cell that
-is corrected or suggested already."""
+is corrected or suggested already; and, at most, chance."""
+SURE_AFTER = 50
+"""Corrections from which uncertainty and disagreement count in full; before, in proportion. The labels that are to be
+corrected say little of where they are wrong, so the first suggestions are nearly drawn at random."""
 
 
 def suggest(
@@ -26,9 +29,9 @@ def suggest(
 ) -> npt.NDArray[np.int64]:
     """Return nuclei that a correction would teach most of, the first one first.
 
-    The labels take turns, those with the fewest corrections first. Of a label that nucleus is taken of which base and
-    adapted labels disagree, or whose two likeliest labels are about as likely, in a part of the slide that few
-    corrections speak of.
+    The labels take turns, those with the fewest corrections first. Of a label a nucleus is taken in a part of the slide
+    that few corrections speak of, at first by chance, and the more corrections there are, the rather one of which base
+    and adapted labels disagree, or whose two likeliest labels are about as likely.
 
     Args:
         base, adapted: (N, T) probabilities of one library's labels.
@@ -37,16 +40,18 @@ def suggest(
         candidates: nuclei that may be suggested.
         corrected: nuclei that are corrected already; never suggested.
         count: how many are wanted.
-        seed: of the sample that is weighed.
+        seed: of the random numbers.
     """
     candidates = np.setdiff1d(candidates, corrected)
+    rng = np.random.default_rng((seed, len(corrected)))
     if len(candidates) > SAMPLE:
-        candidates = np.sort(np.random.default_rng(seed).choice(candidates, SAMPLE, replace=False))
+        candidates = np.sort(rng.choice(candidates, SAMPLE, replace=False))
     if not len(candidates):
         return candidates
     labels = adapted[candidates].argmax(1)
     two = np.sort(adapted[candidates], axis=1)[:, -2:] if adapted.shape[1] > 1 else np.ones((len(candidates), 2))
-    score = 1 - (two[:, 1] - two[:, 0]) + DISAGREEMENT * (base[candidates].argmax(1) != labels)
+    unsure = 1 - (two[:, 1] - two[:, 0]) + DISAGREEMENT * (base[candidates].argmax(1) != labels)
+    score = min(1.0, len(corrected) / SURE_AFTER) * unsure + CHANCE * rng.random(len(candidates))
     cell_of = _cells(centroids, size_l0)
     crowd = np.bincount(cell_of[corrected], minlength=CELLS**2).astype(float)
     taken = np.bincount(adapted[corrected].argmax(1), minlength=adapted.shape[1])

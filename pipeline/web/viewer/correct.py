@@ -147,7 +147,7 @@ class Corrector:
             seen = base if adapted is None or library not in adapted.libraries else adapted.probabilities(library)
             corrected = self.corrected()
         size = self.store.info.size_l0
-        return suggest(base, seen, self.nuclei.centroids_l0, size, candidates, corrected, count, len(corrected))
+        return suggest(base, seen, self.nuclei.centroids_l0, size, candidates, corrected, count)
 
     @contextmanager
     def _nobody_else(self) -> Iterator[None]:

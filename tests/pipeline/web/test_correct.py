@@ -12,7 +12,6 @@ import shapely
 from nucpipe.errors import DataError
 from pipeline.adaptation.adapt import learn, write
 from pipeline.adaptation.corrections import Correction, read_corrections, write_corrections
-from pipeline.adaptation.suggest import suggest
 from pipeline.result import open_result
 from pipeline.store.reader import open_store
 from pipeline.web.viewer.app import Viewed, viewer_app
@@ -265,22 +264,3 @@ def test_suggestions_are_spread_over_labels_and_the_slide_and_are_not_corrected_
     found = client.get("/api/nuclei/suggested", params=query).json()
     assert len(found) == len(set(found)) == 20
     assert not set(found) & set(range(20))
-
-
-def test_suggestions_take_turns_over_labels_and_prefer_disagreement() -> None:
-    rng = np.random.default_rng(0)
-    adapted = np.full((300, 3), 0.05, np.float32)
-    labels = np.repeat([0, 1, 2], 100)
-    adapted[np.arange(300), labels] = 0.9
-    base = adapted.copy()
-    base[[7, 107, 207]] = np.roll(base[[7, 107, 207]], 1, axis=1)
-    centroids = rng.uniform(0, 1000, (300, 2)).astype(np.float32)
-    every, none = np.arange(300), np.zeros(0, np.int64)
-    found = suggest(base, adapted, centroids, (1000, 1000), every, none, 9)
-    assert found[:3].tolist() == [7, 107, 207]
-    assert labels[found].tolist() == [0, 1, 2] * 3
-    cells = (centroids[found] // 125).astype(int)
-    assert len({tuple(cell) for cell in cells.tolist()}) == 9
-    assert not len(suggest(base, adapted, centroids, (1000, 1000), every, every, 9))
-    after = suggest(base, adapted, centroids, (1000, 1000), every, np.arange(100), 4)
-    assert labels[after].tolist() == [1, 2, 1, 2]
