@@ -150,7 +150,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 def commands(data: Path, out: Path) -> list[list[str]]:
     """Every command that ends by itself, but for demo, which fetches its slide."""
     slide, nucleus, consep, result = data / "slide.tif", data / "nucleus.png", data / "consep", out / "slide"
-    training = "--hold-out image_2 --steps 1 --batch-size 8"
+    training = "--hold-out image_2 --steps 1 --batch-size 2"
     lines = [
         f"doctor --out {out}",
         "models",
