@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import re
-import select
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
-import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,79 +28,21 @@ from starlette.responses import PlainTextResponse
 
 from pipeline.cli.main import main
 from pipeline.config import RunConfig
-from pipeline.inference.models import Models
 from pipeline.run_slide import run_slide
 from pipeline.store.run_record import SilentReporter
-from pipeline.web.connections import ConnectionLimits, QuietAccepts
-from pipeline.web.server import LIMITS, Server, listen
-from pipeline.web.service.app import service_app
 from pipeline.web.service.config import ServeConfig
-from pipeline.web.service.errors import ApiError
 from pipeline.web.service.metrics import Metrics
-from pipeline.web.service.pixel_budget import PixelBudget
 from pipeline.web.service.request_limits import RequestLimits
-from pipeline.web.service.threads import Threads
 from pipeline.web.service.worker import warm_up
 from segmentation.nuclei import Nuclei
-from tests.support.synthetic import MPP, DarkSpots, draw_slide, models
-
-MODELS = models()
-
-
-@contextmanager
-def served(
-    config: ServeConfig | None = None, with_models: Models = MODELS, limits: ConnectionLimits = LIMITS
-) -> Iterator[httpx.Client]:
-    """A client of a service that runs in this process, behind a real socket."""
-    listener = listen("127.0.0.1", 0)
-    app = service_app(with_models, config or ServeConfig(), "PanNuke")
-    server = Server(app, limits=limits)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=60) as client:
-            while client.get("/ready").status_code != 200:
-                time.sleep(0.01)
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+from tests.support.service import MODELS, Slow, ask, expect, png, served
+from tests.support.synthetic import MPP, DarkSpots, draw_slide
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
     with served() as one:
         yield one
-
-
-def png(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-
-
-def ask(client: httpx.Client, image: bytes, mpp: Any = MPP, name: str = "tile.png", **fields: Any) -> httpx.Response:
-    return client.post("/v1/nuclei", files={"image": (name, image)}, data={"mpp": mpp, **fields})
-
-
-def expect(answer: httpx.Response, status: int, code: str, *words: str) -> None:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/json"
-    assert set(answer.json()) == {"error"}
-    error = answer.json()["error"]
-    assert error["code"] == code
-    assert all(word in error["message"] for word in words), error["message"]
-
-
-class Slow(DarkSpots):
-    """A detector that waits until it may go on."""
-
-    def __init__(self) -> None:
-        self.begun, self.may_go_on = threading.Semaphore(0), threading.Event()
-
-    def predict(self, pixels: np.ndarray) -> np.ndarray:
-        self.begun.release()
-        assert self.may_go_on.wait(60)
-        return super().predict(pixels)
 
 
 # ---- answers
@@ -326,304 +262,7 @@ def test_twenty_clients_for_a_while(client: httpx.Client) -> None:
         assert list(pool.map(work, range(20))) == [[count] * 5 for count in expected]
 
 
-# ---- what is refused
-
-
-def test_what_is_no_image_is_refused(client: httpx.Client) -> None:
-    good = png(draw_slide(120, 120).image)
-    expect(ask(client, b"hello"), 415, "no_image", "expected a PNG, JPEG or TIFF")
-    expect(ask(client, b""), 415, "no_image")
-    expect(ask(client, good[: len(good) // 2]), 415, "no_image", "cut off or broken")
-    expect(ask(client, b"II*\0" + bytes(50)), 415, "no_image", "broken")
-    expect(ask(client, png(np.zeros((7, 90, 3), np.uint8))), 422, "invalid", "at least 8 x 8")
-
-
-@pytest.mark.parametrize("mpp", ["", "x", "nan", "inf", "-1", "0", "5", "1e999"])
-def test_a_pixel_size_is_needed(client: httpx.Client, mpp: str) -> None:
-    expect(ask(client, png(draw_slide(120, 120).image), mpp), 422, "invalid", "mpp")
-
-
-def test_wrong_fields_are_named(client: httpx.Client) -> None:
-    good = png(draw_slide(120, 120).image)
-    expect(ask(client, good, primary="Mars"), 422, "invalid", "unknown library 'Mars'")
-    expect(ask(client, good, format="xml"), 422, "invalid", "format")
-    expect(ask(client, good, threshold="1.5"), 422, "invalid", "threshold")
-    expect(ask(client, good, decide="best"), 422, "invalid", "threshold")
-    expect(client.post("/v1/nuclei", data={"mpp": 0.25}), 422, "invalid", "image")
-    expect(
-        client.post("/v1/nuclei", content=b"\xff", headers={"content-type": "multipart/form-data"}), 400, "bad_request"
-    )
-    expect(client.get("/v1/nuclei"), 405, "method_not_allowed")
-    expect(client.get("/v1/nothing"), 404, "not_found")
-
-
-def test_sizes_are_limited_before_anything_is_decoded() -> None:
-    with served(ServeConfig(max_bytes=20_000, max_pixels=10_000, max_crops=2)) as client:
-        expect(ask(client, png(np.zeros((101, 100, 3), np.uint8))), 413, "too_large", "10,000")
-        expect(ask(client, png(np.zeros((80, 80, 3), np.uint8)), 1.0), 413, "too_large", "160 x 160")
-        expect(ask(client, bytes(30_000)), 413, "too_large", "20,000 bytes")
-
-        def chunks() -> Iterator[bytes]:
-            yield b'--b\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
-            for _ in range(100):
-                yield bytes(1000)
-
-        # Without a length that could be looked at beforehand.
-        answer = client.post(
-            "/v1/nuclei", content=chunks(), headers={"content-type": "multipart/form-data; boundary=b"}
-        )
-        expect(answer, 413, "too_large")
-        files = [("images", ("a.png", png(np.zeros((64, 64, 3), np.uint8))))] * 3
-        expect(client.post("/v1/labels", files=files, data={"mpp": 0.25}), 413, "too_large", "3 images")
-        assert ask(client, png(np.zeros((100, 100, 3), np.uint8))).status_code == 200
-
-
-def test_patches_are_cut_at_once_and_no_image_is_kept() -> None:
-    white = png(np.full((1000, 1000, 3), 255, np.uint8))
-    with served() as client:
-        files = [("images", (f"{k}.png", white)) for k in range(12)]
-        tracemalloc.start()
-        try:
-            answer = client.post("/v1/labels", files=files, data={"mpp": MPP})
-            most = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        assert len(answer.json()["images"]) == 12
-    # One image takes 3 MB, all of them 36 MB.
-    assert most < 20e6
-
-
-def test_the_pixels_of_a_request_are_limited_together() -> None:
-    image = png(np.full((100, 100, 3), 255, np.uint8))
-    with served(ServeConfig(max_pixels=25_000)) as client:
-
-        def labels(count: int) -> httpx.Response:
-            files = [("images", (f"{k}.png", image)) for k in range(count)]
-            return client.post("/v1/labels", files=files, data={"mpp": MPP})
-
-        assert labels(2).status_code == 200
-        expect(labels(3), 413, "too_large", "more than 25,000 pixels in 3 images together")
-
-
-def test_the_pixels_of_all_requests_are_limited_together() -> None:
-    async def requests() -> None:
-        budget = PixelBudget(20_000, max_waiting=2)
-        await budget.take(8_000)
-        async with budget.lent(12_000):
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.05):
-                    await budget.take(1)
-            turns = [asyncio.create_task(budget.take(pixels)) for pixels in (30_000, 5_000)]
-            await asyncio.sleep(0)
-            with pytest.raises(ApiError) as full:
-                await budget.take(1)
-            assert (full.value.status, full.value.message) == (503, "2 requests wait already; try again later.")
-            turns[0].cancel()  # who has gone holds nobody up
-        await turns[1]
-        budget.give_back(5_000)
-        budget.give_back(8_000)
-        await budget.take(30_000)  # alone
-
-    asyncio.run(requests())
-
-
-def test_a_request_that_has_given_up_returns_its_pixels() -> None:
-    """The first holds its image as long as the detector does; those that wait let go of theirs."""
-    image = png(draw_slide(100, 100).image)
-    config, slow = ServeConfig(max_pixels=10_000, timeout_s=0.5), Slow()
-    with served(config, replace(MODELS, detector=slow)) as client:
-        try:
-            assert [ask(client, image).status_code for _ in range(4)] == [504] * 4
-        finally:
-            slow.may_go_on.set()
-
-
-def test_the_bytes_of_all_requests_are_limited_together() -> None:
-    """Five requests that are never sent to their end are more than may be held: the last to be read is turned away."""
-    with served(ServeConfig(max_bytes=1000)) as client, contextlib.ExitStack() as stack:
-        head = "POST /v1/labels HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
-        head += "content-type: multipart/form-data; boundary=b\r\n\r\n"
-        part = '--b\r\ncontent-disposition: form-data; name="images"; filename="a"\r\n\r\n'
-        sent = head + part + "0" * (990 - len(part))
-        unfinished = [connected(client, stack, sent) for _ in range(5)]
-        [refused], _, _ = select.select(unfinished, [], [], 60)
-        with refused.makefile("rb") as answer:
-            assert answer.readline().startswith(b"HTTP/1.1 503 ")
-            assert any(b"too many large requests at a time" in line for line in iter(answer.readline, b""))
-
-
-def test_a_request_that_trickles_is_given_up() -> None:
-    with served(ServeConfig(timeout_s=0.5)) as client:
-        url = client.base_url
-        with socket.create_connection((url.host, url.port or 0), timeout=30) as connection:
-            head = "POST /v1/nuclei HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n"
-            connection.sendall(f"{head}content-type: multipart/form-data; boundary=b\r\n\r\n--b".encode())
-            assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
-
-
-def connected(client: httpx.Client, stack: contextlib.ExitStack, sent: str) -> socket.socket:
-    """A connection on which so much has been sent."""
-    address = client.base_url.host, client.base_url.port or 0
-    connection = stack.enter_context(socket.create_connection(address, timeout=30))
-    connection.sendall(sent.encode())
-    return connection
-
-
-def ended(connection: socket.socket) -> bool:
-    """Whether the other side closes a connection, within half a minute."""
-    try:
-        while connection.recv(2**16):
-            pass
-    except ConnectionResetError:
-        pass
-    except TimeoutError:
-        return False
-    return True
-
-
-def test_a_head_that_does_not_end_is_given_up() -> None:
-    with served(limits=ConnectionLimits(head_s=0.2)) as client, contextlib.ExitStack() as stack:
-        whole = "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        for sent in ("", "GET /health HTTP/1.1\r\nhost: loc", whole + "GET /health HT"):
-            assert ended(connected(client, stack, sent))
-        assert client.get("/health").status_code == 200
-
-
-def test_slow_connections_stop_nobody() -> None:
-    """Connections that send nothing, half a head or half a body make way; no answer is lost for them."""
-    half = "POST /v1/nuclei HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n"
-    slow, image = Slow(), png(draw_slide(120, 120).image)
-    limits = ConnectionLimits(most=8, head_s=1e6)
-    with (
-        served(ServeConfig(timeout_s=1e6), replace(MODELS, detector=slow), limits) as client,
-        contextlib.ExitStack() as stack,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        try:
-            answer = pool.submit(ask, client, image)
-            assert slow.begun.acquire(timeout=30)
-            lines = []
-            for sent in ("", "GET /he", half):
-                lines += [connected(client, stack, sent) for _ in range(20)]
-                time.sleep(0.3)  # of those that come at the same moment the last are refused
-            with httpx.Client(base_url=client.base_url, timeout=60) as other:
-                assert other.get("/health").status_code == 200
-            assert all(ended(one) for one in lines[:40])
-        finally:
-            slow.may_go_on.set()
-        assert answer.result().status_code == 200
-
-
-def test_a_connection_too_many_gets_503_where_all_are_answered() -> None:
-    slow, image = Slow(), png(draw_slide(120, 120).image)
-    limits = ConnectionLimits(most=1)
-    with (
-        served(None, replace(MODELS, detector=slow), limits) as client,
-        contextlib.ExitStack() as stack,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        try:
-            answer = pool.submit(ask, client, image)
-            assert slow.begun.acquire(timeout=30)
-            assert connected(client, stack, "").recv(100).startswith(b"HTTP/1.1 503 ")
-        finally:
-            slow.may_go_on.set()
-        assert answer.result().status_code == 200
-
-
-def test_a_client_that_has_gone_is_not_worked_for() -> None:
-    slow, image = Slow(), png(draw_slide(120, 120).image)
-    with (
-        served(None, replace(MODELS, detector=slow)) as client,
-        contextlib.ExitStack() as stack,
-        ThreadPoolExecutor(2) as pool,
-    ):
-
-        def waiting() -> int:
-            return int(float(re.findall(r"^nucpipe_waiting (.*)", client.get("/metrics").text, re.M)[0]))
-
-        def wait_for(number: int) -> None:
-            deadline = time.monotonic() + 30
-            while waiting() != number and time.monotonic() < deadline:
-                time.sleep(0.02)
-            assert waiting() == number
-
-        request = client.build_request("POST", "/v1/nuclei", files={"image": image}, data={"mpp": 0.5})
-        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        whole = f"POST /v1/nuclei HTTP/1.1\r\n{head}\r\n".encode() + request.read()
-        try:
-            first = pool.submit(ask, client, image)
-            assert slow.begun.acquire(timeout=30)
-            lines = [connected(client, stack, "") for _ in range(3)]
-            for line in lines:
-                line.sendall(whole)
-            wait_for(3)
-            for line in lines[1:]:
-                line.close()
-            wait_for(1)
-        finally:
-            slow.may_go_on.set()
-        assert first.result().status_code == 200
-        assert lines[0].recv(100).startswith(b"HTTP/1.1 200 ")
-
-
-def test_what_a_thread_has_begun_is_held_until_it_has_ended() -> None:
-    """Else images of clients that have gone would be decoded beside those that are counted."""
-
-    async def requests(threads: Threads) -> None:
-        begun, may_go_on = threading.Event(), threading.Event()
-
-        def work() -> None:
-            begun.set()
-            assert may_go_on.wait(30)
-
-        given_up = asyncio.create_task(threads.do(work))
-        later = asyncio.create_task(threads.do(lambda: None))
-        assert await asyncio.to_thread(begun.wait, 30)
-        later.cancel()
-        given_up.cancel()
-        assert (await asyncio.wait([later, given_up], timeout=0.2))[0] == {later}
-        may_go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await given_up
-
-    with Threads(1) as threads:
-        asyncio.run(requests(threads))
-
-
-def test_little_is_answered_to_who_does_not_read() -> None:
-    with served() as client, contextlib.ExitStack() as stack:
-        connected(client, stack, "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n" * 1000)
-
-        def answered() -> float:
-            counted = re.findall(r"^nucpipe_requests_total{(.*)} (.*)", client.get("/metrics").text, re.M)
-            return sum(float(number) for labels, number in counted if "/metrics" not in labels)
-
-        before, deadline = -1.0, time.monotonic() + 30
-        while ((now := answered()) != before or now < 2) and time.monotonic() < deadline:
-            before = now
-            time.sleep(0.3)
-        assert 2 <= now < 2**20 / len(client.get("/openapi.json").content)
-
-
-def test_an_answer_that_is_not_read_is_given_up() -> None:
-    with served(limits=ConnectionLimits(unread_s=0.3)) as client, contextlib.ExitStack() as stack:
-        one = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        connection = connected(client, stack, one * 1000)  # some 20 MB, more than the system takes for us
-        poll = select.poll()
-        poll.register(connection, select.POLLHUP | select.POLLERR)
-        assert poll.poll(30_000)
-        assert client.get("/health").status_code == 200
-
-
-def test_accepting_fails_quietly(caplog: pytest.LogCaptureFixture) -> None:
-    loop, quiet = asyncio.new_event_loop(), QuietAccepts()
-    for _ in range(1000):
-        quiet(loop, {"message": "socket.accept() out of system resource", "exception": OSError(24, "Too many files")})
-    assert [record.getMessage() for record in caplog.records] == [
-        "no connection can be accepted for a moment ([Errno 24] Too many files)."
-    ]
-    loop.close()
+# ---- who may ask
 
 
 def test_the_token_opens_what_it_guards() -> None:
