@@ -63,7 +63,7 @@ class Predictor:
         tta: bool = False,
     ) -> None:
         self.outputs, self.context, self.features, self.ood = outputs, context, features, ood
-        self._turns = range(1, QUARTER_TURNS if tta else 1)
+        self._turns = QUARTER_TURNS if tta else 1
         self._ready = partial(select_backend, build, device, precision, threads, ROWS, key=key)
         self._runtimes: dict[int, Backend] = {}
         self._lock = threading.Lock()
@@ -96,10 +96,10 @@ class Predictor:
             views.append(np.zeros((len(crops), CONTEXT_PX, CONTEXT_PX, 4), np.uint8) if contexts is None else contexts)
         runtime = self.runtime(crops.shape[1])
         logits, rest = np.split(runtime(*views), [len(self.outputs)], axis=1)
-        for turn in self._turns:
+        for turn in range(1, self._turns):
             turned = runtime(*(np.ascontiguousarray(np.rot90(view, turn, (1, 2))) for view in views))
             logits = logits + turned[:, : len(self.outputs)]
-        logits = logits / np.float32(len(self._turns) + 1)
+        logits = logits / np.float32(self._turns)
         features = rest.astype(np.float16) if self.features else None
         scores = None if self.ood is None or features is None else self.ood.score(features)
         return Predictions(probabilities(logits, self.outputs), features, scores)

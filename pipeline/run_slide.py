@@ -327,10 +327,11 @@ def export(
     if gives_regions(config.tissue):
         regions = store.with_regions(Path(config.tissue)).regions
         assert regions is not None
-        from pipeline.export.tables.region_table import region_table, write_region_table
+        from pipeline.export.tables.csv import write_frames
+        from pipeline.export.tables.region_table import region_table
 
         table = region_table(store, regions)
-        write_region_table(table, prepared.folder / REGIONS)
+        write_frames([table], prepared.folder / REGIONS)
 
     picture = thumbnail.result()
     found = measure_quality(prepared.slide, prepared.tissue, picture)

@@ -63,8 +63,9 @@ def measure(
     each nucleus, too: how blurred the slide is there, and whether it is pen-marked.
     """
     from pipeline.export.quality import quality_of, without, write_quality
+    from pipeline.export.tables.csv import write_frames
     from pipeline.export.tables.neighbours import find_neighbours, write_neighbours
-    from pipeline.export.tables.region_table import region_table, write_region_table
+    from pipeline.export.tables.region_table import region_table
     from pipeline.regions.quality import CAUSES
     from pipeline.result import open_result
 
@@ -92,7 +93,7 @@ def measure(
         store = without(store, found.map, left_out)
     if store.regions is not None:
         table = region_table(store, store.regions, None if found is None else found.map)
-        write_region_table(table, folder / "regions.csv")
+        write_frames([table], folder / "regions.csv")
         click.echo(f"{len(store.regions)} regions -> {folder / 'regions.csv'}")
     if neighbours:
         round_each = find_neighbours(store, library, radius_um)

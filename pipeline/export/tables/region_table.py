@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.export.tables.csv import write_frames
 from pipeline.regions.quality import CAUSES, QualityMap
 from pipeline.regions.regions_of_interest import RegionsOfInterest
 from pipeline.store.reader import Store
@@ -121,12 +118,3 @@ def _quotient(part: Floats, whole: Floats) -> Floats:
     quotient = np.full(len(part), np.nan)
     np.divide(part, whole, out=quotient, where=whole > 0)
     return quotient
-
-
-def write_region_table(table: pd.DataFrame, path: Path) -> None:
-    """Write :func:`region_table` as CSV; what is missing is empty, and no region's name is a formula.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    write_frames([table], path)

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.export.registry import ExportOptions, export_result
 from pipeline.export.tables.csv import write_frames
 from pipeline.export.tables.neighbours import find_neighbours
-from pipeline.export.tables.region_table import region_table, wilson_interval, write_region_table
+from pipeline.export.tables.region_table import region_table, wilson_interval
 from pipeline.result import open_result
 from pipeline.run_slide import run_slide
 from pipeline.store.reader import Store
@@ -102,7 +102,7 @@ def test_the_table_of_regions(folder: Path) -> None:
 
 def test_no_region_is_a_formula_in_a_spreadsheet(tmp_path: Path) -> None:
     names = ["=HYPERLINK(0)", "@a", "-1", "tumour = 1"]
-    write_region_table(pd.DataFrame({"region": names, "count": 1}), tmp_path / "regions.csv")
+    write_frames([pd.DataFrame({"region": names, "count": 1})], tmp_path / "regions.csv")
     read = pd.read_csv(tmp_path / "regions.csv")
     safe = ["'=HYPERLINK(0)", "'@a", "'-1", "tumour = 1"]
     assert read["region"].tolist() == safe
