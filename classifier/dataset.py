@@ -87,17 +87,20 @@ class PatchDataset:
 
     def contexts(self, rows: npt.NDArray[np.int64], side_px: int = CONTEXT_PX) -> npt.NDArray[np.uint8]:
         """Return the contexts of the samples at ``rows``: (n, side_px, side_px, 4), see ``classifier.patches``."""
-        contexts = [np.zeros((0, side_px, side_px, 4), np.uint8)]
+        contexts = np.empty((len(rows), side_px, side_px, 4), np.uint8)
         edge, reach = SOURCE_PX // 2, side_px * CONTEXT_W // 2 + 1
-        for image, point in zip(self.image[rows], self.points[rows], strict=True):
+        images = self.image[rows]
+        for image in np.unique(images):
+            mine = np.flatnonzero(images == image)
+            points = self.points[rows[mine]]
             inside = self.pixels[image][edge:-edge, edge:-edge]
             height, width = inside.shape[:2]
-            left, top = np.maximum(np.floor(point).astype(int) - reach, 0)
-            right, bottom = np.minimum(np.floor(point).astype(int) + reach + 1, (width, height))
+            left, top = np.maximum(np.floor(points.min(0)).astype(int) - reach, 0)
+            right, bottom = np.minimum(np.floor(points.max(0)).astype(int) + reach + 1, (width, height))
             part = inside[top:bottom, left:right]
             whole = (0, 0, part.shape[1], part.shape[0])
-            contexts.append(cut_contexts(part, point[None] - (left, top), whole, side_px=side_px))
-        return np.concatenate(contexts)
+            contexts[mine] = cut_contexts(part, points - (left, top), whole, side_px=side_px)
+        return contexts
 
     @property
     def groups(self) -> npt.NDArray[np.int64]:

@@ -27,7 +27,7 @@ def main(library: str, slide: str, out: str, steps: int = 300, **settings: objec
         libraries=((name, Path(library)),),
         out=model,
         start_from=(bundled,),
-        distil=bundled,
+        distil=(bundled,),
         steps=steps,
         batch_size=32,
         **architecture_of(bundled),

@@ -60,9 +60,9 @@ class ClassifierTraining:
         check_every: steps between two looks at the loss on what is held out.
         complete: a model whose confident predictions (at least ``complete_above``) teach what a sample's own label does
             not; a second round of training.
-        distil: a model whose probabilities teach every library's labels of every nucleus, with ``distil_weight`` beside
-            the nuclei's own labels and both softened by ``distil_temperature``, see
-            ``classifier.training.distillation``.
+        distil: a model, or several, whose probabilities teach every library's labels of every nucleus as the network is
+            shown it, with ``distil_weight`` beside the nuclei's own labels and both softened by
+            ``distil_temperature``, see ``classifier.training.distillation``.
     """
 
     libraries: tuple[tuple[str, Path], ...]
@@ -95,7 +95,7 @@ class ClassifierTraining:
     check_every: int = 100
     complete: Path | None = None
     complete_above: float = 0.99
-    distil: Path | None = None
+    distil: tuple[Path, ...] = ()
     distil_weight: float = 1.0
     distil_temperature: float = 2.0
 
@@ -142,9 +142,9 @@ class ClassifierTraining:
         settings["libraries"] = [[name, str(path)] for name, path in self.libraries]
         settings["precision"] = self.computed_in
         settings["strides"] = list(self.strides)
-        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete", "distil")}
+        settings |= {name: str(getattr(self, name)) for name in ("match_table", "complete")}
         settings["library_weights"] = [list(pair) for pair in self.library_weights]
-        settings["start_from"] = [str(path) for path in self.start_from]
+        settings |= {name: [str(path) for path in getattr(self, name)] for name in ("start_from", "distil")}
         return settings
 
     @property

@@ -42,7 +42,7 @@ def read_config(path: Path) -> Fields:
     for name in ("start_from", "complete", "distil"):
         if fields.get(name) is not None:
             of = tuple(folder / model if model.suffix else model for model in _several(fields[name]))
-            fields[name] = of if name == "start_from" else of[0]
+            fields[name] = of[0] if name == "complete" else of
     return fields
 
 
@@ -57,6 +57,7 @@ def _checked(path: Path, data: Fields) -> Fields:
     types = typing.get_type_hints(ClassifierTraining)
     types["libraries"] = dict[str, Path | tuple[Path, ...]]
     types["library_weights"] = dict[str, float]
+    types |= dict.fromkeys(("start_from", "distil"), Path | tuple[Path, ...])
     if unknown := next((name for name in data if name not in types), None):
         near = difflib.get_close_matches(unknown, types, 1)
         raise UsageError(f"--config {path}: unknown field '{unknown}'{f', did you mean {near[0]}' if near else ''}.")

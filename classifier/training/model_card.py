@@ -83,7 +83,7 @@ def _from_other_models(made: dict[str, Any]) -> list[str]:
     if "distilled_from" in made:
         lines += [
             "",
-            f"Beside the labels, the probabilities of {made['distilled_from']} taught all outputs that it knows.",
+            f"Beside the labels, the probabilities of {made['distilled_from']} taught the outputs known there.",
         ]
     return lines
 

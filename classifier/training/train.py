@@ -23,7 +23,7 @@ from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS
 from classifier.training.augmentation import augment, augment_views
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
-from classifier.training.distillation import Teacher, add_teacher_labels, distillation_loss, teacher_logits
+from classifier.training.distillation import Teachers, add_teacher_labels, distillation_loss
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
 from classifier.training.projection import Projection, add_projection
@@ -38,6 +38,10 @@ from nucpipe.training import trainer
 
 WEIGHT_DECAY = 0.02
 SMOOTHING = 0.05
+SHARE_OF_GPU = 0.3
+"""Largest share of a GPU's free memory that holds all samples' pixels."""
+AT_ONCE = 2048
+"""Samples whose pixels are cut together."""
 WATCHED = 2000
 """Held-out nuclei, at most, on which the loss is looked at during training."""
 
@@ -69,7 +73,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     data = open_libraries(config)
     train, held = _gather(data, matching)
     outputs = LabelSpace(matching.libraries, tuple(bool(n) for n in matching.taught(train.targets)))
-    if config.distil is not None:
+    if config.distil:
         outputs = add_teacher_labels(config.distil, outputs)
     taught = f"{sum(outputs.trained)} of {len(outputs)} labels taught"
     say(f"training on {len(train)} nuclei, {len(held)} held out; {taught}")
@@ -80,11 +84,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
             train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say
         )
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    teacher = None
-    if config.distil is not None:
-        cache = config.out.with_suffix(".teacher.npz")
-        teacher = teacher_logits(config.distil, train, outputs, config.device, config.computed_in, cache, say)
-    tensors, steps = fit(config, train, held, outputs, teacher, say, factors)
+    tensors, steps = fit(config, train, held, outputs, say, factors)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     made = add_projection(config.out, config.out, train, held, config.seed, config.device, config.computed_in)
@@ -208,7 +208,6 @@ def fit(
     samples: PatchDataset,
     held: PatchDataset,
     outputs: LabelSpace,
-    teacher: Teacher | None,
     say: Callable[[str], None],
     factors: Mapping[int, float] | None = None,
 ) -> tuple[dict[str, torch.Tensor], int]:
@@ -218,7 +217,6 @@ def fit(
         config: what to do; its libraries are not read.
         samples, held: what teaches, and what the loss is looked at on where ``config`` asks for it.
         outputs: the columns of ``samples.targets``.
-        teacher: what another model says of ``samples``.
         say: receives progress messages, a line each.
         factors: how much more often than ``config.balance`` says a library, by its place, is drawn.
 
@@ -239,11 +237,13 @@ def fit(
         )
         early_stopping = _EarlyStopping(**trainer_loop.kept.get("watch", {}))
         sampler = _LibrarySampler(config, samples, factors or {})
+        pixels = _Pixels(samples, config.context, device)
+        teachers = Teachers(config.distil, outputs, config.device, config.computed_in) if config.distil else None
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
         step = trainer_loop.start
         with trainer_loop:
             while step < config.steps and not early_stopping.converged(config):
-                loss = _step(model, optimization.optimizer, config, samples, sampler, outputs, teacher, step)
+                loss = _step(model, optimization.optimizer, config, pixels, sampler, outputs, teachers, step)
                 optimization.advance(step)
                 total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
@@ -297,10 +297,10 @@ def _step(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
     config: ClassifierTraining,
-    samples: PatchDataset,
+    pixels: _Pixels,
     sampler: _LibrarySampler,
     outputs: LabelSpace,
-    teacher: Teacher | None,
+    teachers: Teachers | None,
     step: int,
 ) -> JointLoss:
     """Return one step; all its random numbers follow from the seed and the step, so that a resumed training repeats
@@ -312,7 +312,7 @@ def _step(
     torch.manual_seed(seed)  # dropout; the caller forked the global state
     generator = torch.Generator().manual_seed(seed)
     chosen = sampler(step, generator)
-    views = _views(config, samples, chosen, step, generator)
+    views = _views(config, pixels, chosen, step, generator)
     mixed = [(1.0, chosen)]
     if config.mixup:
         # One share for the batch; every patch is mixed with another one of it.
@@ -325,12 +325,12 @@ def _step(
         logits = model(*views).float()
     total, per_library = logits.new_zeros(()), logits.new_zeros(len(outputs.libraries))
     for share, places in mixed:
-        targets = torch.from_numpy(samples.targets[places]).to(device)
+        targets = torch.from_numpy(pixels.samples.targets[places]).to(device)
         loss = LOSSES[config.loss](logits, targets, outputs, SMOOTHING)
         total, per_library = total + share * loss.total, per_library + share * loss.per_library
-        if teacher is not None:
-            soft = distillation_loss(logits, teacher, places, outputs, config.distil_temperature)
-            total = total + share * config.distil_weight * soft
+    if teachers is not None:
+        soft = distillation_loss(logits, teachers(*views), teachers.known, outputs, config.distil_temperature)
+        total = total + config.distil_weight * soft
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -338,24 +338,48 @@ def _step(
     return JointLoss(total, per_library)
 
 
+class _Pixels:
+    """Patches, and contexts where they are looked at, of samples on the training's device.
+
+    They are cut for each batch, or on a GPU with room for all of them once.
+    """
+
+    def __init__(self, samples: PatchDataset, context: bool, device: torch.device) -> None:
+        self.samples, self._context, self._device = samples, context, device
+        self._all: list[torch.Tensor] | None = None
+        size = len(samples) * SOURCE_PX**2 * (7 if context else 3)
+        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * SHARE_OF_GPU:
+            starts = range(0, len(samples), AT_ONCE)
+            rows = (np.arange(start, min(start + AT_ONCE, len(samples))) for start in starts)
+            self._all = [torch.cat(parts) for parts in zip(*map(self._cut, rows), strict=True)]
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> list[torch.Tensor]:
+        """Return patches (n, 3, S, S), and contexts (n, 4, S, S), uint8, of the samples at ``rows``."""
+        if self._all is None:
+            return self._cut(rows)
+        places = torch.from_numpy(rows).to(self._device)
+        return [view[places] for view in self._all]
+
+    def _cut(self, rows: npt.NDArray[np.int64]) -> list[torch.Tensor]:
+        views = [self.samples.patches(rows)]
+        if self._context:
+            views.append(self.samples.contexts(rows, SOURCE_PX))
+        return [torch.from_numpy(view).to(self._device).permute(0, 3, 1, 2).contiguous() for view in views]
+
+
 def _views(
     config: ClassifierTraining,
-    samples: PatchDataset,
+    pixels: _Pixels,
     chosen: npt.NDArray[np.int64],
     step: int,
     generator: torch.Generator,
 ) -> list[torch.Tensor]:
     """Return what the network sees of a batch: patches, and contexts for one that looks at them too."""
-
-    def planes(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-        return torch.from_numpy(pixels).to(config.device).permute(0, 3, 1, 2).contiguous()
-
-    patches = planes(samples.patches(chosen))
+    stored = pixels(chosen)
     if config.context:
-        contexts = planes(samples.contexts(chosen, SOURCE_PX))
-        views = list(augment_views(patches, contexts, config.context_dropout, generator))
+        views = list(augment_views(stored[0], stored[1], config.context_dropout, generator))
     else:
-        views = [augment(patches, PATCH_PX, config.size_px(step), generator)]
+        views = [augment(stored[0], PATCH_PX, config.size_px(step), generator)]
     return [view.contiguous(memory_format=torch.channels_last) for view in views]
 
 
@@ -398,7 +422,7 @@ def _header(
         architecture=architecture(config)
         | {"steps": steps, "batch_size": config.batch_size, "match": config.match}
         | ({"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {})
-        | ({"distilled_from": config.distil.stem} if config.distil else {}),
+        | ({"distilled_from": ", ".join(path.stem for path in config.distil)} if config.distil else {}),
         mpp=MPP,
         mean=MEAN,
         std=STD,

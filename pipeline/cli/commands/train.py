@@ -131,8 +131,10 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
 )
 @click.option(
     "--distil",
+    multiple=True,
     metavar="NAME|PATH",
-    help="A model whose probabilities teach every library's labels of every nucleus, beside its own label.",
+    help="A model whose probabilities teach every library's labels of every nucleus, beside its own label; of several "
+    "their mean.",
 )
 @click.option("--context", is_flag=True, default=None, help="Look at the tissue round each nucleus (64 um), too.")
 @click.option("--check", is_flag=True, help="Train nothing: report counts per label and split, and every problem.")
@@ -154,12 +156,12 @@ def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, che
     if not chosen.get("libraries"):
         raise UsageError("--library is missing: expected NAME=PATH, such as consep=data/CoNSeP, or --config.")
     chosen["libraries"] = _with_corrections(chosen["libraries"], chosen["out"])
-    for name in ("distil", "complete"):
-        if chosen.get(name) is not None:
-            chosen[name] = find_model("classifier", str(chosen[name]), f"--{name}")
+    if chosen.get("complete") is not None:
+        chosen["complete"] = find_model("classifier", str(chosen["complete"]), "--complete")
+    for name, option in (("start_from", "--start-from"), ("distil", "--distil")):
+        if chosen.get(name):
+            chosen[name] = tuple(find_model("classifier", str(model), option) for model in chosen[name])
     if chosen.get("start_from"):
-        start_from = chosen["start_from"]
-        chosen["start_from"] = tuple(find_model("classifier", str(name), "--start-from") for name in start_from)
         chosen = architecture_of(chosen["start_from"][0], chosen.get("context")) | chosen
     config = ClassifierTraining(**chosen)
     if check:

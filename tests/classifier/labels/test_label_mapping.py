@@ -12,7 +12,7 @@ import torch
 from classifier.labels.label_mapping import Matching, Pair, make_matching
 from classifier.labels.libraries import LabelSpace, Library, libraries_of, load_library, published_libraries
 from classifier.predictions import probabilities
-from classifier.training.distillation import Teacher, distillation_loss
+from classifier.training.distillation import distillation_loss
 from classifier.training.losses import masked_cross_entropy, masked_distance
 from nucpipe.errors import DataError, UsageError
 
@@ -340,18 +340,16 @@ def test_gradients_of_the_losses(loss: object) -> None:
 
 def test_distillation_equals_a_hand_computed_divergence_of_the_labels_that_both_know() -> None:
     outputs = two_libraries((True, True, True, True, True))
-    known = np.array([True, False, True, True, True])
-    told = np.array([[9, 9, 9, 9, 9], [0, 77, 2 * math.log(3), 0, 0]], np.float32)  # A: 1/4, 3/4 at temperature 2
-    teacher = Teacher(told, known)
+    known = torch.tensor([True, False, True, True, True])
+    told = torch.tensor([[0, 77, 2 * math.log(3), 0, 0]])  # A: 1/4, 3/4 at temperature 2
     logits = torch.tensor([[0.0, 5.0, 0.0, 0.0, 2 * math.log(4)]])  # A: 1/2, 1/2; B: 1/5, 4/5 against 1/2, 1/2
     a = 1 / 4 * math.log((1 / 4) / (1 / 2)) + 3 / 4 * math.log((3 / 4) / (1 / 2))
     b = 1 / 2 * math.log((1 / 2) / (1 / 5)) + 1 / 2 * math.log((1 / 2) / (4 / 5))
-    loss = distillation_loss(logits.requires_grad_(), teacher, np.array([1]), outputs, 2.0)
+    loss = distillation_loss(logits.requires_grad_(), told, known, outputs, 2.0)
     assert loss.item() == pytest.approx(4 * (a + b), abs=1e-6)
     (gradient,) = torch.autograd.grad(loss, logits)
     assert gradient[0, 1] == 0
-    same = torch.from_numpy(told[[1]]) + 3
-    assert distillation_loss(same, teacher, np.array([1]), outputs, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert distillation_loss(told + 3, told, known, outputs, 2.0).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_a_temperature_divides_its_librarys_logits() -> None:

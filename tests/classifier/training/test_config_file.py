@@ -62,7 +62,7 @@ def test_paths_start_at_the_file_and_names_of_models_stay(tmp_path: Path) -> Non
         )
     )
     assert list(map(str, fields["start_from"])) == ["fast", str(tmp_path / "mine.safetensors")]
-    assert str(fields["distil"]) == "fast"
+    assert [str(model) for model in fields["distil"]] == ["fast"]
     assert fields["match_table"] == tmp_path / "t.toml"
     assert fields["libraries"] == (("lab", tmp_path / "lab"),)
     assert fields["library_weights"] == (("lab", 2.0),)

@@ -285,17 +285,12 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
     with torch.no_grad():
         teacher.backbone.classifier.bias[33] += 20  # whatever it sees, PanNuke calls it dead
     save_model(first.out, told, teacher.state_dict())
-    pupil = dataclasses.replace(config, out=tmp_path / "pupil.safetensors", steps=30, distil=first.out)
-    said: list[str] = []
-    header = train_classifier(dataclasses.replace(pupil, distil_weight=10.0), said.append)
-    assert "first looks at 52 nuclei" in said
+    pupil = dataclasses.replace(config, out=tmp_path / "pupil.safetensors", steps=30, distil=(first.out,))
+    header = train_classifier(dataclasses.replace(pupil, distil_weight=10.0), quiet)
     assert header.architecture["distilled_from"] == "first"
     predictor = load_predictor(pupil.out)
     pixels = np.random.default_rng(0).integers(0, 255, (8, 64, 64, 3), np.uint8)
     assert (predictor.outputs.best(predictor(pixels).probabilities)["PanNuke"] == 3).all()
-    again: list[str] = []
-    train_classifier(dataclasses.replace(pupil, distil_weight=10.0), again.append)
-    assert not any("looks at" in line for line in again)
     other = LabelSpace((Library("Other", ("x", "y"), ((0, 0, 0),) * 2, 0.25, "", ""),), (True, True))
     fields = {"backbone": "test_efficientnet", "window_px": 64, "size_px": 32}
     stranger = tmp_path / "stranger.safetensors"
@@ -305,7 +300,9 @@ def test_a_pupil_comes_to_say_what_its_teacher_says(config: ClassifierTraining, 
         JointClassifier(2, "test_efficientnet", 32).state_dict(),
     )
     with pytest.raises(DataError, match="none of its labels is taught"):
-        train_classifier(dataclasses.replace(pupil, distil=stranger), quiet)
+        train_classifier(
+            dataclasses.replace(pupil, out=tmp_path / "x.safetensors", distil=(first.out, stranger)), quiet
+        )
 
 
 @pytest.mark.parametrize("field", ["sampling", "balance", "loss", "stop", "keep"])
