@@ -347,11 +347,15 @@ class _Pixels:
     def __init__(self, samples: PatchDataset, context: bool, device: torch.device) -> None:
         self.samples, self._context, self._device = samples, context, device
         self._all: list[torch.Tensor] | None = None
-        size = len(samples) * SOURCE_PX**2 * (7 if context else 3)
+        channels = (3, 4) if context else (3,)
+        size = len(samples) * SOURCE_PX**2 * sum(channels)
         if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * SHARE_OF_GPU:
-            starts = range(0, len(samples), AT_ONCE)
-            rows = (np.arange(start, min(start + AT_ONCE, len(samples))) for start in starts)
-            self._all = [torch.cat(parts) for parts in zip(*map(self._cut, rows), strict=True)]
+            shapes = ((len(samples), n, SOURCE_PX, SOURCE_PX) for n in channels)
+            self._all = [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
+            for start in range(0, len(samples), AT_ONCE):
+                rows = np.arange(start, min(start + AT_ONCE, len(samples)))
+                for stored, view in zip(self._all, self._cut(rows), strict=True):
+                    stored[start : start + len(rows)] = view
 
     def __call__(self, rows: npt.NDArray[np.int64]) -> list[torch.Tensor]:
         """Return patches (n, 3, S, S), and contexts (n, 4, S, S), uint8, of the samples at ``rows``."""
