@@ -1,10 +1,10 @@
-"""Both networks on a GPU: nuclei and square millimetres a second, busy share, memory, and results against the CPU's.
+"""Both networks on a GPU: nuclei and square millimetres a second, memory, and results against the CPU's.
 
 python benchmarks/gpu.py [--device cuda] [--out gpu.md]
 
 Each line is a network, a precision, a way to run it (eager, torch.compile, a CUDA graph) and a batch size. Pixels lie
-in page-locked memory and are copied while the batch before them is computed, as in a run. Busy is the time in which
-the GPU computes over the time by the clock. Results are compared with those of the CPU in float32 on the first batch.
+in page-locked memory and are copied while the batch before them is computed, as in a run. Results are compared with
+those of the CPU in float32 on the first batch.
 Without a GPU it runs on the processor, as a test of itself.
 """
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from classifier.network import TwoViewClassifier, load_classifier, of_patches
 from classifier.spec import CONTEXT_PX, PATCH_PX
+from nucpipe.backends.pytorch import with_weights_in
 from pipeline.inference.models import find_model
 from segmentation.hovernet.network import read_hovernet
 from segmentation.hovernet.spec import INPUT_MPP
@@ -60,7 +61,6 @@ class Line:
     batch: int
     rate: float = 0.0
     unit: str = ""
-    busy: float = 0.0
     memory_mib: float = 0.0
     difference: float = 0.0
     reason: str = ""
@@ -69,13 +69,12 @@ class Line:
         """Return the cells of its row in the table."""
         first = [self.network, self.precision, self.way, str(self.batch)]
         if self.reason:
-            return [*first, self.reason, "", "", ""]
-        busy = f"{self.busy:.2f}" if self.busy else ""
+            return [*first, self.reason, "", ""]
         memory = f"{self.memory_mib:,.0f}" if self.memory_mib else ""
-        return [*first, f"{self.rate:,.4g} {self.unit}/s", busy, memory, f"{self.difference:.1e}"]
+        return [*first, f"{self.rate:,.4g} {self.unit}/s", memory, f"{self.difference:.1e}"]
 
 
-HEADER = ["network", "precision", "way", "batch", "rate", "busy", "MiB", "largest difference to the CPU"]
+HEADER = ["network", "precision", "way", "batch", "rate", "MiB", "largest difference to the CPU"]
 
 
 def networks(classifier: str, segmentor: str, side_px: int) -> Iterator[Network]:
@@ -104,8 +103,10 @@ def images(of: Network, count: int) -> list[torch.Tensor]:
 
 def runner(of: Network, device: torch.device, precision: str, way: str, batch: int) -> Callable[..., torch.Tensor]:
     """Return a function from a batch on the device to the network's output."""
-    network = of.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     cast = PRECISIONS[precision]
+    network = of.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if cast is not None:
+        network = with_weights_in(cast, network)
 
     def run(*views: torch.Tensor) -> torch.Tensor:
         planes = [view.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last) for view in views]
@@ -153,18 +154,18 @@ def measure(of: Network, device: torch.device, precision: str, way: str, batch: 
         for _ in range(WARM_UP):
             output = run(*(view.to(device) for view in views))
         difference = float((output[:8].cpu() - expected).abs().max())
-        count, busy, wall = timed(run, views, device, seconds)
+        count, wall = timed(run, views, device, seconds)
     except Exception as error:  # out of memory, no compiler: the line says so, the others are measured
         return Line(*line, reason=str(error).strip().splitlines()[0][:60])
     memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else 0.0
-    return Line(*line, count * batch * of.per_image / wall, of.unit, busy / wall, memory, difference)
+    return Line(*line, count * batch * of.per_image / wall, of.unit, memory, difference)
 
 
 def timed(
     run: Callable[..., torch.Tensor], views: Sequence[torch.Tensor], device: torch.device, seconds: float
-) -> tuple[int, float, float]:
-    """Return the number of batches, the seconds in which the GPU computed, and those by the clock."""
-    spans = []
+) -> tuple[int, float]:
+    """Return the number of batches, and the seconds by the clock."""
+    ends = []
     copies = torch.cuda.Stream() if device.type == "cuda" else None
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds or not count:
@@ -174,20 +175,17 @@ def timed(
             with torch.cuda.stream(copies):
                 there = [view.to(device, non_blocking=True) for view in views]
             torch.cuda.current_stream().wait_stream(copies)
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            first.record()
             run(*there).to("cpu", non_blocking=True)
-            last.record()
-            spans.append((first, last))
+            ends.append(torch.cuda.Event())
+            ends[-1].record()
             for view in there:
                 view.record_stream(torch.cuda.current_stream())
             if count >= 2:  # no more than two batches ahead, as in a run
-                spans[count - 2][1].synchronize()
+                ends[count - 2].synchronize()
         count += 1
     if device.type == "cuda":
         torch.cuda.synchronize()
-    wall = time.perf_counter() - began
-    return count, sum(first.elapsed_time(last) for first, last in spans) / 1000, wall
+    return count, time.perf_counter() - began
 
 
 def table(lines: Sequence[Line]) -> str:

@@ -160,12 +160,13 @@ class PatchStem(nn.Module):
         """Return the layer as it is for patches of which a square covers ``stride`` px: (out, in, stride + 2, stride +
         2).
         """
-        weights = square_interpolation(stride, self.weight.shape[-1]).to(self.weight)
+        weights = square_interpolation(stride, self.weight.shape[-1], self.weight.device).to(self.weight)
         # Products and sums, and no matrix product, whose last bit depends on where its operands lie in memory.
         rows = (self.weight[..., :, None, :] * weights[:, :, None]).sum(2)
         kernel = (rows[..., None] * weights).sum(3)
         # Through numpy, so that a trace of the network holds the numbers and not how they came about.
-        return kernel if torch.is_grad_enabled() else torch.from_numpy(kernel.detach().cpu().numpy()).to(kernel)
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        return torch.from_numpy(kernel.detach().cpu().numpy()).to(kernel) if tracing else kernel
 
     @torch.no_grad()
     def start_from(self, stem: Tensor) -> None:
@@ -176,19 +177,20 @@ class PatchStem(nn.Module):
         """
         mean = F.conv_transpose2d(stem.flatten(0, 1)[:, None], torch.full((1, 1, 2, 2), 0.25))
         mean = mean.reshape(*stem.shape[:2], *mean.shape[2:])
-        back = torch.linalg.pinv(square_interpolation(2, self.weight.shape[-1]).double()).T
+        back = torch.linalg.pinv(square_interpolation(2, self.weight.shape[-1], self.weight.device).double()).T
         self.weight.copy_(torch.einsum("oipq,ap,bq->oiab", mean.double(), back, back))
 
 
-def square_interpolation(stride: int, side_px: int) -> Tensor:
+def square_interpolation(stride: int, side_px: int, device: torch.device) -> Tensor:
     """Linear interpolation within a square: (side_px, stride + 2) weights of its px and of one px on each side.
 
     Args:
         stride: px of the image that the square covers.
         side_px: px of the enlarged image that it covers.
+        device: of the weights.
     """
-    at = (torch.arange(side_px) + 0.5) * stride / side_px + 0.5
-    return (1 - (at[:, None] - torch.arange(stride + 2)).abs()).clamp(min=0)
+    at = (torch.arange(side_px, device=device) + 0.5) * stride / side_px + 0.5
+    return (1 - (at[:, None] - torch.arange(stride + 2, device=device)).abs()).clamp(min=0)
 
 
 class TwoViewClassifier(nn.Module):

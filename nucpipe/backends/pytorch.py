@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -34,10 +35,12 @@ class PyTorchBackend:
     def __init__(self, network: nn.Module, device: str, precision: str, threads: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
-        self.network = network.to(device).eval()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = torch.device(device)
         self.precision = autocast_type(precision)
+        self.network = network.to(device).eval()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.precision is not None:
+            self.network = with_weights_in(self.precision, self.network)
         self.max_concurrency = CUDA_CALLS if self.device.type == "cuda" else 1
         self.largest: int | None = None
         self._of_thread = threading.local()
@@ -72,6 +75,18 @@ class PyTorchBackend:
     def _forward(self, batch: Sequence[torch.Tensor]) -> Floats:
         planes = [view.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last) for view in batch]
         return assert_finite(self.network(*planes).float().cpu().numpy())
+
+
+def with_weights_in(precision: torch.dtype, network: nn.Module) -> nn.Module:
+    """Return a copy of a network for autocast to ``precision``, the weights of its layers converted once.
+
+    Autocast converts them anew in each call, and a GPU computes a small batch sooner than it is told to do that.
+    """
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(precision)
+    return network
 
 
 class _PixelsLast(nn.Module):

@@ -23,6 +23,7 @@ from classifier.network import (
     TwoViewClassifier,
     enlarge,
     load_classifier,
+    of_patches,
 )
 from classifier.patches import cut_padded_patches
 from classifier.predictor import load_predictor
@@ -280,6 +281,14 @@ def test_enlargement_and_first_layer_are_one(side: int) -> None:
     expected = torch.nn.functional.conv2d(enlarge(patches, 224), stem.weight, stride=7)
     assert expected.shape == (2, 8, 32, 32)
     torch.testing.assert_close(stem(patches), expected, atol=1e-3, rtol=1e-5)
+
+
+def test_a_forward_pass_stays_on_its_device() -> None:
+    # A tensor on the meta device has no numbers: whatever would be copied to the processor and back fails there.
+    network = of_patches(TwoViewClassifier(3, "test_efficientnet")).to("meta")
+    views = [torch.empty(2, channels, 64, 64, dtype=torch.uint8, device="meta") for channels in (3, 4)]
+    with torch.inference_mode():
+        assert network(*views).shape == (2, 3)
 
 
 def test_the_first_layer_starts_as_the_mean_of_a_stem_of_3x3() -> None:

@@ -110,6 +110,15 @@ def test_a_pixel_shuffle_is_the_same_in_openvino() -> None:
     np.testing.assert_array_equal(runtime(pixels), PyTorchBackend(Shuffled(), "cpu", "fp32")(pixels))
 
 
+def test_weights_in_half_precision_give_what_autocast_gives_and_the_network_keeps_its_own(crops: np.ndarray) -> None:
+    network = of_patches(load_classifier(find_model("classifier", "fast"))[0])
+    pixels = torch.from_numpy(crops[:4]).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        expected = network(pixels).float().numpy()
+    np.testing.assert_array_equal(PyTorchBackend(network, "cpu", "bf16")(crops[:4]), expected)
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+
+
 def test_no_crops_no_labels() -> None:
     assert load_predictor(find_model("classifier", "fast"))(np.zeros((0, 64, 64, 3), np.uint8)).probabilities.shape == (
         0,
