@@ -115,6 +115,8 @@ def jitter_focus(batch: torch.Tensor, generator: torch.Generator, max_sigma_px: 
     flat = batch.reshape(1, n * 3, *batch.shape[2:])
     flat = F.conv2d(F.pad(flat, (radius, radius, 0, 0), mode="reflect"), kernel[:, None, None, :], groups=n * 3)
     flat = F.conv2d(F.pad(flat, (0, 0, radius, radius), mode="reflect"), kernel[:, None, :, None], groups=n * 3)
-    noisy = (torch.rand(n, 1, 1, 1, generator=generator) < p) * _uniform(n, 1, 0.0, 6.0, generator)
-    noise = torch.randn(batch.shape, generator=generator).to(device)
-    return (flat.reshape(batch.shape) + noise * noisy.to(device)).clamp(0, 255)
+    changed = flat.reshape(batch.shape)
+    noisy = torch.nonzero(torch.rand(n, generator=generator) < p)[:, 0]
+    noise = torch.randn((len(noisy), *batch.shape[1:]), generator=generator)
+    noise *= _uniform(len(noisy), 1, 0.0, 6.0, generator)
+    return changed.index_add(0, noisy.to(device), noise.to(device, batch.dtype)).clamp(0, 255)
