@@ -56,7 +56,6 @@ class Teachers(nn.Module):
     def __init__(self, paths: Sequence[Path], outputs: LabelSpace, device: str, precision: str) -> None:
         super().__init__()
         self._cast = autocast_type(precision)
-        self._places: list[Tensor] = []
         networks = []
         known = torch.tensor(outputs.trained)
         for path in paths:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from classifier.dataset import SOURCE_PX, PatchDataset, extract_patches, sampling_weights
+from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import evaluate_logits, predict_logits
 from classifier.labels.label_mapping import Matching, make_matching
 from classifier.labels.libraries import LabelSpace, libraries_of
@@ -21,6 +21,7 @@ from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier
 from classifier.patches import CONTEXT_W
 from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS
 from classifier.training.augmentation import augment, augment_views
+from classifier.training.batches import LibrarySampler, SamplePixels
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
 from classifier.training.distillation import Teachers, add_teacher_labels, distillation_loss
@@ -38,10 +39,6 @@ from nucpipe.training import trainer
 
 WEIGHT_DECAY = 0.02
 SMOOTHING = 0.05
-SHARE_OF_GPU = 0.3
-"""Largest share of a GPU's free memory that holds all samples' pixels."""
-AT_ONCE = 2048
-"""Samples whose pixels are cut together."""
 WATCHED = 2000
 """Held-out nuclei, at most, on which the loss is looked at during training."""
 
@@ -236,8 +233,10 @@ def fit(
             "classifier", config.out, config.settings(), optimization.parts, config.steps, columns, say
         )
         early_stopping = _EarlyStopping(**trainer_loop.kept.get("watch", {}))
-        sampler = _LibrarySampler(config, samples, factors or {})
-        pixels = _Pixels(samples, config.context, device)
+        sampler = LibrarySampler(config, samples, factors or {})
+        pixels = SamplePixels(samples, config.context, device)
+        if pixels.fit_on_gpu():
+            pixels.keep()
         teachers = Teachers(config.distil, outputs, config.device, config.computed_in) if config.distil else None
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
         step = trainer_loop.start
@@ -270,35 +269,12 @@ def _held_loss(model: Classifier, held: PatchDataset, config: ClassifierTraining
     return float(LOSSES[config.loss](logits, torch.from_numpy(held.targets), outputs).total)
 
 
-class _LibrarySampler:
-    """Sampler of batches over libraries, labels and groups."""
-
-    def __init__(self, config: ClassifierTraining, samples: PatchDataset, factors: Mapping[int, float]) -> None:
-        weights = torch.from_numpy(sampling_weights(samples, config.balance, factors))
-        of = torch.from_numpy(samples.library)
-        # One set of weights for all, or one for each library that has samples.
-        kinds = sorted(set(samples.library.tolist()))
-        self.weights = [weights] if config.sampling == "random" else [weights * (of == k) for k in kinds]
-        self.batch_size = config.batch_size
-
-    def __call__(self, step: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
-        """Return the places (batch size,) of a step's samples."""
-        kinds = len(self.weights)
-        turn = (torch.arange(self.batch_size) + step * self.batch_size) % kinds
-        chosen = torch.zeros(self.batch_size, dtype=torch.int64)
-        for k, weights in enumerate(self.weights):
-            rows = turn == k
-            if rows.any():
-                chosen[rows] = torch.multinomial(weights, int(rows.sum()), replacement=True, generator=generator)
-        return chosen.numpy()
-
-
 def _step(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
     config: ClassifierTraining,
-    pixels: _Pixels,
-    sampler: _LibrarySampler,
+    pixels: SamplePixels,
+    sampler: LibrarySampler,
     outputs: LabelSpace,
     teachers: Teachers | None,
     step: int,
@@ -338,42 +314,9 @@ def _step(
     return JointLoss(total, per_library)
 
 
-class _Pixels:
-    """Patches, and contexts where they are looked at, of samples on the training's device.
-
-    They are cut for each batch, or on a GPU with room for all of them once.
-    """
-
-    def __init__(self, samples: PatchDataset, context: bool, device: torch.device) -> None:
-        self.samples, self._context, self._device = samples, context, device
-        self._all: list[torch.Tensor] | None = None
-        channels = (3, 4) if context else (3,)
-        size = len(samples) * SOURCE_PX**2 * sum(channels)
-        if device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0] * SHARE_OF_GPU:
-            shapes = ((len(samples), n, SOURCE_PX, SOURCE_PX) for n in channels)
-            self._all = [torch.empty(shape, dtype=torch.uint8, device=device) for shape in shapes]
-            for start in range(0, len(samples), AT_ONCE):
-                rows = np.arange(start, min(start + AT_ONCE, len(samples)))
-                for stored, view in zip(self._all, self._cut(rows), strict=True):
-                    stored[start : start + len(rows)] = view
-
-    def __call__(self, rows: npt.NDArray[np.int64]) -> list[torch.Tensor]:
-        """Return patches (n, 3, S, S), and contexts (n, 4, S, S), uint8, of the samples at ``rows``."""
-        if self._all is None:
-            return self._cut(rows)
-        places = torch.from_numpy(rows).to(self._device)
-        return [view[places] for view in self._all]
-
-    def _cut(self, rows: npt.NDArray[np.int64]) -> list[torch.Tensor]:
-        views = [self.samples.patches(rows)]
-        if self._context:
-            views.append(self.samples.contexts(rows, SOURCE_PX))
-        return [torch.from_numpy(view).to(self._device).permute(0, 3, 1, 2).contiguous() for view in views]
-
-
 def _views(
     config: ClassifierTraining,
-    pixels: _Pixels,
+    pixels: SamplePixels,
     chosen: npt.NDArray[np.int64],
     step: int,
     generator: torch.Generator,

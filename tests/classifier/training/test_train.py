@@ -16,14 +16,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from classifier.dataset import PatchDataset
 from classifier.labels.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, TwoViewClassifier, load_classifier
 from classifier.predictor import load_predictor
 from classifier.training.config import ClassifierTraining
 from classifier.training.dry_run import check_training
 from classifier.training.model_card import model_card
-from classifier.training.train import _LibrarySampler, open_libraries, train_classifier
+from classifier.training.train import open_libraries, train_classifier
 from nucpipe.backends.model_file import read_header, rewrite_header, save_model
 from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
@@ -194,21 +193,6 @@ def test_the_rate_rises_stays_and_is_halved_while_weights_are_averaged() -> None
     assert rates[:5] == [0.25, 0.5, 0.75, 1, 1]
     assert set(rates[4:50]) == {1.0}
     assert set(rates[50:]) == {0.5}
-
-
-def test_round_robin_takes_each_library_in_turn(config: ClassifierTraining) -> None:
-    library = np.repeat([1, 2], [3, 97])
-    n = len(library)
-    targets = np.eye(35, dtype=bool)[np.where(library == 1, 12, 20)]
-    none = np.zeros(n, np.int64)
-    points = np.zeros((n, 2))
-    samples = PatchDataset((), points, library, none, targets, none, (("g", "i"),), points)
-    draw = _LibrarySampler(dataclasses.replace(config, sampling="round-robin", batch_size=7), samples, {})
-    for step in range(4):
-        chosen = draw(step, torch.Generator().manual_seed(step))
-        assert (library[chosen] == 1 + (np.arange(7) + 7 * step) % 2).all()
-    random = _LibrarySampler(dataclasses.replace(config, balance="none", batch_size=2000), samples, {})
-    assert (library[random(0, torch.Generator().manual_seed(0))] == 1).mean() == pytest.approx(0.03, abs=0.015)
 
 
 def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_path: Path) -> None:
