@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from classifier.labels.libraries import LabelSpace
-from classifier.network import TwoViewClassifier, load_classifier, of_patches
+from classifier.network import Classifier, TwoViewClassifier, load_classifier, of_patches
 from classifier.spec import CONTEXT_PX
 from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import read_header
@@ -47,7 +47,7 @@ class Teachers(nn.Module):
         known: (columns,) bool, the labels that all of them and the pupil were taught.
 
     Raises:
-        DataError: a model has no label in common with the pupil.
+        DataError: a model has no label in common with the pupil, or all of them together have none.
         ModelError: no such model.
     """
 
@@ -69,6 +69,9 @@ class Teachers(nn.Module):
             for columns, temperature in zip(theirs.slices.values(), theirs.temperatures, strict=False):
                 scale[columns] = temperature
             networks.append(_Calibrated(model, scale, torch.tensor([place.get(c, 0) for c in outputs.columns])))
+        if not known.any():
+            names = ", ".join(str(path) for path in paths)
+            raise DataError(f"--distil {names}: no label of this training is taught in all of these models.")
         self.networks = nn.ModuleList(networks)
         self.register_buffer("known", known)
         self.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,10 +97,10 @@ class _Calibrated(nn.Module):
     scale: Tensor
     place: Tensor
 
-    def __init__(self, model: nn.Module, scale: Tensor, place: Tensor) -> None:
+    def __init__(self, model: Classifier, scale: Tensor, place: Tensor) -> None:
         super().__init__()
         self.two_views = isinstance(model, TwoViewClassifier)
-        self.network = of_patches(model)  # type: ignore[arg-type]
+        self.network = of_patches(model)
         self.register_buffer("scale", scale)
         self.register_buffer("place", place)
 
