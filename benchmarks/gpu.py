@@ -104,9 +104,8 @@ def images(of: Network, count: int) -> list[torch.Tensor]:
 def runner(of: Network, device: torch.device, precision: str, way: str, batch: int) -> Callable[..., torch.Tensor]:
     """Return a function from a batch on the device to the network's output."""
     cast = PRECISIONS[precision]
-    network = of.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if cast is not None:
-        network = with_weights_in(cast, network)
+    on_device = of.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = with_weights_in(cast, on_device)
 
     def run(*views: torch.Tensor) -> torch.Tensor:
         planes = [view.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last) for view in views]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from classifier.labels.libraries import LabelSpace
-from classifier.network import Classifier, TwoViewClassifier, load_classifier, of_patches
+from classifier.network import TwoViewClassifier, load_classifier, of_patches
 from classifier.spec import CONTEXT_PX
 from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import read_header
+from nucpipe.backends.pytorch import with_weights_in
 from nucpipe.errors import DataError
 
 
@@ -68,7 +69,9 @@ class Teachers(nn.Module):
             scale = torch.ones(len(theirs))
             for columns, temperature in zip(theirs.slices.values(), theirs.temperatures, strict=False):
                 scale[columns] = temperature
-            networks.append(_Calibrated(model, scale, torch.tensor([place.get(c, 0) for c in outputs.columns])))
+            places = torch.tensor([place.get(column, 0) for column in outputs.columns])
+            two_views = isinstance(model, TwoViewClassifier)
+            networks.append(_Calibrated(with_weights_in(self._cast, of_patches(model)), two_views, scale, places))
         if not known.any():
             names = ", ".join(str(path) for path in paths)
             raise DataError(f"--distil {names}: no label of this training is taught in all of these models.")
@@ -97,10 +100,9 @@ class _Calibrated(nn.Module):
     scale: Tensor
     place: Tensor
 
-    def __init__(self, model: Classifier, scale: Tensor, place: Tensor) -> None:
+    def __init__(self, network: nn.Module, two_views: bool, scale: Tensor, place: Tensor) -> None:
         super().__init__()
-        self.two_views = isinstance(model, TwoViewClassifier)
-        self.network = of_patches(model)
+        self.network, self.two_views = network, two_views
         self.register_buffer("scale", scale)
         self.register_buffer("place", place)
 

@@ -37,10 +37,9 @@ class PyTorchBackend:
             torch.set_num_threads(threads)
         self.device = torch.device(device)
         self.precision = autocast_type(precision)
-        self.network = network.to(device).eval()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.precision is not None:
-            self.network = with_weights_in(self.precision, self.network)
+        network = network.to(device).eval()
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = with_weights_in(self.precision, network)
         self.max_concurrency = CUDA_CALLS if self.device.type == "cuda" else 1
         self.largest: int | None = None
         self._of_thread = threading.local()
@@ -77,11 +76,14 @@ class PyTorchBackend:
         return assert_finite(self.network(*planes).float().cpu().numpy())
 
 
-def with_weights_in(precision: torch.dtype, network: nn.Module) -> nn.Module:
-    """Return a copy of a network for autocast to ``precision``, the weights of its layers converted once.
+def with_weights_in(precision: torch.dtype | None, network: nn.Module) -> nn.Module:
+    """Return a copy of a network for autocast to ``precision``, the weights of its layers converted once; the network
+    itself without autocast, where that is None.
 
     Autocast converts them anew in each call, and a GPU computes a small batch sooner than it is told to do that.
     """
+    if precision is None:
+        return network
     network = copy.deepcopy(network)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
