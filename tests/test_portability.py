@@ -223,6 +223,37 @@ def test_a_network_is_given_its_pixels_on_its_own_device(monkeypatch: pytest.Mon
     assert seen == ["meta"]
 
 
+WITHOUT_OPENVINO = """
+import importlib.abc, importlib.metadata, sys
+
+class Nowhere(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "openvino":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+found = importlib.metadata.Distribution.from_name.__func__
+
+def from_name(cls, name):
+    if name == "openvino":
+        raise importlib.metadata.PackageNotFoundError(name)
+    return found(cls, name)
+
+sys.meta_path.insert(0, Nowhere())
+importlib.metadata.Distribution.from_name = classmethod(from_name)
+from nucpipe.__main__ import start
+start()
+"""
+
+
+def test_a_platform_without_openvino(tmp_path: Path) -> None:
+    """There is none for Apple's and other ARM processors on Linux, where PyTorch runs the networks."""
+    draw_slide(300, 300).save(tmp_path / "slide.png")
+    command = [sys.executable, "-c", WITHOUT_OPENVINO, "run", "slide.png", "--mpp", "0.25", "--out", "results"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nuclei on" in done.stderr + done.stdout
+
+
 def test_a_processor_of_which_pytorch_knows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "Path", lambda name: ROOT / "no such file")
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)

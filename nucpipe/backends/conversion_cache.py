@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,8 @@ def network_key(path: Path, code: Sequence[Path]) -> str:
     for file in (*code, Path(__file__).with_name("pytorch.py")):
         digest.update(file.read_bytes())
     for package in ("openvino", "timm", "torch"):
-        digest.update(f" {package} {version(package)}".encode())
+        with contextlib.suppress(PackageNotFoundError):  # there is no OpenVINO for every platform
+            digest.update(f" {package} {version(package)}".encode())
     return digest.hexdigest()[:32]
 
 
