@@ -91,8 +91,9 @@ def main(slide: Path, out: Path, mpp: float | None, **chosen: str) -> None:
         reading = time.perf_counter() - began
     detector = seconds_of(models.detector.predict, windows, models.detector.max_concurrency)
     side = 64 // grid.stride
-    crops = np.random.default_rng(0).integers(0, 256, (max(PLAIN, config.batch_size), side, side, 3), np.uint8)
-    batches = [crops[: config.batch_size]] * -(-result.nuclei // config.batch_size)
+    size = config.batch_size or models.classifier.batch_size
+    crops = np.random.default_rng(0).integers(0, 256, (max(PLAIN, size), side, side, 3), np.uint8)
+    batches = [crops[:size]] * -(-result.nuclei // size)
     classifier = seconds_of(models.classifier, batches, models.classifier.max_concurrency)
     bare = detector + classifier
     print(f"{result.nuclei} nuclei on {result.tissue_mm2:.2f} mm2 in {len(regions)} regions")

@@ -75,6 +75,7 @@ class Counted:
 
     def __init__(self, runtime: Backend) -> None:
         self.runtime, self.name, self.max_concurrency, self.windows = runtime, runtime.name, runtime.max_concurrency, 0
+        self.side_step_px = runtime.side_step_px
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         self.windows += len(pixels)

@@ -29,7 +29,7 @@ class RunConfig:
             argmax, or best where a threshold is given.
         tissue: auto, none, or the path of a mask image or of a GeoJSON with regions of interest.
         region_size: side of a region's core in working pixels (0.25 um), a multiple of 32.
-        batch_size: nuclei that the classifier sees at a time.
+        batch_size: nuclei that the classifier sees at a time; None: what suits the device.
         workers: processors to use; None: those allotted to this process.
         overwrite: replace finished results, and start unfinished ones again.
         geojson: write ``nuclei.geojson``.
@@ -52,7 +52,7 @@ class RunConfig:
     threshold: float | None = None
     tissue: str = "auto"
     region_size: int = 1280
-    batch_size: int = 64
+    batch_size: int | None = None
     workers: int | None = None
     overwrite: bool = False
     geojson: bool = True
@@ -98,7 +98,7 @@ class RunConfig:
             raise UsageError(
                 f"--region-size {self.region_size}: expected a multiple of {REGION_ALIGN_W}, such as 1280."
             )
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: expected at least 1.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers {self.workers}: expected at least 1.")

@@ -257,7 +257,8 @@ def run_regions(
     external_l0 = None if prepared.external_nuclei is None else prepared.external_nuclei.nuclei_l0
     slide, grid, search, timer = prepared.slide, prepared.grid, prepared.search, clock.timer
     stored = bool(prepared.info.features)
-    keep, size = config.nucleus_filter(models.detector.default_filter), config.batch_size
+    keep = config.nucleus_filter(models.detector.default_filter)
+    size = config.batch_size or models.classifier.batch_size
     for done in process_regions(slide, grid, search, regions, models, size, workers, external_l0, timer, keep):
         assert_lock_held()
         with timer.measure("write"):

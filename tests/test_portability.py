@@ -206,7 +206,10 @@ def test_apple_s_gpu_is_chosen(apple: None, monkeypatch: pytest.MonkeyPatch) -> 
 def test_cuda_comes_before_apple_s_gpu(apple: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pick_device("auto") == "cuda"
-    assert (pick_precision("auto", "cuda:1"), training_precision("auto", "cuda")) == ("fp16", "bf16")
+    assert training_precision("auto", "cuda") == "bf16"
+    for capability, precision in (((7, 5), "fp16"), ((8, 0), "fp32"), ((12, 0), "fp32")):  # T4, A100, RTX 50
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, known=capability: known)
+        assert pick_precision("auto", "cuda:1") == precision
 
 
 def test_a_network_is_given_its_pixels_on_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,33 @@ class Backend(Protocol):
     Attributes:
         name: ``openvino`` or ``torch``.
         max_concurrency: how many calls at once use the device fully; further ones wait.
+        side_step_px: images whose sides vary are best given as squares of multiples of this; 1: any size will do.
     """
 
     name: str
     max_concurrency: int
+    side_step_px: int
 
     def __call__(self, *pixels: Pixels) -> Floats:
         """Return the output, (N, ...) float32, for the inputs, each (N, H, W, channels) uint8, N at least 1."""
+
+
+def squared(image: Pixels, step_px: int) -> Pixels:
+    """Return an image with black to its right and below it: a square whose side is the next multiple of ``step_px``.
+
+    Where that is 1, the image is returned as it is.
+    """
+    if step_px == 1:
+        return image
+    side = -(-max(image.shape[:2]) // step_px) * step_px
+    return np.pad(image, ((0, side - image.shape[0]), (0, side - image.shape[1]), (0, 0)))
+
+
+def filled_up(view: Pixels, rows: int) -> Pixels:
+    """Return (N, ...) images with black ones behind them, ``rows`` in all."""
+    if len(view) == rows:
+        return view
+    return np.concatenate([view, np.zeros((rows - len(view), *view.shape[1:]), view.dtype)])
 
 
 def assert_finite(result: Floats) -> Floats:

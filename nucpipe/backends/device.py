@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
+TF32_SINCE = (8, 0)
+"""Compute capability of the first GPUs with TF32."""
+
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvgpu", "/dev/nvhost-gpu")
 """One of these is there on Linux if PyTorch can see a GPU: NVIDIA's, WSL's, AMD's, Jetson's two."""
 
@@ -51,8 +54,9 @@ def _gpu_possible() -> bool:
 def pick_precision(name: str, device: str) -> str:
     """Return the precision that networks compute in on ``device``: ``fp32``, ``bf16`` or ``fp16``.
 
-    ``auto`` takes what is fast without harm: fp16 on CUDA, bf16 on a CPU with instructions for it, else fp32; also on
-    MPS, where no lower precision has been compared with it yet.
+    ``auto`` takes what is fast without harm. On CUDA that is fp32 where convolutions compute in TF32, on an H100
+    several times as fast as fp16 for the classifier (docs/speed.md), and fp16 on older GPUs; on a CPU bf16 if it has
+    instructions for it; else fp32, also on MPS, where no lower precision has been compared with it yet.
 
     Raises:
         UsageError: an unknown name, or fp16 on a CPU.
@@ -61,7 +65,9 @@ def pick_precision(name: str, device: str) -> str:
         raise UsageError(f"--precision {name}: expected one of {', '.join(PRECISIONS)}.")
     if name == "auto":
         if device.startswith("cuda"):
-            return "fp16"
+            import torch
+
+            return "fp32" if torch.cuda.get_device_capability(device) >= TF32_SINCE else "fp16"
         return "bf16" if device == "cpu" and _fast_in_bfloat16() else "fp32"
     if name == "fp16" and device == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device; on a CPU use auto, bf16 or fp32.")

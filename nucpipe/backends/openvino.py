@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nucpipe.backends.base import Floats, Input, Pixels, assert_finite
+from nucpipe.backends.base import Floats, Input, Pixels, assert_finite, filled_up
 from nucpipe.backends.conversion_cache import converted_network
 from nucpipe.optional.openvino import import_openvino
 
@@ -49,6 +49,7 @@ class OpenVINOBackend:
     """A network run by OpenVINO on the CPU, one thread a call, as many calls at once as ``threads``."""
 
     name = "openvino"
+    side_step_px = 1
 
     def __init__(
         self,
@@ -97,9 +98,8 @@ class OpenVINOBackend:
 
     def _run(self, request: Any, pixels: Sequence[Pixels]) -> Floats:
         count = len(pixels[0])
-        if missing := self.batch_rows - count:
-            pixels = [np.concatenate([view, np.zeros((missing, *view.shape[1:]), np.uint8)]) for view in pixels]
-        result: Floats = request.infer([np.ascontiguousarray(view) for view in pixels], share_inputs=True)[0]
+        filled = [np.ascontiguousarray(filled_up(view, self.batch_rows)) for view in pixels]
+        result: Floats = request.infer(filled, share_inputs=True)[0]
         return assert_finite(result[:count].copy())  # the request's own memory is used again
 
 

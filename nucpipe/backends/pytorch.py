@@ -13,29 +13,49 @@ import numpy as np
 import torch
 from torch import nn
 
-from nucpipe.backends.base import Floats, Pixels, assert_finite
+from nucpipe.backends.base import Floats, Input, Pixels, assert_finite, filled_up
 from nucpipe.backends.device import autocast_type
 from nucpipe.optional.openvino import import_openvino
 
 CUDA_CALLS = 2
 """Calls at once on a GPU: while one computes, the other's pixels are copied."""
 
+CUDA_SIDE_STEP_PX = 640
+"""On a GPU varying sides are multiples of this: a read box of the default region size has two of them."""
+
 
 class PyTorchBackend:
     """A network run by PyTorch. Where the device's memory does not hold a batch, it goes on with half of it.
+
+    On a GPU cuDNN chooses its kernels anew for each shape of a batch, which took three to seven seconds on an H100
+    (docs/speed.md). So few shapes come to it: varying sides are multiples of a large step, and batches of images of
+    one size are filled up to the largest so far.
 
     Args:
         network: to run.
         device, precision: where and how.
         threads: that PyTorch takes on a processor, from now on and for all; None: as it is.
+        batch_rows: images of one size that a batch has at least on a GPU.
+        inputs: what the network takes.
     """
 
     name = "torch"
 
-    def __init__(self, network: nn.Module, device: str, precision: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        device: str,
+        precision: str,
+        threads: int | None = None,
+        batch_rows: int = 1,
+        inputs: Sequence[Input] = (Input(),),
+    ) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
         self.device = torch.device(device)
+        self.side_step_px = CUDA_SIDE_STEP_PX if self.device.type == "cuda" else 1
+        self._one_size = all(view.side_px is not None for view in inputs)
+        self._rows = batch_rows
         self.precision = autocast_type(precision)
         network = network.to(device).eval()
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -60,7 +80,22 @@ class PyTorchBackend:
                 torch.cuda.empty_cache()
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
+    def _filled(self, count: int) -> int:
+        """Return how many images a batch of ``count`` is filled up to."""
+        if self.side_step_px == 1 or not self._one_size:
+            return count
+        rows = self._rows
+        while rows < count:
+            rows *= 2
+        self._rows = rows
+        return min(rows, self.largest or rows)
+
     def _run(self, pixels: Sequence[Pixels]) -> Floats:
+        count = len(pixels[0])
+        rows = self._filled(count)
+        return assert_finite(self._compute([filled_up(view, rows) for view in pixels])[:count])
+
+    def _compute(self, pixels: Sequence[Pixels]) -> Floats:
         batch = [torch.from_numpy(np.ascontiguousarray(view)) for view in pixels]
         cast = torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
         if self.device.type != "cuda":
@@ -73,7 +108,8 @@ class PyTorchBackend:
 
     def _forward(self, batch: Sequence[torch.Tensor]) -> Floats:
         planes = [view.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last) for view in batch]
-        return assert_finite(self.network(*planes).float().cpu().numpy())
+        result: Floats = self.network(*planes).float().cpu().numpy()
+        return result
 
 
 def with_weights_in(precision: torch.dtype | None, network: nn.Module) -> nn.Module:

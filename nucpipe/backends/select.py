@@ -31,8 +31,8 @@ def select_backend(
         device: to run on.
         precision: to compute in: ``fp32``, ``bf16`` or ``fp16``.
         threads: processors that it may use.
-        batch_rows: images that OpenVINO computes at a time, always the same number, so that a
-            batch's size changes no bit.
+        batch_rows: images that OpenVINO computes at a time, always the same number, so that a batch's size changes no
+            bit; on a GPU the least number.
         inputs: what the network takes.
         key: names the network and its weights, so that it can be kept for the next time; None: it is not kept.
 
@@ -48,4 +48,4 @@ def select_backend(
             logging.getLogger(__name__).debug("OpenVINO cannot run this network", exc_info=True)
     from nucpipe.backends.pytorch import PyTorchBackend  # late: torch takes seconds to import
 
-    return PyTorchBackend(build(), device, precision, threads)
+    return PyTorchBackend(build(), device, precision, threads, batch_rows, inputs)

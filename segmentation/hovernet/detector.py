@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.backends.base import Backend
+from nucpipe.backends.base import Backend, squared
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.select import select_backend
 from segmentation.detector import Detector
@@ -51,8 +51,10 @@ class HoVerNetDetector(Detector):
         Returns:
             (3, 2H, 2W) float32 at half the pixel size: nuclear logit, horizontal and vertical map.
         """
-        maps: npt.NDArray[np.float32] = self.runtime(pixels[None])[0]
-        return maps
+        # No map that is wanted depends on what lies beyond the margin.
+        height, width = (2 * (side - 2 * self.margin_px) for side in pixels.shape[:2])
+        maps: npt.NDArray[np.float32] = self.runtime(squared(pixels, self.runtime.side_step_px)[None])[0]
+        return np.ascontiguousarray(maps[:, :height, :width])
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
         """Return the nuclei in pixels of the read box that :meth:`predict` was given; ``mpp`` is that read box's pixel

@@ -73,7 +73,7 @@ def test_performance_and_the_timeline(tile: Path, tmp_path: Path) -> None:
     facts = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))["performance"]
     assert set(facts["stages"]) == {"read", "detect", "outline", "classify", "write"}
     assert facts["stages"]["read"]["times"] == 1
-    assert facts["stages"]["classify"]["times"] == -(-result.nuclei // config.batch_size)
+    assert facts["stages"]["classify"]["times"] == -(-result.nuclei // 64)
     assert all(stage["seconds"] >= 0 and stage["waited"] >= 0 for stage in facts["stages"].values())
     assert 0 < facts["device_busy"] <= 1
     assert facts["nuclei_per_second"] > 0

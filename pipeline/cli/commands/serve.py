@@ -45,9 +45,7 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    default=DEFAULT.batch_size,
-    show_default=True,
-    help="Nuclei classified at a time.",
+    help="Nuclei classified at a time.  [default: 64, on a GPU 1024]",
 )
 @click.option("--max-mb", type=float, default=64, show_default=True, help="Largest request, in megabytes.")
 @click.option(
@@ -91,10 +89,11 @@ def serve(host: str, port: int, token_file: Path | None, max_mb: float, **option
     models = load_models(options["segmentor"], options["classifier"], options["device"], options["precision"])
     primary = models.outputs.library(options["primary"]).name
     listener = listen(host, port)
-    warm_up(models, options["batch_size"])
+    batch_size = options["batch_size"] or models.classifier.batch_size
+    warm_up(models, batch_size)
     if not local and config.token is None:
         click.echo(f"Anybody who reaches {host} may use this service; a --token-file would prevent it.", err=True)
-    app = service_app(models, config, primary, options["batch_size"])
+    app = service_app(models, config, primary, batch_size)
     serve_until_stopped(app, listener, lambda: click.echo(f"nucpipe serves at {address(listener)}  (Ctrl-C ends it)"))
 
 

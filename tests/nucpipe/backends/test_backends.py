@@ -21,11 +21,14 @@ from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.device import _gpu_possible
 from nucpipe.backends.model_file import load_model, save_model
-from nucpipe.backends.pytorch import PyTorchBackend
+from nucpipe.backends.pytorch import CUDA_SIDE_STEP_PX, PyTorchBackend
 from nucpipe.backends.select import select_backend
 from nucpipe.errors import ModelError
 from pipeline.inference.models import find_model
+from segmentation.hovernet.detector import HoVerNetDetector
+from segmentation.hovernet.network import WithoutMargin, read_hovernet
 from segmentation.hovernet.padding import fix_padding
+from segmentation.hovernet.spec import MARGIN_PX
 from tests.support.synthetic import draw_slide
 
 if importlib.util.find_spec("openvino") is None:
@@ -151,6 +154,40 @@ def test_out_of_memory_halves_the_batch_and_goes_on() -> None:
     assert network.sizes == [21, 10, 5, *[2] * 10, 1, *[2] * 10, 1]
     with pytest.raises(MemoryError, match="too little memory for one image"):
         PyTorchBackend(Means(0), "cpu", "fp32")(pixels)
+
+
+def test_few_shapes_reach_a_gpu() -> None:
+    """Each new one costs it seconds; on a processor as much is computed as is asked for."""
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), np.uint8)
+    network = Means(most=128)
+    backend = PyTorchBackend(network, "cpu", "fp32", batch_rows=8, inputs=[Input(8)])
+    backend.side_step_px = CUDA_SIDE_STEP_PX
+    for count in (20, 64, 5, 70, 64):
+        np.testing.assert_allclose(backend(pixels[:count]), pixels[:count].mean((1, 2)), rtol=1e-5)
+    assert network.sizes == [32, 64, 64, 128, 128]
+
+
+def test_read_boxes_of_few_sizes_reach_a_gpu() -> None:
+    shapes = []
+
+    class Recorded(PyTorchBackend):
+        def __call__(self, *pixels: np.ndarray) -> np.ndarray:
+            shapes.append(pixels[0].shape[1:3])
+            return super().__call__(*pixels)
+
+    network = WithoutMargin(read_hovernet(find_model("segmentor", "hovernet-compact"))[0]).eval()
+    backend = Recorded(network, "cpu", "fp32")
+    detector = HoVerNetDetector(backend)
+    rng = np.random.default_rng(1)
+    for height, width in ((592, 656), (592, 640)):
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        backend.side_step_px = 1
+        expected = detector.predict(pixels)
+        backend.side_step_px = CUDA_SIDE_STEP_PX
+        maps = detector.predict(pixels)
+        assert maps.shape == expected.shape == (3, 2 * (height - 2 * MARGIN_PX), 2 * (width - 2 * MARGIN_PX))
+        np.testing.assert_allclose(maps, expected, atol=2e-3)
+    assert shapes == [(592, 656), (1280, 1280), (592, 640), (640, 640)]
 
 
 class Odd(torch.nn.Module):
@@ -290,7 +327,10 @@ class Overflowing(torch.nn.Module):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: select_backend(Overflowing, "cpu", "fp32", 1, 1, 8), lambda: PyTorchBackend(Overflowing(), "cpu", "fp32")],
+    [
+        lambda: select_backend(Overflowing, "cpu", "fp32", 1, 1, [Input(8)]),
+        lambda: PyTorchBackend(Overflowing(), "cpu", "fp32"),
+    ],
 )
 def test_what_is_not_finite_stops(make: Callable[[], Backend]) -> None:
     backend = make()
