@@ -16,7 +16,7 @@ from typing import Any
 from nucpipe.addresses import RemotePath, is_remote
 from nucpipe.errors import OutputError, SlideError
 from pipeline.batch.lock import Lock
-from pipeline.batch.plan import Job, is_result
+from pipeline.batch.plan import Job, holds_run
 from pipeline.batch.remote import exists, folders_in, read, version
 from pipeline.slide.identity import slide_fingerprint, valid_utf8
 from pipeline.store.journal import JOURNAL, JOURNAL_SLIDE
@@ -127,7 +127,7 @@ def _record(root: Path, address: RemotePath | None, folder: Path) -> dict[str, A
     for path in (here / RUN_JSON, here / JOURNAL / JOURNAL_SLIDE):
         with suppress(OSError):
             return _parsed(path.read_bytes())
-    return {} if is_result(here) else None  # of an earlier release, or damaged
+    return {} if holds_run(here) else None  # of an earlier release, or damaged
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -153,14 +153,14 @@ def _is_free(root: Path, address: RemotePath | None, folder: Path) -> bool:
     except OSError:
         return True
     ours = (JOURNAL, STORE)
-    return not any(is_result(path) or not path.name.startswith(ours) for path in inside)
+    return not any(holds_run(path) or not path.name.startswith(ours) for path in inside)
 
 
 def _outer(root: Path, address: RemotePath | None, folder: Path) -> PurePosixPath | Path | None:
     """Return the result, finished or under way, that a folder lies inside; None where it lies in none."""
     for parent in folder.parents[:-1]:
         here = root / parent
-        if is_result(here) or Lock(here).seems_held():
+        if holds_run(here) or Lock(here).seems_held():
             return parent
         if address is not None and exists(address / parent / RUN_JSON):
             return parent

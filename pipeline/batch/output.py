@@ -20,7 +20,7 @@ from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.batch.folder import SOURCE, choose_folder, identity, stems_with_digits
 from pipeline.batch.lock import Lock, file_system_now, held
-from pipeline.batch.plan import Job, is_result
+from pipeline.batch.plan import Job, holds_run
 from pipeline.batch.remote import check_reachable, exists, fetched, local_folder, read, send, write
 from pipeline.batch.summary import BEFORE, SUMMARY, Summary
 from pipeline.config import RunConfig
@@ -134,7 +134,7 @@ class OutputRoot:
         if self.address is None:
             return
         for parent, names, _ in os.walk(self.root):
-            if not is_result(Path(parent)):
+            if not holds_run(Path(parent)):
                 continue
             names.clear()
             lock = Lock(Path(parent))

@@ -140,7 +140,7 @@ def _matches(pattern: Path) -> Iterator[tuple[Path, Path]]:
     for path in slides:
         if not path.is_dir() or is_slide_folder(path):
             yield path, Path(slide_name(path))
-        elif not is_result(path):
+        elif not holds_run(path):
             yield from _in_folder(path)
 
 
@@ -171,7 +171,7 @@ def _in_folder(path: Path) -> Iterator[tuple[Path, Path]]:
         except OSError:
             names.clear()
             continue
-        if (status.st_dev, status.st_ino) in entered or is_result(here):
+        if (status.st_dev, status.st_ino) in entered or holds_run(here):
             names.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
@@ -196,6 +196,6 @@ def _owned(folder: Path, files: list[str]) -> set[str]:
     return owned
 
 
-def is_result(folder: Path) -> bool:
-    """Tell whether a folder holds what a run wrote for a slide, so that an overview is not taken for a slide."""
+def holds_run(folder: Path) -> bool:
+    """Tell whether a folder holds what a run wrote for a slide, finished or not: its pictures are no slides."""
     return (folder / STORE).is_dir() or (folder / JOURNAL / JOURNAL_HEADER).is_file()

@@ -15,7 +15,7 @@ import pytest
 import nucpipe
 from nucpipe.errors import OutputError
 from pipeline.batch.folder import choose_folder
-from pipeline.batch.plan import is_result, plan
+from pipeline.batch.plan import holds_run, plan
 from pipeline.config import RunConfig
 from pipeline.slide.identity import slide_fingerprint
 
@@ -111,7 +111,7 @@ def test_no_result_lies_inside_another(tmp_path: Path, outer_first: bool | None)
         assert places["journal.png"] == Path("s1/a/journal")
     made = [path.parent for path in out.rglob("run.json")]
     assert len(made) == 3
-    assert not any(is_result(parent) for folder in made for parent in folder.parents)
+    assert not any(holds_run(parent) for folder in made for parent in folder.parents)
     assert not list(out.rglob("journal.json"))
     assert {r.slide.name: r.status for r in nucpipe.run(slides, out, **SETTINGS)} == dict.fromkeys(
         places, "finished before"
