@@ -104,6 +104,13 @@ def _read(
             f"{path.name}: {len(outside)} of {len(nuclei)} nuclei, as that at ({x:.0f}, {y:.0f}), lie outside "
             f"{slide} of {size_l0[0]} x {size_l0[1]} pixels; they must be in pixels of its full resolution."
         )
+    flat = np.flatnonzero(~(nuclei.area_um2 > 0))
+    if len(flat):
+        x, y = nuclei.centroids[flat[0]] - origin_l0
+        raise SlideError(
+            f"{path.name}: {len(flat)} of {len(nuclei)} nuclei, as that at ({x:.0f}, {y:.0f}), have no area; expected "
+            "outlines that enclose something."
+        )
     return ExternalNuclei(nuclei, types)
 
 

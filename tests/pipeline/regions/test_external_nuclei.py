@@ -199,6 +199,11 @@ def test_qupath_counts_from_the_slides_bounds(
             r"1 of 1 nuclei, as that at \(5005, 15\), lie",
         ),
         ("e.geojson", json.dumps([feature([[[0, 0], [1, 1], [0, 0]]])]).encode(), "fewer than three points"),
+        (
+            "z.geojson",
+            json.dumps([feature([square(5, 5)]), feature([[[20, 20], [30, 20], [25, 20], [20, 20]]])]).encode(),
+            r"1 of 2 nuclei, as that at \(25, 20\), have no area",
+        ),
         ("f.geojson.gz", b"no gzip", "cannot be read"),
         (
             "p.geojson",
