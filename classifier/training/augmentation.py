@@ -10,7 +10,13 @@ from torch import Generator, Tensor
 
 from classifier.patches import CONTEXT_W
 from classifier.spec import CONTEXT_PX, PATCH_PX
-from nucpipe.training.augmentation import draw_stain_change, jitter_focus, jitter_stain
+from nucpipe.training.augmentation import (
+    draw_stain_change,
+    jitter_focus,
+    jitter_stain,
+    optical_density,
+    rgb_of_density,
+)
 
 MAX_SIGMA_PX = 1.2
 SCALE = 1.25
@@ -22,6 +28,8 @@ TILE_PX = 64
 """Side of the tile, in pixels of the context, to which contexts are cut at random: that of PanNuke's images."""
 CUT_SHARE = 0.5
 """Share of the whole contexts that are cut to a tile."""
+SMALLEST_DEVIATION, LARGEST_RATIO = 0.02, 2.0
+"""Of optical densities, and of two images' deviations: empty glass gets no structure from its noise."""
 UNKNOWN = 127.5
 """Colour where a context is not known: nothing, once normalised."""
 
@@ -69,7 +77,7 @@ def augment(patches: Tensor, patch_px: int, size_px: int, generator: Generator) 
 
 
 def augment_views(
-    patches: Tensor, contexts: Tensor, context_dropout: float, generator: Generator
+    patches: Tensor, contexts: Tensor, context_dropout: float, colour_exchange: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Training input of a classifier of two views, both turned, mirrored, scaled, moved and recoloured alike.
 
@@ -80,6 +88,7 @@ def augment_views(
         patches: (N, 3, S, S) uint8 RGB at 0.25 um, the nucleus in the middle.
         contexts: (N, 4, C, C) uint8 at 1 um, see ``classifier.patches.cut_contexts``, likewise.
         context_dropout: share of the samples that get no context.
+        colour_exchange: share of the samples that get the colours of another, see :func:`exchange_colours`.
         generator: on the CPU; the same state gives the same result.
 
     Returns:
@@ -99,10 +108,60 @@ def augment_views(
     source = torch.cat([contexts[:, :3].float(), 255.0 * there], 1)
     context = F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     kept = (torch.rand(n, 1, 1, 1, generator=generator) >= context_dropout).to(device)
-    known = (context[:, 3:] > 254.9) & kept
+    there = context[:, 3:] > 254.9
+    known = there & kept
+    around = context[:, :3]
+    if colour_exchange:
+        turned, around = exchange_colours(turned, around, there, colour_exchange, generator)
     change = draw_stain_change(n, generator, STAIN_STRENGTH, STAIN_VECTORS)
-    colour = torch.where(known, change(context[:, :3], turned), UNKNOWN)
+    colour = torch.where(known, change(around, turned), UNKNOWN)
     return jitter_focus(change(turned), generator, MAX_SIGMA_PX), torch.cat([colour, 255.0 * known], 1)
+
+
+def exchange_colours(
+    patches: Tensor, contexts: Tensor, there: Tensor, share: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Give a share of the samples the colours of another sample of the batch, both views alike.
+
+    Mean and standard deviation of red's, green's and blue's optical density become those of the other one (after
+    Reinhard et al. 2001, "Color transfer between images"). So a library's labels are not told by its laboratory's stain
+    and scanner.
+
+    Args:
+        patches: (N, 3, S, S) float, RGB 0-255.
+        contexts: (N, 3, C, C) float, likewise.
+        there: (N, 1, C, C) bool, where a context is known. Colours are measured on it, or on the patch where less than
+            a fifth of it is known.
+        share: of the samples, 0-1.
+        generator: on the CPU; the same state gives the same result.
+
+    Returns:
+        Patches and contexts, 0-255.
+    """
+    n, device = len(patches), patches.device
+    enough = there.float().mean((1, 2, 3), keepdim=True) > 0.2
+    measured = zip(
+        _density_moments(contexts, there), _density_moments(patches, torch.ones_like(patches[:, :1])), strict=True
+    )
+    mean, deviation = (torch.where(enough, around, near) for around, near in measured)
+    other = torch.randperm(n, generator=generator).to(device)
+    taken = (torch.rand(n, 1, 1, 1, generator=generator) < share).to(device)
+    ratio = (deviation[other] / deviation).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
+
+    def exchanged(rgb: Tensor) -> Tensor:
+        density = (optical_density(rgb) - mean) * ratio + mean[other]
+        return torch.where(taken, rgb_of_density(density).clamp(0, 255), rgb)
+
+    return exchanged(patches), exchanged(contexts)
+
+
+def _density_moments(rgb: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (N, 3, 1, 1) of the optical densities where ``there`` (N, 1, H, W)."""
+    density, weight = optical_density(rgb), there.float()
+    count = weight.sum((2, 3), keepdim=True).clamp(min=1)
+    mean = (density * weight).sum((2, 3), keepdim=True) / count
+    variance = ((density - mean).square() * weight).sum((2, 3), keepdim=True) / count
+    return mean, variance.sqrt().clamp(min=SMALLEST_DEVIATION)
 
 
 def _tiles(whole: Tensor, side_px: int, generator: Generator) -> Tensor:

@@ -44,6 +44,7 @@ class ClassifierTraining:
             patch is then enlarged to 224 px throughout, whose first layer is a ``classifier.network.PatchStem``;
             ``sizes`` is not read, and ``strides`` are those of the stages behind that layer.
         context_dropout: share of the samples whose context is left out in training, 0-1.
+        colour_exchange: share of the samples that are given the colours of another image, 0-1; with context only.
         strides: of an EfficientNet's stem and stages, see ``classifier.network.set_strides``; empty: as published.
         start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
             labels and layers, whose mean is taken; outputs of labels that it has too start as they are there.
@@ -78,6 +79,7 @@ class ClassifierTraining:
     sizes: tuple[tuple[float, int], ...] = ((0.76, 96), (0.14, 144), (0.1, 224))
     context: bool = False
     context_dropout: float = 0.2
+    colour_exchange: float = 0.0
     strides: tuple[int, ...] = ()
     start_from: tuple[Path, ...] = ()
     match: str = "table"
@@ -122,6 +124,8 @@ class ClassifierTraining:
             raise UsageError(f"sizes = {self.sizes}: expected shares that sum to 1 and sides from {MIN_SIZE_PX} px.")
         if not 0 <= self.context_dropout < 1:
             raise UsageError(f"context_dropout = {self.context_dropout}: expected 0 or more, and less than 1.")
+        if not 0 <= self.colour_exchange <= 1:
+            raise UsageError(f"colour_exchange = {self.colour_exchange}: expected 0 to 1.")
         if not all(0 < weight < math.inf for _, weight in self.library_weights):
             raise UsageError("library_weights: expected factors above 0.")
         for name in ("mixup", "tolerance"):

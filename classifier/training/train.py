@@ -324,7 +324,8 @@ def _views(
     """Return what the network sees of a batch: patches, and contexts for one that looks at them too."""
     stored = pixels(chosen)
     if config.context:
-        views = list(augment_views(stored[0], stored[1], config.context_dropout, generator))
+        patches, contexts = stored
+        views = list(augment_views(patches, contexts, config.context_dropout, config.colour_exchange, generator))
     else:
         views = [augment(stored[0], PATCH_PX, config.size_px(step), generator)]
     return [view.contiguous(memory_format=torch.channels_last) for view in views]

@@ -22,6 +22,16 @@ def _uniform(n: int, channels: int, low: float, high: float, generator: torch.Ge
     return torch.empty(n, channels, 1, 1).uniform_(low, high, generator=generator)
 
 
+def optical_density(rgb: torch.Tensor) -> torch.Tensor:
+    """Return the natural optical density of RGB 0-255; 0 is white."""
+    return -torch.log((rgb.clamp(0, 255) + 1) / 256)
+
+
+def rgb_of_density(density: torch.Tensor) -> torch.Tensor:
+    """Return what :func:`optical_density` was made of; not clamped."""
+    return 256 * torch.exp(-density) - 1
+
+
 @dataclass(frozen=True)
 class StainChange:
     """A change of colour for each of N images; several views of one specimen are changed alike.
@@ -55,9 +65,9 @@ class StainChange:
         return ((rgb - mean) * self.contrast.to(device) + mean + self.brightness.to(device)).clamp(0, 255)
 
     def _stained(self, batch: torch.Tensor) -> torch.Tensor:
-        density = -torch.log((batch.clamp(0, 255) + 1) / 256).flatten(2)
+        density = optical_density(batch).flatten(2)
         changed = torch.baddbmm(self.offset.to(batch.device), self.to_density.to(batch.device), density)
-        return (256 * torch.exp(-changed) - 1).reshape(batch.shape)
+        return rgb_of_density(changed).reshape(batch.shape)
 
 
 def draw_stain_change(

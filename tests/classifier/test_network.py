@@ -28,10 +28,11 @@ from classifier.network import (
 from classifier.patches import cut_padded_patches
 from classifier.predictor import load_predictor
 from classifier.spec import MPP
-from classifier.training.augmentation import UNKNOWN, augment, augment_views, resample
+from classifier.training.augmentation import UNKNOWN, augment, augment_views, exchange_colours, resample
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.datasets import AnnotatedImage, Annotation
 from nucpipe.errors import DataError, ModelError, UsageError
+from nucpipe.training.augmentation import optical_density, rgb_of_density
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import imagenet_state_dict
 from pipeline.inference.models import bundled_models
@@ -382,7 +383,7 @@ def test_both_views_are_turned_and_moved_alike() -> None:
     n = 16
     patches = torch.from_numpy(np.stack([np.stack([patch] * 3)] * n)).byte()
     around_all = torch.from_numpy(np.stack([around] * n)).byte()
-    turned, moved = augment_views(patches, around_all, 0.0, torch.Generator().manual_seed(0))
+    turned, moved = augment_views(patches, around_all, 0.0, 0.0, torch.Generator().manual_seed(0))
     assert turned.shape == (n, 3, 64, 64)
     assert moved.shape == (n, 4, 64, 64)
     checked = 0
@@ -403,7 +404,7 @@ def test_contexts_are_cut_to_tiles_or_left_out_at_random() -> None:
     around = torch.full((64, 4, 96, 96), 120, dtype=torch.uint8)
     around[:, 3] = 255
     around[32:, 3, :, :40] = 0
-    runs = [augment_views(patches, around, 0.25, torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)]
+    runs = [augment_views(patches, around, 0.25, 0.0, torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     known = runs[0][:, 3] > 0
@@ -416,6 +417,32 @@ def test_contexts_are_cut_to_tiles_or_left_out_at_random() -> None:
     share = there.flatten(1).float().mean(1)
     assert (share > 0.97).any()
     assert (share < 0.8).any()
+
+
+def test_colours_are_exchanged_between_the_samples_of_a_batch() -> None:
+    """A light and a dark image: each keeps its structure and gets the other's mean and spread of optical density."""
+    rng = torch.Generator().manual_seed(0)
+    base = torch.rand(2, 1, 64, 64, generator=rng).expand(2, 3, 64, 64)
+    low, high = torch.tensor([0.1, 0.8]).view(2, 1, 1, 1), torch.tensor([0.3, 1.2]).view(2, 1, 1, 1)
+    contexts = rgb_of_density(low + (high - low) * base)
+    patches = contexts[..., 16:48, 16:48]
+    there = torch.ones(2, 1, 64, 64, dtype=torch.bool)
+    there[:, :, :20] = False
+    contexts = torch.where(there, contexts, UNKNOWN)  # says nothing of the colours
+    seeds = [s for s in range(20) if torch.randperm(2, generator=torch.Generator().manual_seed(s)).tolist() == [1, 0]]
+    near, around = exchange_colours(patches, contexts, there, 1.0, torch.Generator().manual_seed(seeds[0]))
+
+    def moments(images: torch.Tensor) -> torch.Tensor:
+        seen = optical_density(images)[there.expand(2, 3, 64, 64)].view(2, -1)
+        return torch.stack([seen.mean(1), seen.std(1)])
+
+    torch.testing.assert_close(moments(around), moments(contexts).flip(1), atol=0.01, rtol=0.03)
+    for before, after in ((patches, near), (contexts[:, :, 20:], around[:, :, 20:])):
+        for k in range(2):
+            assert torch.corrcoef(torch.stack([before[k].flatten(), after[k].flatten()]))[0, 1] > 0.98
+    same = exchange_colours(patches, contexts, there, 0.0, torch.Generator().manual_seed(seeds[0]))
+    assert torch.equal(same[0], patches)
+    assert torch.equal(same[1], contexts)
 
 
 def test_a_network_without_context_takes_no_notice_of_it(model_file: Path) -> None:
