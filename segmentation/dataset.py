@@ -11,6 +11,7 @@ import numpy.typing as npt
 from skimage.measure import label as connected_components
 
 from nucpipe.datasets import AnnotatedImage
+from nucpipe.datasets.base import check_outlines
 from nucpipe.errors import DataError
 from segmentation.targets import between_nuclei, hv_maps
 
@@ -89,6 +90,7 @@ class TileDataset:
             # 16 bits are enough for one image and are what cv2.warpAffine takes.
             self.instances.append(np.unique(instances, return_inverse=True)[1].reshape(instances.shape).astype("u2"))
             self.pixels.append(image.pixels())
+            check_outlines(image.name, instances, self.pixels[-1])
             self.scales.append(MAP_MPP / image.mpp)
         areas = np.array([p.shape[0] * p.shape[1] / s**2 for p, s in zip(self.pixels, self.scales, strict=True)])
         of_set = [number for number, one in enumerate(sets) for _ in one]

@@ -71,6 +71,20 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
 
 
+def check_outlines(name: str, instances: npt.NDArray[np.integer], pixels: npt.NDArray[np.uint8]) -> None:
+    """See that an instance map (H, W) is of the size of its image (H, W, 3).
+
+    Raises:
+        DataError: it is not; ``name`` is the image's.
+    """
+    (height, width), (image_height, image_width) = instances.shape, pixels.shape[:2]
+    if (height, width) != (image_height, image_width):
+        raise DataError(
+            f"{name}: its outlines are on {width} x {height} pixels, its image has {image_width} x {image_height}; "
+            "expected the same size."
+        )
+
+
 def renumbered(instances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Return the instance map (H, W) with its ids made 1 to N, in their order, and these ids (N,)."""
     ids = np.unique(instances[instances > 0])

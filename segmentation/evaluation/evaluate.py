@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.datasets import AnnotatedImage
+from nucpipe.datasets.base import check_outlines
 from segmentation.detector import Detector
 from segmentation.evaluation.scores import ImageScore, figures_of
 from segmentation.hovernet.zoo import CONSEP_GROUPS
@@ -44,12 +45,17 @@ def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterat
 
     Where the detector gives types in the words of the annotation (CoNSeP's merged as the paper merges them), they are
     judged too.
+
+    Raises:
+        DataError: an image and its outlines differ in size.
     """
     for image in images:
         annotation = image.annotation()
         if annotation.instances is None:
             continue
-        found = detector.default_filter.apply(detect_image(detector, image.pixels(), image.mpp))
+        pixels = image.pixels()
+        check_outlines(image.name, annotation.instances, pixels)
+        found = detector.default_filter.apply(detect_image(detector, pixels, image.mpp))
         merged = dataclasses.replace(annotation, labels=tuple(CONSEP_GROUPS.get(x, x) for x in annotation.labels))
         judged = next((a for a in (annotation, merged) if set(a.labels) <= {*detector.types}), None)
         if found.types is None or judged is None:

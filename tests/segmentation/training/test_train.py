@@ -1,6 +1,7 @@
 """Training of the segmentor: it learns, it resumes exactly, and its file says what it is."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
 from pipeline.inference.models import find_model
 from segmentation.dataset import TileDataset, balanced_shares
+from segmentation.evaluation.evaluate import score_images
 from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.network import HoVerNet, read_hovernet, widen
 from segmentation.targets import between_nuclei
@@ -42,6 +44,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(data: Path, out: Path, steps: int) -> SegmentorTraining:
     return SegmentorTraining((data,), out, ("image_2",), steps=steps, batch_size=1, learning_rate=3e-3, licence="CC0")
+
+
+def test_outlines_of_another_size_than_the_image_are_refused(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    label = folder / "Labels" / "image_2.mat"
+    scipy.io.savemat(label, {"inst_map": scipy.io.loadmat(label)["inst_map"][:200]})
+    images = open_dataset(folder)
+    said = "image_2: its outlines are on 280 x 200 pixels, its image has 280 x 264; expected the same size"
+    with pytest.raises(DataError, match=said):
+        TileDataset([images], 0, 1)
+    detector = load_hovernet(find_model("segmentor", "hovernet-compact"))
+    with pytest.raises(DataError, match=said):
+        list(score_images(detector, images[2:]))
 
 
 class Interrupted(Exception):
