@@ -89,6 +89,11 @@ def object_type(feature: dict[str, Any]) -> str:
     return str(stated or LEGACY_IDS.get(str(feature.get("id")), "")).lower()
 
 
+def probability_name(library: str) -> str:
+    """Return the name of the measurement that holds the probability of a nucleus' label in a library."""
+    return f"{library} probability"
+
+
 def class_name(properties: dict[str, Any]) -> str:
     """Return the name of an object's class; derived classes as QuPath shows them, ``Tumor: Positive``."""
     classification = properties.get("classification")

@@ -16,6 +16,7 @@ from pipeline.export.geojson.packing import Content, Gzip, Plain
 from pipeline.export.polygons import coordinates_of
 from pipeline.inference.executor import Stage, StageExecutor
 from pipeline.inference.profiling import StageTimer
+from pipeline.regions.geojson import probability_name
 from pipeline.store.reader import Store
 
 BATCH = 8192
@@ -111,7 +112,7 @@ def _measurements(
     if (scores := part.ood_scores) is not None:
         columns["Out-of-distribution score"] = scores
     p = label_probabilities(probabilities, part.info.outputs, numbers)
-    return columns | {f"{name} probability": values for name, values in p.items()}
+    return columns | {probability_name(name): values for name, values in p.items()}
 
 
 def _shape(

@@ -18,7 +18,7 @@ from classifier.predictions import Predictions
 from nucpipe.errors import UsageError
 from pipeline.adaptation.adapt import learn
 from pipeline.adaptation.clicks import clicks_of
-from pipeline.adaptation.corrections import Correction, write_corrections
+from pipeline.adaptation.corrections import Correction, read_corrections, write_corrections
 from pipeline.adaptation.validation import Accuracy
 from pipeline.batch.lock import Lock
 from pipeline.cli.main import main
@@ -309,6 +309,45 @@ def test_a_result_in_python_has_both_sets(tmp_path: Path) -> None:
     labels = result.adapted().labels("PanNuke")
     assert (labels.to_numpy() == np.array(LABELS, object)[truth])[ROWS].all()
     assert not (result.labels("PanNuke").to_numpy() == np.array(LABELS, object)[truth])[ROWS].all()
+
+
+def test_labels_of_an_export_are_no_corrections_whatever_became_of_the_result(tmp_path: Path) -> None:
+    """Those of an adapted export used to be taken for a person's."""
+    store, truth = slide(tmp_path / "r")
+    correct(store, truth, ROWS)
+    assert call("adapt", tmp_path / "r")[0] == 0
+    adapted = open_store(store.path).adapted().label_numbers("PanNuke")
+    base = store.label_numbers("PanNuke")
+    assert (adapted != base).sum() > 50
+    path = tmp_path / "adapted.geojson"
+    assert call("export", tmp_path / "r", "--to", "geojson", "--adapted", "--primary", "PanNuke", "--out", path)[0] == 0
+    content = json.loads(path.read_text("utf-8"))
+    changed, restored = np.flatnonzero(adapted != base)[:2].tolist()
+    features = content["features"]
+    features[changed]["properties"]["classification"]["name"] = "dead"
+    features[restored]["properties"]["classification"]["name"] = LABELS[base[restored]]
+    expected = {(features[changed]["id"], "dead"), (features[restored]["id"], LABELS[base[restored]])}
+    path.write_text(json.dumps(content), "utf-8")
+    old = tmp_path / "old.geojson"  # of a QuPath without metadata of detections
+    for feature in features:
+        del feature["properties"]["metadata"]
+    old.write_text(json.dumps(content), "utf-8")
+
+    def imported(file: Path) -> set[tuple[str, str]]:
+        (tmp_path / "r" / "corrections.csv").unlink()
+        status, said = call("corrections", "import", file, tmp_path / "r", "--library", "PanNuke")
+        assert status == 0, said
+        return {(c.id, c.label) for c in read_corrections(tmp_path / "r" / "corrections.csv")}
+
+    assert imported(path) == imported(old) == expected
+    assert call("adapt", tmp_path / "r", "--undo")[0] == 0
+    assert imported(path) == expected
+    status, said = call("corrections", "import", old, tmp_path / "r", "--library", "PanNuke")
+    assert status == 1
+    assert "cannot be told from labels that slide had when they were exported" in said
+    correct(store, truth, ROWS[:40])
+    assert call("adapt", tmp_path / "r")[0] == 0
+    assert imported(path) == expected
 
 
 def test_exports_and_reports_show_either_set(tmp_path: Path) -> None:

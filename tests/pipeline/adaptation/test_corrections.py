@@ -148,6 +148,11 @@ def test_what_cannot_be_imported_is_said_in_one_line(store: Store, tmp_path: Pat
     other = {"type": "Feature", "id": "x", "geometry": None, "properties": {"classification": {"name": "dead"}}}
     (tmp_path / "other.geojson").write_text(json.dumps(other), "utf-8")
     assert "has the id of a nucleus" in call("corrections", "import", tmp_path / "other.geojson", folder)
+    del other["id"]
+    (tmp_path / "other.geojson").write_text(json.dumps(other), "utf-8")
+    assert "no object of 1 has both an id and a class" in call(
+        "corrections", "import", tmp_path / "other.geojson", folder
+    )
     theirs = tmp_path / "corrections.csv"
     write_corrections(theirs, [Correction(1, 1, "NuCLS", "unheard of")])
     assert "is not one of NuCLS's" in call("corrections", "import", theirs, folder)
