@@ -79,6 +79,13 @@ precision_option = click.option(
     show_default=True,
     help="Arithmetic of the networks; auto takes what is fast on the device without harm.",
 )
+mpp_option = click.option(
+    "--mpp",
+    type=float,
+    metavar="UM",
+    help="Pixel size of level 0 in micrometres, where the slide states none or a wrong one; a warning says where it "
+    "takes another one's place.  [default: as the slide states]",
+)
 slide_option = click.option(
     "--slide", type=click.Path(path_type=Path), help="Where the slide lies, if it has moved since the run."
 )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nucpipe.errors import SlideError
 from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
+from pipeline.slide.causes import cause
+from pipeline.slide.identity import printable
 
 SQUARE_TOLERANCE = 0.02
+SAME_TOLERANCE = 0.02
+"""Pixel sizes that differ by less are one: scanners round theirs, people say 0.25 of 0.2485."""
 
 MICROMETRES_PER_UNIT = {
     "inch": 25400.0,  # TIFF's two, as OpenSlide and tifffile spell them
@@ -32,7 +38,7 @@ def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]
 
     Args:
         path: names the slide in errors.
-        given: ``--mpp``; wins.
+        given: ``--mpp``; wins, for a file may be wrong, and a warning says so where the file states another one.
         stated: asks the file; None where it says nothing.
 
     Raises:
@@ -41,8 +47,14 @@ def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]
     if given is not None:
         if not is_plausible_mpp(given):
             raise SlideError(f"{path.name}: --mpp {given:g} is outside {MIN_MPP} to {MAX_MPP} um; {GIVE_ONE}.")
+        with suppress(Exception):  # what a file with broken metadata states does not matter here
+            _warn_of_another(path, given, stated())
         return given
-    mpp = stated()
+    try:
+        mpp = stated()
+    # Metadata that anybody wrote: anything may be missing or of another type.
+    except Exception as error:
+        raise SlideError(f"{path.name}: its pixel size cannot be read ({cause(error)}); {GIVE_ONE}.") from error
     if mpp is None:
         raise SlideError(f"{path.name} states no pixel size; {GIVE_ONE}.")
     x, y = mpp
@@ -56,6 +68,21 @@ def pixel_size(path: Path, given: float | None, stated: Callable[[], Mpp | None]
             "if that is wrong, give the right size with --mpp (micrometres per pixel)."
         )
     return (x + y) / 2
+
+
+def _warn_of_another(path: Path, given: float, stated: Mpp | None) -> None:
+    """Warn where a file states a size that can be true, and is clearly another one than that given."""
+    if stated is None or not all(map(is_plausible_mpp, stated)):
+        return
+    if any(abs(size - given) > SAME_TOLERANCE * min(size, given) for size in stated):
+        x, y = (f"{size:.4g}" for size in stated)
+        logging.getLogger(__name__).warning(
+            "%s states a pixel size of %s um, but %g um is taken, as --mpp says; "
+            "if the file is right, run it without --mpp.",
+            printable(path.name),
+            x if x == y else f"{x} x {y}",
+            given,
+        )
 
 
 def from_resolution(x: float, y: float, unit: str) -> Mpp | None:

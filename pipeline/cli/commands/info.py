@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from pipeline.cli.options import mpp_option
+
 
 @click.command()
 @click.argument("slide", type=click.Path(path_type=Path))
-@click.option("--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres.")
+@mpp_option
 def info(slide: Path, mpp: float | None) -> None:
     """Say what a slide is: size, pixel size, levels, reader."""
     from pipeline.slide.base import describe

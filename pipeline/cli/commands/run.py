@@ -14,6 +14,7 @@ from pipeline.cli.options import (
     decided,
     device_option,
     filtered,
+    mpp_option,
     precision_option,
     segmentor_option,
     together,
@@ -89,9 +90,7 @@ out_option = click.option("--out", type=click.Path(), required=True, help="Folde
 @click.command()
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE_OR_FOLDER...", type=click.Path())
 @out_option
-@click.option(
-    "--mpp", type=float, metavar="UM", help="Pixel size of level 0 in micrometres, where the slide states none."
-)
+@mpp_option
 @run_options
 @click.option("--max-failures", type=int, metavar="N", help="Stop after N slides have failed.  [default: go on]")
 @click.option(

@@ -69,6 +69,30 @@ def test_stated_pixel_sizes_must_be_true(tmp_path: Path) -> None:
         assert slide.mpp == pytest.approx((0.25 + 1 / 4.04) / 2)
 
 
+@pytest.mark.parametrize(("given", "warned"), [(0.25, False), (0.2485, False), (0.5, True)])
+def test_a_stated_pixel_size_is_not_replaced_in_silence(
+    tmp_path: Path, given: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    make.write_tiled_tiff(tmp_path / "a.tif", PICTURE, 0.25)
+    with open_slide(tmp_path / "a.tif", given) as slide:
+        assert slide.mpp == given
+    assert ("a.tif states a pixel size of 0.25 um, but 0.5 um is taken" in caplog.text) == warned
+    assert len(caplog.records) == warned
+
+
+def test_what_cannot_be_true_is_replaced_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make.write_ome_tiff(tmp_path / "far.ome.tif", PICTURE, 3.0)
+    make.write_ngff(tmp_path / "odd.zarr", PICTURE, 0.25)
+    metadata = tmp_path / "odd.zarr" / ".zattrs"
+    metadata.write_text(metadata.read_text("utf-8").replace('"scale": [', '"scale": ["a",'), "utf-8")
+    with pytest.raises(SlideError, match=r"odd\.zarr: its pixel size cannot be read \(.*\); give one with --mpp"):
+        open_slide(tmp_path / "odd.zarr")
+    for name in ("far.ome.tif", "odd.zarr"):
+        with open_slide(tmp_path / name, 0.5) as slide:
+            assert slide.mpp == 0.5
+    assert not caplog.records
+
+
 def test_transparent_is_white(tmp_path: Path) -> None:
     rgba = np.dstack([PICTURE, np.full((HEIGHT, WIDTH), 255, np.uint8)])
     rgba[:50, :, 3] = 0
