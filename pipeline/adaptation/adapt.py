@@ -47,6 +47,12 @@ class Learnt:
         return [name for name, one in self.accuracy.items() if one is None] if self.worse else []
 
 
+    @property
+    def errors_alone(self) -> list[str]:
+        """The libraries of which every measured correction says that the label was wrong."""
+        return [name for name, one in self.accuracy.items() if one is not None and not one.plain[0]]
+
+
 @dataclass(frozen=True)
 class Changed:
     """How many nuclei of a result have another label than before, by library, and how many are no nuclei."""

@@ -112,6 +112,11 @@ def _say_learnt(name: str, learnt: Learnt) -> None:
             plain, balanced = (f"{before:.3f} -> {after:.3f}" for before, after in (measured.plain, measured.balanced))
             how = f"accuracy {plain}, balanced {balanced} on {measured.nuclei} corrected nuclei left out in turn"
         click.echo(f"  {library}: {model.nuclei} corrected nuclei speak of it; {how}")
+    if learnt.errors_alone:
+        click.echo(
+            f"  No correction confirms a label of {', '.join(learnt.errors_alone)}: accuracy, before and after, is that "
+            "of errors alone and no estimate for the slide; confirm labels that are right, too, in nucpipe view"
+        )
 
 
 def _say_changed(name: str, nuclei: int, changed: Changed) -> None:
