@@ -26,4 +26,4 @@ class RemotePath(str):
         return PurePosixPath(self.partition("://")[2]).name
 
     def __truediv__(self, part: str | Path) -> RemotePath:
-        return RemotePath(f"{self.rstrip('/')}/{PurePosixPath(part)}")
+        return RemotePath("/".join((self.rstrip("/"), *PurePosixPath(part).parts)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 from classifier.decision_rule import DecisionRule
 from nucpipe.errors import UsageError
@@ -69,14 +71,26 @@ class RunConfig:
         return DecisionRule.chosen(self.decide, self.threshold)
 
     def command(self, slide: str, out: str) -> str:
-        """Return the ``nucpipe run`` that has these settings: an option for each field that is not at its default."""
-        words = ["nucpipe", "run", slide, "--out", out]
+        """Return the ``nucpipe run`` that has these settings, given in any folder: an option for each field that is not
+        at its default.
+        """
+        words, absolute = ["nucpipe", "run", slide, "--out", out], self.with_absolute_paths()
         for option in fields(self):
-            value, name = getattr(self, option.name), option.name.replace("_", "-")
+            value, name = getattr(absolute, option.name), option.name.replace("_", "-")
             if value != option.default:
                 words += [f"--no-{name}"] if value is False else [f"--{name}"]
                 words += [] if isinstance(value, bool) else [str(value)]
         return shlex.join(words)
+
+    def with_absolute_paths(self) -> RunConfig:
+        """Return settings that mean the same in whatever folder a process works."""
+        given = {name: getattr(self, name) for name in ("tissue", "segmentor", "classifier", "nuclei")}
+        paths: dict[str, Any] = {
+            name: str(Path(value).absolute())
+            for name, value in given.items()
+            if value and (Path(value).is_file() or (name == "nuclei" and Path(value).exists()))
+        }
+        return replace(self, **paths)
 
     def nucleus_filter(self, default: NucleusFilter) -> NucleusFilter:
         """Return which nuclei are kept.

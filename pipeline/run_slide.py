@@ -65,6 +65,7 @@ def run_slide(
     reporter: Reporter,
     assert_lock_held: Callable[[], None] = lambda: None,
     origin: Path | RemotePath | None = None,
+    out: Path | RemotePath | None = None,
 ) -> SlideResult:
     """Find, outline and label every nucleus of one slide.
 
@@ -76,6 +77,7 @@ def run_slide(
         reporter: receives the progress.
         assert_lock_held: called before anything is written to ``folder``; raises where another process holds it now.
         origin: where a person finds the slide, if not at ``path``.
+        out: where a person finds the folder of results, if not beside ``folder``.
 
     Raises:
         NucpipeError: the slide cannot be processed; what was done stays in the journal.
@@ -98,7 +100,7 @@ def run_slide(
             run_regions(prepared, todo, journal, models, config, clock, reporter.advance, assert_lock_held)
             slide.forget()
             clock.lap("nuclei")
-        return finalize(prepared, journal, config, clock, origin or path, assert_lock_held)
+        return finalize(prepared, journal, config, clock, origin or path, out or folder.parent, assert_lock_held)
 
 
 @dataclass(frozen=True)
@@ -274,6 +276,7 @@ def finalize(
     config: RunConfig,
     clock: RunClock,
     origin: Path | RemotePath,
+    out: Path | RemotePath,
     assert_lock_held: Callable[[], None] = lambda: None,
 ) -> SlideResult:
     """Write the store and all that is made from it; ``run.json`` comes last, then the journal is removed.
@@ -284,6 +287,7 @@ def finalize(
         config: the settings.
         clock: of the run.
         origin: where a person finds the slide.
+        out: where a person finds the folder of its results.
         assert_lock_held: see :func:`run_slide`.
     """
     with ThreadPoolExecutor(2, "nucpipe-export") as helpers:
@@ -297,7 +301,7 @@ def finalize(
         assert_lock_held()
         remove_partial_files(prepared.folder)
         store = open_store(prepared.store_path)
-        record = describe_run(origin, prepared.info, config, prepared.tissue.area_mm2)
+        record = describe_run(origin, out, prepared.info, config, prepared.tissue.area_mm2)
         record["models"] = with_training_data(record["models"], config.segmentor, config.classifier)
         export(store, prepared, config, record, helpers, thumbnail)
     clock.lap("exports")

@@ -46,7 +46,6 @@ class Learnt:
         """
         return [name for name, one in self.accuracy.items() if one is None] if self.worse else []
 
-
     @property
     def errors_alone(self) -> list[str]:
         """The libraries of which every measured correction says that the label was wrong."""

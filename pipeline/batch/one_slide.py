@@ -30,7 +30,9 @@ def try_slide(
             return before
         with to.local_slide(job) as path:
             config = to.config_of(job)
-            result = run_slide(path, to.folder(job), models, config, reporter, assert_lock_held, job.slide)
+            result = run_slide(
+                path, to.folder(job), models, config, reporter, assert_lock_held, job.slide, to.out_of(job)
+            )
         return to.publish(job, models.identity, result)
     except LostLock:
         raise

@@ -77,6 +77,10 @@ class OutputRoot:
         """Return where a person finds them."""
         return self.folder(job) if self.address is None else self.address / job.folder
 
+    def out_of(self, job: Job) -> Path | RemotePath:
+        """Return the ``--out`` that has them where the slide is run by itself, not found in a folder of slides."""
+        return (self.root if self.address is None else self.address) / job.folder.parent
+
     def config_of(self, job: Job) -> RunConfig:
         """Return a slide's settings, without ``--overwrite`` where another process has just made the result."""
         return replace(job.config, overwrite=job.config.overwrite and not self.made_meanwhile(job))

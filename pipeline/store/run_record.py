@@ -184,11 +184,14 @@ def remove_result(folder: Path) -> None:
             raise cannot_write(path, error) from error
 
 
-def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, tissue_mm2: float) -> dict[str, Any]:
+def describe_run(
+    origin: Path | RemotePath, out: Path | RemotePath, info: StoreInfo, config: RunConfig, tissue_mm2: float
+) -> dict[str, Any]:
     """Return what ``run.json`` and the report say of a run: date, slide, command, versions, models, settings, area.
 
     Args:
         origin: where a person finds the slide.
+        out: where the slide by itself has the folder of its results.
         info: of the store.
         config: the settings.
         tissue_mm2: area of the tissue, square millimetres.
@@ -198,7 +201,7 @@ def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, 
     slide = slide_address(origin)
     return record | {
         "slide": slide,
-        "command": config.command(slide, "results"),
+        "command": valid_utf8(config.command(slide, slide_address(out))),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": {
             **record["settings"],
@@ -211,7 +214,7 @@ def describe_run(origin: Path | RemotePath, info: StoreInfo, config: RunConfig, 
 
 
 def slide_address(origin: Path | RemotePath) -> str:
-    """Return where a slide lies, as files can hold it: an absolute path or an address."""
+    """Return where a slide, or a folder of results, lies, as files can hold it: an absolute path or an address."""
     return valid_utf8(origin.absolute() if isinstance(origin, Path) else origin)
 
 

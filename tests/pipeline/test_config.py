@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_the_command_gives_the_settings_again(config: RunConfig) -> None:
     for name in ("max_failures", "dry_run", "cluster"):  # of the batch, not of a slide
         del options[name]
     assert config_of(**options) == config
+
+
+def test_paths_in_the_command_hold_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rois.geojson").touch()
+    for folder in ("nuclei", "fast", "none"):
+        (tmp_path / folder).mkdir()
+    words = shlex.split(RunConfig(tissue="rois.geojson", nuclei="nuclei", classifier="fast").command("s.svs", "out"))
+    assert words[5:] == [
+        *("--classifier", "fast", "--tissue", str(tmp_path / "rois.geojson"), "--nuclei", str(tmp_path / "nuclei"))
+    ]
+    assert RunConfig(tissue="none").with_absolute_paths().tissue == "none"
 
 
 def test_every_setting_is_in_the_command() -> None:

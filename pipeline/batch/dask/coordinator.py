@@ -91,12 +91,7 @@ def for_workers(config: RunConfig) -> RunConfig:
 
     find_model("segmentor", config.segmentor)
     outputs = LabelSpace.from_dict(read_header(find_model("classifier", config.classifier)).outputs)
-    paths: dict[str, Any] = {
-        name: str(Path(value).absolute())
-        for name in ("tissue", "segmentor", "classifier", "nuclei")
-        if (value := getattr(config, name)) and Path(value).exists()
-    }
-    return replace(config, primary=outputs.library(config.primary).name, **paths)
+    return replace(config.with_absolute_paths(), primary=outputs.library(config.primary).name)
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def finish_task(task: SlideTask, seconds: float) -> SlideResult:
         to_finish = whole and (task.config.overwrite or not prepared.store_path.exists())
         if not (to_finish or prepared.store_path.exists()):
             raise OutputError(f"{task.folder}: regions are missing or damaged; run the same command again.")
-        result = finalize(prepared, journal if to_finish else None, task.config, clock, task.slide)
+        result = finalize(prepared, journal if to_finish else None, task.config, clock, task.slide, task.folder.parent)
     _close(task)
     return result
 

@@ -114,8 +114,8 @@ def _say_learnt(name: str, learnt: Learnt) -> None:
         click.echo(f"  {library}: {model.nuclei} corrected nuclei speak of it; {how}")
     if learnt.errors_alone:
         click.echo(
-            f"  No correction confirms a label of {', '.join(learnt.errors_alone)}: accuracy, before and after, is that "
-            "of errors alone and no estimate for the slide; confirm labels that are right, too, in nucpipe view"
+            f"  No correction confirms a label of {', '.join(learnt.errors_alone)}: accuracy, before and after, is "
+            "that of errors alone and no estimate for the slide; confirm labels that are right, too, in nucpipe view"
         )
 
 

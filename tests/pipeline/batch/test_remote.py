@@ -75,7 +75,9 @@ def test_slides_and_results_in_s3(
     np.testing.assert_array_equal(a.ids, b.ids)
     np.testing.assert_array_equal(a.probabilities, b.probabilities)
     assert (tmp_path / "fetched" / "nuclei.geojson").read_bytes() == (alone.folder / "nuclei.geojson").read_bytes()
-    assert json.loads(store.cat_file("bucket/out/a/run.json"))["slide"] == f"{BUCKET}/in/a.png"
+    run = json.loads(store.cat_file("bucket/out/a/run.json"))
+    assert run["slide"] == f"{BUCKET}/in/a.png"
+    assert run["command"].startswith(f"nucpipe run {BUCKET}/in/a.png --out {BUCKET}/out --")
     statuses = {key: row["status"] for key, row in summary(store).items()}
     assert statuses == {"a": "done", "bad": "failed", "deep/b": "done"}
     left = {path.relative_to(cache) for path in cache.rglob("*") if path.is_file() and path.name != "summary.csv"}

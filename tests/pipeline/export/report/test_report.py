@@ -208,7 +208,7 @@ def test_the_methods_are_told(tmp_path: Path) -> None:
     assert at_once["date"] == f"{run['finished'][:10]} {run['finished'][11:19]} UTC"
     assert at_once["slide"].startswith("slide, 200 × 200 pixels of 0.25 µm (sha256:")
     assert at_once["command"] == run["command"]
-    assert f"nucpipe run {slide} --out results --mpp 0.25 --primary CoNSeP" in at_once["command"]
+    assert f"nucpipe run {slide} --out {tmp_path} --mpp 0.25 --primary CoNSeP" in at_once["command"]
     header = read_header(find_model("classifier", RunConfig().classifier))
     for data in header.data:
         assert (f"{data['name']} ({data['licence']})" in at_once["classifier"]) == bool(data["images"])
