@@ -22,6 +22,7 @@ from nucpipe.errors import OutputError
 from nucpipe.files import cannot_write, written_whole
 from pipeline.store.anndata_encoding import add_array, add_categorical, add_group, add_scalar
 from pipeline.store.reader import Store, read_obs_columns
+from pipeline.store.run_record import ADAPTED_REPORT, REPORT_MARK
 from pipeline.store.schema import ADAPTED, ADAPTED_X, CHUNK_ROWS, CHUNK_ROWS_X, NOT_A_NUCLEUS
 
 WRITTEN_IN = "adapted.partial"
@@ -107,6 +108,25 @@ def remove_adapted(path: Path) -> bool:
         return _remove(path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def remove_adapted_report(folder: Path) -> bool:
+    """Remove the report of adapted labels that are gone, if nucpipe wrote the file of that name.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        OutputError: it cannot be read or removed.
+    """
+    path = folder / ADAPTED_REPORT
+    try:
+        if not path.is_file() or REPORT_MARK not in path.read_text("utf-8", "replace"):
+            return False
+        path.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    return True
 
 
 def _remove(path: Path) -> bool:

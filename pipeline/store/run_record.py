@@ -32,6 +32,10 @@ STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, FIGURES, RUN_JSON, TIMELINE = (
     "run.json",
     "profile.png",
 )
+ADAPTED_REPORT = "report-adapted.html"
+"""Report of the labels that ``nucpipe adapt`` wrote; it stands beside the run's own."""
+REPORT_MARK = "Made by nucpipe"
+"""Stands in every report."""
 RESULT_FILES = (STORE, GEOJSON, OVERVIEW, REGIONS, REPORT, FIGURES, TIMELINE, RUN_JSON)
 """All that a run may leave in a slide's folder, in the order in which it is written; ``run.json`` comes last."""
 

@@ -39,7 +39,7 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
     """
     from pipeline.adaptation.adapt import check_alike
     from pipeline.result import open_result
-    from pipeline.store.adapted import remove_adapted
+    from pipeline.store.adapted import remove_adapted, remove_adapted_report
 
     source = open_result(result)
     targets = [open_result(other) for other in others]
@@ -52,7 +52,8 @@ def adapt(result: Path, others: tuple[Path, ...], even_worse: bool, undo: bool) 
         if undo:
             for one in (source, *targets):
                 there = remove_adapted(one.store.path)
-                click.echo(f"{one.name}: {'adapted labels removed' if there else 'has no adapted labels'}")
+                report = " and their report" if remove_adapted_report(one.folder) else ""
+                click.echo(f"{one.name}: {f'adapted labels{report} removed' if there else 'has no adapted labels'}")
             return
         for target in targets:
             check_alike(source.store, target.store)

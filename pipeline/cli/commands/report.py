@@ -38,9 +38,10 @@ def report(
     """
     from pipeline.export.report.write import report_batch, report_slide
     from pipeline.result import Result, is_result, open_result, open_results
+    from pipeline.store.run_record import ADAPTED_REPORT, REPORT
 
     # The run's own report stays.
-    name = "report-adapted.html" if adapted else "report.html"
+    name = ADAPTED_REPORT if adapted else REPORT
 
     def kept(one: Result) -> Result:
         return (one.adapted() if adapted else one).filtered(min_area, min_detection)

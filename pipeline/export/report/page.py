@@ -39,8 +39,9 @@ from pipeline.inference.models import with_training_data
 from pipeline.regions.quality import CAUSES, CELL_UM
 from pipeline.result import Result
 from pipeline.slide.base import Slide
+from pipeline.store.adapted import made_from
 from pipeline.store.reader import Store
-from pipeline.store.run_record import FIGURES, REPORT
+from pipeline.store.run_record import FIGURES, REPORT, REPORT_MARK
 from pipeline.store.schema import StoreInfo
 from segmentation.nuclei import KEEP_ALL, NucleusFilter
 
@@ -103,7 +104,7 @@ def write_report(
         "maps": {library.name: _density_maps(facts, library) for library in info.outputs.libraries},
         "crops": {item.row: crop(slide, store, item.row, item.centroid_l0) for item in facts.uncertain if slide},
         "uncertain": facts.uncertain if slide else (),
-        "methods": methods(info, run),
+        "methods": methods(info, run, made_from(store) if store.shows_adapted else None),
         "quality": None if quality is None else _quality(quality, info),
         "regions": {} if table is None else {lib.name: _regions(table, lib) for lib in info.outputs.libraries},
     }
@@ -144,7 +145,7 @@ def write_batch_report(results: Sequence[Result], path: Path, primary: str) -> N
         link = _link(result.folder / REPORT, path)
         about = {"name": result.name, "link": link, "mm2": mm2, "nuclei": facts.nuclei, "unlike": facts.unlike_share}
         slides.append({**about, "rows": each})
-        common.add(methods(result.store.info, run))
+        common.add(methods(result.store.info, run, made_from(store) if store.shows_adapted else None))
         parts.append(facts)
         if len(parts) == MERGED_SLIDES:
             parts = [merge_stats(parts)]
@@ -282,8 +283,14 @@ def _pair(facts: ReportStats, a: Library, b: Library) -> dict[str, Any]:
     return {"a": a.name, "b": b.name, "agree": agree, "total": total, "columns": columns_of, "rows": cells}
 
 
-def methods(info: StoreInfo, run: dict[str, Any]) -> dict[str, str]:
-    """Return what a methods section says: date, slide, command, version, models and their data, settings."""
+def methods(info: StoreInfo, run: dict[str, Any], adaptation: dict[str, Any] | None = None) -> dict[str, str]:
+    """Return what a methods section says: date, slide, command, version, models and their data, settings.
+
+    Args:
+        info: of the store.
+        run: what ``run.json`` says; {} for nothing.
+        adaptation: what the labels were adapted from; None: they are those of the run.
+    """
     width, height = info.size_l0
     slide = f"{info.slide_name}, {width:,} × {height:,} pixels of {info.mpp:.4g} µm"
     found = {"date": run["finished"].replace("T", " ").replace("+00:00", " UTC")} if "finished" in run else {}
@@ -294,7 +301,36 @@ def methods(info: StoreInfo, run: dict[str, Any]) -> dict[str, str]:
         found[kind] = f"{model.get('name', '')} ({str(model.get('fingerprint', ''))[:19]}){_learnt_from(model)}"
     found |= {"nuclei kept": str(info.nucleus_filter), "decision rule": info.rule.in_words}
     told = {"decide", *info.nucleus_filter.to_dict()}
-    return found | {key: _setting(key, value) for key, value in info.settings.items() if key not in told}
+    found |= {key: _setting(key, value) for key, value in info.settings.items() if key not in told}
+    return found | (_adapted_methods(adaptation, info.rule.in_words) if adaptation else {})
+
+
+def _adapted_methods(made_from: dict[str, Any], rule: str) -> dict[str, str]:
+    """Return what :func:`methods` says otherwise of adapted labels.
+
+    Args:
+        made_from: see :func:`pipeline.store.adapted.made_from`.
+        rule: the decision rule in words.
+    """
+    own = made_from["same_slide"]
+    no_nuclei = f", and without {made_from['no_nuclei']} called no nucleus" if made_from["no_nuclei"] else ""
+    libraries = made_from["libraries"]
+    measured = [
+        f"{name} {before:.3f} before and {after:.3f} after, on {one['accuracy']['nuclei']}"
+        for name, one in libraries.items()
+        if one["accuracy"]
+        for before, after in [one["accuracy"]["plain"]]
+    ]
+    return {
+        "labels": f"adapted by {made_from['corrected_nuclei']} corrected nuclei of "
+        f"{'this slide' if own else made_from['corrections_of']}{no_nuclei} ({made_from['when']})",
+        "libraries adapted": "; ".join(
+            [*(f"{name} by {one['corrected_nuclei']}" for name, one in libraries.items()), "any other as in the run"]
+        ),
+        "accuracy on corrected nuclei left out": "; ".join(measured) or "too few to measure",
+        "decision rule": f"{rule} The probabilities are adapted"
+        + ("; a corrected nucleus has the label that it was given." if own else "."),
+    }
 
 
 def _learnt_from(model: dict[str, Any]) -> str:
@@ -355,7 +391,7 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     templates.filters["words"] = words
-    templates.globals["version"] = __version__
+    templates.globals |= {"version": __version__, "mark": REPORT_MARK}
     return templates
 
 

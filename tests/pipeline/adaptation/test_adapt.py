@@ -392,4 +392,13 @@ def test_exports_and_reports_show_either_set(tmp_path: Path) -> None:
     assert not (folder / "report.html").exists()
     text = (folder / "report-adapted.html").read_text("utf-8")
     assert ">labels<" in text
-    assert ">adapted<" in text
+    assert "adapted by 80 corrected nuclei of this slide, and without 1 called no nucleus (" in text
+    assert "PanNuke by 80" in text
+    plain = made_from(store)["libraries"]["PanNuke"]["accuracy"]["plain"]
+    assert f"PanNuke {plain[0]:.3f} before and {plain[1]:.3f} after, on 80" in text
+    assert "the label of the largest probability. The probabilities are adapted; a corrected nucleus has" in text
+    assert "adapted labels and their report removed" in call("adapt", folder, "--undo")[1]
+    assert not (folder / "report-adapted.html").exists()
+    (folder / "report-adapted.html").write_text("my own words", "utf-8")
+    assert "has no adapted labels" in call("adapt", folder, "--undo")[1]
+    assert (folder / "report-adapted.html").exists()
