@@ -43,6 +43,7 @@ from pipeline.store.run_record import (
     SlideResult,
     describe_run,
     described_models,
+    measured_counts,
     remove_partial_files,
     remove_result,
     result_settings,
@@ -196,7 +197,7 @@ def _finished_before(path: Path, folder: Path, record: dict[str, Any]) -> SlideR
     """Return the outcome of an earlier run, by its ``run.json``."""
     nuclei, area, unlike = record["nuclei"], record["tissue_mm2"], record.get("out_of_distribution")
     return SlideResult(
-        path, folder, "finished before", nuclei, area, counts=record["counts"], out_of_distribution=unlike
+        path, folder, "finished before", nuclei, area, counts=measured_counts(record), out_of_distribution=unlike
     )
 
 

@@ -33,6 +33,7 @@ from pipeline.store.run_record import (
     SlideResult,
     described_models,
     expected_files,
+    measured_counts,
     result_settings,
 )
 
@@ -258,7 +259,7 @@ def finished_there(target: RemotePath, source: dict[str, Any], job: Job) -> Slid
             "finished before",
             found["nuclei"],
             found["tissue_mm2"],
-            counts=found["counts"],
+            counts=measured_counts(found),
             out_of_distribution=found.get("out_of_distribution"),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

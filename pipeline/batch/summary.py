@@ -27,10 +27,10 @@ TAIL_BYTES = 4096
 class Summary:
     """The summary of everything that was ever run into a folder, by however many processes.
 
-    After ``COLUMNS`` comes a column for each label, ``<library>:<label>``, with the number of nuclei that have it, and
-    before these ``out_of_distribution``, the share of nuclei unlike the training data, where the classifier can tell. A
-    line is added at the end of the file. The whole file is written only for a column that it lacks, and by
-    :meth:`tidy`, which drops the lines of slides that have a newer one.
+    After ``COLUMNS`` comes a column for each label, ``<library>:<label>``, with the number of nuclei that have it, or
+    empty where nothing taught the classifier the label, and before these ``out_of_distribution``, the share of nuclei
+    unlike the training data, where the classifier can tell. A line is added at the end of the file. The whole file is
+    written only for a column that it lacks, and by :meth:`tidy`, which drops the lines of slides that have a newer one.
     """
 
     def __init__(self, out: Path) -> None:
@@ -89,7 +89,7 @@ class Summary:
         if result.out_of_distribution is not None:
             line["out_of_distribution"] = f"{result.out_of_distribution:.4f}"
         for library, labels in result.counts.items():
-            line |= {f"{library}:{label}": str(count) for label, count in labels.items()}
+            line |= {f"{library}:{label}": "" if count is None else str(count) for label, count in labels.items()}
         return line
 
     def tidy(self) -> bool:

@@ -61,7 +61,8 @@ class SlideResult:
         tissue_mm2: area of the tissue, found or given by ``--tissue``, square millimetres.
         seconds: wall time of this run.
         cause: of the failure; "" otherwise.
-        counts: how many nuclei have each label, by library and label; empty where it failed.
+        counts: how many nuclei have each label, by library and label, None of a label that nothing taught the
+            classifier; empty where it failed.
         out_of_distribution: share of the nuclei that are unlike the training data, 0-1; None where the model cannot
             tell.
     """
@@ -73,7 +74,7 @@ class SlideResult:
     tissue_mm2: float = 0.0
     seconds: float = 0.0
     cause: str = ""
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    counts: dict[str, dict[str, int | None]] = field(default_factory=dict)
     out_of_distribution: float | None = None
 
 
@@ -232,7 +233,7 @@ def remove_partial_files(folder: Path) -> None:
 
 def write_run_json(
     folder: Path, record: dict[str, Any], store: Store, seconds: dict[str, float], performance: dict[str, Any]
-) -> dict[str, dict[str, int]]:
+) -> dict[str, dict[str, int | None]]:
     """Write ``run.json``: what :func:`describe_run` gives, times and counts.
 
     Args:
@@ -243,7 +244,7 @@ def write_run_json(
         performance: from :meth:`pipeline.inference.profiling.StageTimer.performance`.
 
     Returns:
-        How many nuclei have each label, by library and label.
+        What :func:`measured_counts` returns of it.
 
     Raises:
         OutputError: it cannot be written.
@@ -263,7 +264,18 @@ def write_run_json(
     }
     with written_whole(folder / RUN_JSON) as partial:
         partial.write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
-    return counts
+    return measured_counts(record)
+
+
+def measured_counts(record: dict[str, Any]) -> dict[str, dict[str, int | None]]:
+    """Return the counts in ``run.json`` by library and label; None of a label that nothing taught the classifier, of
+    which 0 says nothing.
+    """
+    untrained = set(record.get("untrained_labels", ()))
+    return {
+        library: {label: None if f"{library}:{label}" in untrained else count for label, count in labels.items()}
+        for library, labels in record["counts"].items()
+    }
 
 
 def unlike_share(store: Store) -> float | None:

@@ -48,7 +48,8 @@ def region_table(store: Store, regions: RegionsOfInterest, quality: QualityMap |
         Columns ``region``, ``class`` (of the region), ``area_mm2``, ``nuclei`` (all in the region), with
         ``quality`` also ``out_of_focus`` and ``pen_marked`` (the share of them that lie in such a place), ``library``,
         ``label``, ``count``, ``per_mm2`` (missing where the region has no area), ``share`` of the region's nuclei
-        with the ends of its 95 % interval ``share_low`` and ``share_high`` (:func:`wilson_interval`), and means over
+        with the ends of its 95 % interval ``share_low`` and ``share_high`` (:func:`wilson_interval`), all five missing
+        of a label that nothing taught the classifier, and means over
         the nuclei with the label, missing where there are none: ``mean_probability`` (of the label),
         ``mean_detection_p``, ``mean_area_um2`` and ``mean_<measure>`` of ``segmentation.nuclei.MEASURES``.
     """
@@ -98,6 +99,10 @@ def region_table(store: Store, regions: RegionsOfInterest, quality: QualityMap |
     ]
     table = pd.concat(rows, ignore_index=True)
     count, total, area = (table[name].to_numpy(np.float64) for name in ("count", "nuclei", "area_mm2"))
+    # A label that is never given was not looked for: 0 would be an answer.
+    trained = np.tile(np.array(store.info.outputs.trained, bool), len(regions))
+    table["count"] = table["count"].astype("Int64").where(trained)
+    count = np.where(trained, count, np.nan)
     low, high = wilson_interval(count, total)
     shown = {
         "per_mm2": _quotient(count, area),

@@ -119,8 +119,11 @@ def test_twelve_good_slides_and_eight_broken_ones(tmp_path: Path) -> None:
     assert sum(row["status"] == "done" for row in summary.values()) == 12
     assert sum(row["status"] == "failed" for row in summary.values()) == 8
     for name, result in good.items():
-        counted = {key: int(value) for key, value in summary[name].items() if ":" in key}
-        assert len(counted) == 35
+        labels = {key: value for key, value in summary[name].items() if ":" in key}
+        untrained = json.loads((out / name / "run.json").read_text("utf-8"))["untrained_labels"]
+        assert {key for key, value in labels.items() if not value} == set(untrained) != set()
+        counted = {key: int(value) for key, value in labels.items() if value}
+        assert len(labels) == 35
         for library in ("NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke"):
             assert sum(n for key, n in counted.items() if key.startswith(library)) == result.nuclei
         assert float(summary[name]["tissue_mm2"]) > 0
