@@ -105,6 +105,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         DecisionRule.chosen(self.decide, self.threshold)
         self.nucleus_filter(KEEP_ALL)
+        if self.nuclei is not None and self.segmentor != type(self).segmentor:
+            raise UsageError(
+                f"--segmentor {self.segmentor} cannot be used with --nuclei, which leaves detection out; give one."
+            )
         if self.mpp is not None and not is_plausible_mpp(self.mpp):
             low, high = MIN_MPP, MAX_MPP
             raise UsageError(f"--mpp {self.mpp:g}: expected micrometres per pixel, {low} to {high}; 40x is about 0.25.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from nucpipe.errors import UsageError
 from pipeline.cli.commands.run import config_of, run
 from pipeline.config import RunConfig
 
@@ -28,14 +29,16 @@ CHANGED = RunConfig(
     workers=3,
     overwrite=True,
     geojson=False,
-    nuclei="nuclei.geojson",
     tta=True,
     features=False,
     profile=True,
 )
 
 
-@pytest.mark.parametrize("config", [RunConfig(), CHANGED])
+OF_ANOTHER_TOOL = replace(CHANGED, segmentor=RunConfig.segmentor, nuclei="nuclei.geojson")
+
+
+@pytest.mark.parametrize("config", [RunConfig(), CHANGED, OF_ANOTHER_TOOL])
 def test_the_command_gives_the_settings_again(config: RunConfig) -> None:
     words = shlex.split(config.command("a slide.svs", "results"))
     assert words[:2] == ["nucpipe", "run"]
@@ -59,4 +62,10 @@ def test_paths_in_the_command_hold_in_any_folder(tmp_path: Path, monkeypatch: py
 
 
 def test_every_setting_is_in_the_command() -> None:
-    assert all(getattr(CHANGED, field.name) != field.default for field in fields(RunConfig))
+    for field in fields(RunConfig):
+        assert any(getattr(config, field.name) != field.default for config in (CHANGED, OF_ANOTHER_TOOL))
+
+
+def test_a_segmentor_beside_nuclei_of_another_tool_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"^--segmentor a model\.safetensors cannot be used with --nuclei"):
+        replace(CHANGED, nuclei="nuclei.geojson")

@@ -31,10 +31,8 @@ MAX_RADIUS_UM = 1000.0
     "--radius",
     "radius_um",
     type=float,
-    default=RADIUS_UM,
-    show_default=True,
     metavar="UM",
-    help="With --neighbours: count nuclei up to that distance.",
+    help=f"With --neighbours: count nuclei up to that distance.  [default: {RADIUS_UM:g}]",
 )
 @click.option("--primary", metavar="LIBRARY", help="With --neighbours: whose labels are counted.  [default: the run's]")
 @filtered()
@@ -48,7 +46,7 @@ def measure(
     only_good: bool,
     only_in_focus: bool,
     slide: Path | None,
-    radius_um: float,
+    radius_um: float | None,
     primary: str | None,
     min_area: float | None,
     min_detection: float | None,
@@ -71,6 +69,15 @@ def measure(
 
     if regions is None and not neighbours and not quality:
         raise UsageError("nothing to measure: expected --regions ROI.geojson, --neighbours or --quality.")
+    for option, given, other, there in (
+        ("--radius", radius_um is not None, "--neighbours", neighbours),
+        ("--primary", primary is not None, "--neighbours", neighbours),
+        ("--only-good", only_good, "--regions or --neighbours", neighbours or regions is not None),
+        ("--only-in-focus", only_in_focus, "--regions or --neighbours", neighbours or regions is not None),
+    ):
+        if given and not there:
+            raise UsageError(f"{option} needs {other}: it changes nothing else.")
+    radius_um = RADIUS_UM if radius_um is None else radius_um
     if not 0 < radius_um <= MAX_RADIUS_UM:
         raise UsageError(f"--radius {radius_um:g}: expected micrometres, above 0 to {MAX_RADIUS_UM:g}.")
     opened = open_result(result).filtered(min_area, min_detection)

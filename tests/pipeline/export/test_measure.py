@@ -130,6 +130,19 @@ def test_neighbours_are_those_of_all_pairs(folder: Path) -> None:
     assert found.within.sum() > 1000
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"),
+    [
+        (["--quality", "--radius", 30], "--radius needs --neighbours"),
+        (["--regions", "roi.geojson", "--primary", "NuCLS"], "--primary needs --neighbours"),
+        (["--quality", "--only-good"], "--only-good needs --regions or --neighbours"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(folder: Path, words: list[object], needed: str) -> None:
+    said = invoke("measure", folder, *words)
+    assert (said.exit_code, said.output) == (2, f"nucpipe: {needed}: it changes nothing else.\n")
+
+
 def test_the_only_nucleus_of_a_label_has_no_neighbour_of_it(tmp_path: Path) -> None:
     store = random_store(tmp_path / "one", 1)
     found = find_neighbours(store, "PanNuke", 50)
