@@ -15,6 +15,8 @@ from pipeline.batch.plan import Job, plan
 from pipeline.batch.remote import local_folder, version
 from pipeline.config import RunConfig
 from pipeline.inference.models import ModelIdentity, identify_models
+from pipeline.regions.external_nuclei import nuclei_file, read_external_nuclei
+from pipeline.regions.tissue import tissue_from
 from pipeline.run_slide import find_finished, store_info
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import printable
@@ -27,7 +29,7 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
     """Say, a line a slide, what a run would do; nothing is written.
 
     Returns:
-        The number of slides that cannot be opened.
+        The number of slides that cannot be opened, or whose nuclei or tissue that the settings name cannot.
 
     Raises:
         UsageError: a setting, a model's or a device's name is wrong, or no slide is found.
@@ -62,6 +64,10 @@ def _look_ahead(job: Job, out: str | Path, models: ModelIdentity) -> tuple[str, 
         version(job.slide)
         return _state(job, out, models, None), "to be fetched"
     with open_slide(job.slide, job.config.mpp) as slide:
+        if job.config.nuclei is not None:
+            read_external_nuclei(nuclei_file(job.config.nuclei, slide.path), slide)
+        if job.config.tissue != "auto":
+            tissue_from(job.config.tissue, slide)
         width, height = slide.size_l0
         return _state(job, out, models, slide), f"{width} x {height} pixels of {slide.mpp:.4g} um"
 

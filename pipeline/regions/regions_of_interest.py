@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from pipeline.regions.geojson import Annotation
 from pipeline.regions.tissue import LARGEST_COORDINATE, annotations_of
 
 Points = npt.NDArray[np.float64]
+SMALL_MM2 = 100e-6
+"""A nucleus and what lies round it."""
 POLYGONS = (3, 6)
 """Shapely's numbers of polygons and multi-polygons."""
 
@@ -109,7 +112,24 @@ def read_regions(
             "of the class Ignore*; they must be in pixels of full resolution."
         )
     shapely.prepare(shapes)
-    return RegionsOfInterest(_unique_names(kept), tuple(one.label for one in kept), shapes, mpp)
+    regions = RegionsOfInterest(_unique_names(kept), tuple(one.label for one in kept), shapes, mpp)
+    _warn_of_small(path, regions)
+    return regions
+
+
+def _warn_of_small(path: Path, regions: RegionsOfInterest) -> None:
+    """Warn of regions that can hold no nuclei: often coordinates in another unit, or of another slide."""
+    small = np.flatnonzero(regions.areas_mm2 < SMALL_MM2)
+    if len(small):
+        logging.getLogger(__name__).warning(
+            "%s: %d of %d regions, as %s, lie outside the slide or are smaller than %.0f µm²; "
+            "expected coordinates in pixels of full resolution.",
+            path.name,
+            len(small),
+            len(regions),
+            regions.names[small[0]],
+            SMALL_MM2 * 1e6,
+        )
 
 
 def _shape(annotation: Annotation, origin_l0: tuple[int, int]) -> shapely.Geometry:

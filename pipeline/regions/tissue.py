@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +35,9 @@ MIN_COLOUR, MAX_COLOUR = 0.035, 0.055
 LARGEST_ROI_PX, MAX_DRAWN = 8192, 300
 LARGEST_COORDINATE = 2.0**40  # far beyond any slide
 ASPECT_TOLERANCE = 0.01
+MASK_COLOURS = 256
+"""That a mask may have, one a class and their mixtures where it was made smaller."""
+LOOKED_AT_PX = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -291,10 +295,24 @@ def _from_image(path: Path, slide: Slide) -> TissueMask:
             "their shapes must agree within 1 %."
         )
     colours = image[..., None] if image.ndim == 2 else image[..., :3]
+    if _is_picture(colours):
+        raise SlideError(
+            f"{path.name}: expected a mask, in which what is not black is tissue; found a picture in many colours. "
+            "Give a mask of it, or --tissue auto to find the tissue."
+        )
     tissue = np.asarray(colours.any(axis=2))
     if not tissue.any():
         raise SlideError(f"{path.name}: the mask is black all over; what is to be looked at must not be black.")
     return TissueMask.of(tissue, slide)
+
+
+def _is_picture(colours: npt.NDArray[Any]) -> bool:
+    """Tell a picture, such as the slide itself in small, from a mask (h, w, channels): grey, or of few colours."""
+    step = math.ceil(math.sqrt(colours[..., 0].size / LOOKED_AT_PX))
+    some = colours[::step, ::step]
+    if some.shape[2] < 3 or not np.ptp(some, axis=2).any():
+        return False
+    return len(np.unique(some.astype(np.float64) @ [1.0, 2.0**16, 2.0**32])) > MASK_COLOURS
 
 
 def annotations_of(path: Path, what: str) -> list[Annotation]:

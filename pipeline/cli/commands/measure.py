@@ -81,13 +81,13 @@ def measure(
     if not 0 < radius_um <= MAX_RADIUS_UM:
         raise UsageError(f"--radius {radius_um:g}: expected micrometres, above 0 to {MAX_RADIUS_UM:g}.")
     opened = open_result(result).filtered(min_area, min_detection)
+    store = opened.store if regions is None else opened.store.with_regions(regions)
     folder = out or opened.folder
     files = {"regions.csv": regions is not None, "neighbours.csv": neighbours}
     files |= dict.fromkeys(("quality.csv", "quality.png"), quality)
     for name, wanted in files.items():
         if wanted and (path := folder / name).exists() and not overwrite:
             raise OutputError(f"{path}: already exists; give another --out, or --overwrite to replace it.")
-    store = opened.store if regions is None else opened.store.with_regions(regions)
     library = store.info.outputs.library(primary or opened.primary).name
     left_out = tuple(CAUSES) if only_good else ("out_of_focus",) if only_in_focus else ()
     found = quality_of(opened, slide) if quality or left_out else None

@@ -6,6 +6,7 @@ import csv
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -206,6 +207,11 @@ def test_dry_run_writes_nothing(tmp_path: Path) -> None:
     assert call("run", folder, "--mpp", 0.25, "--out", out).exit_code == 0
     assert call("run", folder, "--mpp", 0.25, "--out", out, "--dry-run").output.startswith("finished")
     assert call("run", folder, "--mpp", 0.5, "--out", out, "--dry-run").output.startswith("changed")
+    (tmp_path / "nuclei.geojson").write_text("{}")
+    for option in ("--nuclei", "--tissue"):
+        ahead = call("run", folder, "--mpp", 0.25, "--out", out, "--dry-run", option, tmp_path / "nuclei.geojson")
+        assert ahead.exit_code == 1
+        assert re.match(r"cannot .*a\.png  nuclei\.geojson: expected GeoJSON with", ahead.output)
 
 
 def test_a_manifest_s_settings_reach_the_result(tmp_path: Path) -> None:

@@ -143,6 +143,12 @@ def test_an_option_that_would_do_nothing_is_refused(folder: Path, words: list[ob
     assert (said.exit_code, said.output) == (2, f"nucpipe: {needed}: it changes nothing else.\n")
 
 
+def test_a_wrong_file_of_regions_is_told_before_a_table_that_exists(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "regions.csv").touch()
+    said = invoke("measure", folder, "--regions", tmp_path / "none.geojson", "--out", tmp_path)
+    assert said.output == "nucpipe: none.geojson: cannot be read (No such file or directory).\n"
+
+
 def test_the_only_nucleus_of_a_label_has_no_neighbour_of_it(tmp_path: Path) -> None:
     store = random_store(tmp_path / "one", 1)
     found = find_neighbours(store, "PanNuke", 50)

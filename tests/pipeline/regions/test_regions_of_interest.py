@@ -53,6 +53,18 @@ def test_names_classes_and_areas(tmp_path: Path) -> None:
     np.testing.assert_allclose(regions.areas_mm2, np.array(expected) * px_mm2, rtol=1e-12)
 
 
+def test_regions_that_can_hold_no_nuclei_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Coordinates in millimetres, or those of another slide."""
+    large, tiny, outside = (
+        feature(ring(*box), name=name)
+        for name, box in (("large", (0, 0, 50, 50)), ("tiny", (1, 1, 1.2, 1.3)), ("away", (500, 0, 900, 90)))
+    )
+    regions_of(tmp_path / "roi.geojson", [large])
+    assert not caplog.records
+    regions_of(tmp_path / "roi.geojson", [large, tiny, outside])
+    assert "roi.geojson: 2 of 3 regions, as tiny, lie outside the slide or are smaller than 100 µm²" in caplog.text
+
+
 def test_the_smallest_region_has_a_point(tmp_path: Path) -> None:
     features = [
         feature(ring(50, 50, 60, 60), name="small"),

@@ -183,6 +183,17 @@ def test_mask_image(png: Path, tmp_path: Path, shrink: float) -> None:
     assert mask.contains(np.array([[90.0, 150.0], [110, 150]])).tolist() == [True, False]
 
 
+def test_a_picture_is_no_mask(png: Path, tmp_path: Path) -> None:
+    """The H&E image itself used to be taken for a mask that is not black anywhere."""
+    picture = make.tissue_texture(400, 300)
+    assert cv2.imwrite(str(tmp_path / "he.png"), picture[..., ::-1])
+    with open_slide(png, 0.25) as slide, pytest.raises(SlideError, match=r"he\.png: expected a mask.*many colours"):
+        tissue_from(str(tmp_path / "he.png"), slide)
+    assert cv2.imwrite(str(tmp_path / "grey.jpg"), np.dstack([picture[..., 1]] * 3))
+    with open_slide(png, 0.25) as slide:
+        assert tissue_from(str(tmp_path / "grey.jpg"), slide).mask.all()
+
+
 def test_mask_in_colour_counts_what_is_not_black(png: Path, tmp_path: Path) -> None:
     colours = np.zeros((300, 400, 4), np.uint8)
     colours[..., 3] = 255
