@@ -220,9 +220,12 @@ def open_result(result: str | Path) -> Result:
         result: a slide's folder, or the ``nuclei.zarr`` in it.
 
     Raises:
-        OutputError: there is none, its run is not finished, or it is of a later version of nucpipe.
+        UsageError: no such path.
+        OutputError: it is no result, its run is not finished, or it is of a later version of nucpipe.
     """
     path = Path(result)
+    if not path.exists():
+        raise UsageError(f"{path}: no such folder; expected a slide's folder of results, or the {STORE} in it.")
     if (path / STORE).exists():
         return Result(path, open_store(path / STORE))
     if (path / JOURNAL).is_dir():
@@ -237,8 +240,11 @@ def open_results(folder: str | Path) -> list[Result]:
     """Return every finished result in a folder and its sub-folders, by name of the folder.
 
     Raises:
-        OutputError: there is none, or one is of a later version of nucpipe.
+        UsageError: no such folder.
+        OutputError: it holds no result, or one is of a later version of nucpipe.
     """
+    if not Path(folder).exists():
+        raise UsageError(f"{folder}: no such folder; expected one that nucpipe run wrote to.")
     found = sorted(results_in(Path(folder)))
     if not found:
         raise OutputError(f"{folder}: holds no finished result; expected a folder that nucpipe run wrote to.")

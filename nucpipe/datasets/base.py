@@ -64,7 +64,8 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
         DataError: the file is missing, or not an image that OpenCV reads.
     """
     if not path.is_file():
-        raise DataError(f"{path}: expected an image; there is no such file.")
+        what = "it is a folder; give the images in it" if path.is_dir() else "there is no such file"
+        raise DataError(f"{path}: expected an image; {what}.")
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f"{path}: expected an image (PNG, JPEG, TIFF); the file is something else, or cut off.")

@@ -33,6 +33,11 @@ def final_line(result: SlideResult) -> str:
         return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
     if not result.tissue_mm2 and not result.nuclei:
         return f"{name}: 0 nuclei, no tissue found (--tissue none looks everywhere) -> {folder}"
+    if not result.nuclei:
+        return (
+            f"{name}: 0 nuclei on {result.tissue_mm2:.3g} mm², for none was found there, or none that reaches "
+            f"--min-area and --min-detection -> {folder}"
+        )
     line = f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
     if result.out_of_distribution is None or result.out_of_distribution < HIGH:
         return line

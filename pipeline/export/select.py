@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -50,7 +51,15 @@ def select_nuclei(
         x0, y0, x1, y1 = bbox_l0
         if not (x0 < x1 and y0 < y1):
             raise UsageError(f"--bbox {x0:g} {y0:g} {x1:g} {y1:g}: expected X0 Y0 X1 Y1 with X0 < X1 and Y0 < Y1.")
-        store = store.in_bbox(*bbox_l0)
+        inside = store.in_bbox(*bbox_l0)
+        if len(store) and not len(inside):
+            logging.getLogger(__name__).warning(
+                "--bbox %g %g %g %g: no nucleus of %s (%d x %d pixels) lies in it.",
+                *bbox_l0,
+                store.info.slide_name,
+                *store.info.size_l0,
+            )
+        store = inside
     if regions:
         store = _in_regions(store, regions)
     if not labels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,6 +164,8 @@ class Store:
         if kept == self.info.nucleus_filter:
             return self
         store = self.where(lambda part: kept.keeps(part.area_um2, part.detection_p))
+        if len(self) and not len(store):
+            logging.getLogger(__name__).warning("%s: no nucleus of %d has %s.", self.info.slide_name, len(self), kept)
         return replace(store, info=replace(self.info, settings={**self.info.settings, **kept.to_dict()}))
 
     def with_regions(self, path: Path) -> Store:
@@ -170,8 +173,11 @@ class Store:
         :func:`pipeline.regions.regions_of_interest.read_regions`.
 
         Raises:
+            UsageError: no such file.
             SlideError: the file cannot be read, holds no region, or none that meets the slide.
         """
+        if not path.exists():
+            raise UsageError(f"--regions {path}: no such file; expected a GeoJSON with regions drawn in QuPath.")
         info = self.info
         return replace(self, regions=read_regions(path, info.slide_name, info.size_l0, info.origin_l0, info.mpp))
 

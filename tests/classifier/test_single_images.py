@@ -113,7 +113,11 @@ def test_json_has_what_the_network_says(images: Path, tmp_path: Path) -> None:
             assert label["label"] == library.labels[best[library.name][i]]
             assert label["short"] == f"{library.name}_{best[library.name][i]}"
     assert "note" not in content
-    invoke(images / "a.png", "--mpp", 0.25, "--format", "json", "--out", out, "--classifier", "fast")
+    written = out.read_bytes()
+    again = invoke(images / "a.png", "--mpp", 0.25, "--format", "json", "--out", out, "--classifier", "fast")
+    assert (again.exit_code, out.read_bytes()) == (1, written)
+    assert again.stderr == f"nucpipe: {out}: already exists; give another --out, or --overwrite to replace it.\n"
+    invoke(images / "a.png", "--mpp", 0.25, "--format", "json", "--out", out, "--classifier", "fast", "--overwrite")
     assert "NuCLS: taught by other libraries' labels only" in json.loads(out.read_text())["note"]
 
 
@@ -133,6 +137,7 @@ def test_no_image_is_no_table_but_an_error(images: Path, tmp_path: Path) -> None
         assert result.stdout == ""
         assert result.stderr == f"nucpipe: {missing}: expected an image; there is no such file.\n"
     assert not out.exists()
+    assert "expected an image; it is a folder" in invoke(images).stderr
 
 
 def test_an_output_that_cannot_be_written_is_told_in_a_line(images: Path) -> None:

@@ -35,7 +35,7 @@ def result(tmp_path: Path) -> nucpipe.Result:
 def test_a_folder_and_its_store_open_alike(tmp_path: Path) -> None:
     random_store(tmp_path)
     assert nucpipe.open(tmp_path) == nucpipe.open(str(tmp_path / "nuclei.zarr"))
-    with pytest.raises(OutputError, match=r"nuclei\.zarr of a finished run"):
+    with pytest.raises(UsageError, match=r"nowhere: no such folder; expected a slide's folder of results"):
         nucpipe.open(tmp_path / "nowhere")
 
 

@@ -171,6 +171,8 @@ def test_two_slides_of_one_name_get_two_folders(tmp_path: Path) -> None:
 
 def test_white_slide_finishes_with_no_nuclei_and_says_so(tmp_path: Path) -> None:
     expect(call("run", white(tmp_path / "w.png", 2500), "--mpp", 0.25, "--out", tmp_path / "o"), 0, "w.png: 0 nuclei")
+    blank = ("run", tmp_path / "w.png", "--mpp", 0.25, "--out", tmp_path / "all", "--tissue", "none")
+    expect(call(*blank), 0, "w.png: 0 nuclei on 0.391 mm²", "none was found there, or none that reaches --min-area")
     assert len(open_store(tmp_path / "o" / "w" / "nuclei.zarr")) == 0
     assert json.loads((tmp_path / "o" / "w" / "nuclei.geojson").read_text()) == {
         "type": "FeatureCollection",

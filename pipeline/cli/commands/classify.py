@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nucpipe.errors import UsageError
+from nucpipe.errors import OutputError, UsageError
 from nucpipe.files import written_whole
 from pipeline.cli.options import classifier_option, decided, device_option, precision_option
 
@@ -25,6 +25,7 @@ def _point(_: click.Context, __: click.Parameter, text: str | None) -> tuple[flo
 @click.command()
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="File to write.  [default: the terminal]")
+@click.option("--overwrite", is_flag=True, help="Replace a file that exists.")
 @click.option(
     "--format",
     "form",
@@ -74,6 +75,7 @@ def classify(
     classifier: str,
     form: str,
     out: Path | None,
+    overwrite: bool,
     device: str,
     precision: str,
     decide: str | None,
@@ -89,6 +91,8 @@ def classify(
     from classifier.single_images.classify import as_json, as_table, classify_images, preparation
     from pipeline.inference.models import find_model
 
+    if out is not None and out.exists() and not overwrite:
+        raise OutputError(f"{out}: already exists; give another --out, or --overwrite to replace it.")
     rule = DecisionRule.chosen(decide, threshold)
     prepare = preparation(preprocess, stain_target, stain_method)
     named = classify_images(images, find_model("classifier", classifier), mpp, at, prepare, device, precision)

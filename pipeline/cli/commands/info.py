@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.errors import UsageError
 from pipeline.cli.options import mpp_option
 
 
@@ -17,6 +18,8 @@ def info(slide: Path, mpp: float | None) -> None:
     from pipeline.slide.base import describe
     from pipeline.slide.open import open_slide
 
+    if not slide.exists():
+        raise UsageError(f"{slide}: no such slide.")
     with open_slide(slide, mpp) as opened:
         for key, value in describe(opened).items():
             click.echo(f"{key:<20} {value}")

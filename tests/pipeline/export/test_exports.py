@@ -29,9 +29,10 @@ import zarr
 from classifier.decision_rule import DecisionRule, decide
 from nucpipe.errors import OutputError, UsageError
 from pipeline.export.registry import FORMATS, ExportOptions, export_result
-from pipeline.export.select import select_nuclei
+from pipeline.export.select import columns_of, select_nuclei
 from pipeline.result import Result, open_result
 from pipeline.store.reader import Store
+from tests.support.paths import ROOT
 from tests.support.stores import TYPES, random_store
 
 LIBRARIES = ("NuCLS", "BreCaHAD", "CoNSeP", "MoNuSAC", "PanNuke")
@@ -287,6 +288,21 @@ def test_the_table_opens_as_the_run_wrote_it(result: Result, tmp_path: Path) -> 
     assert set(ours.uns) == set(runs.uns)
     assert list(ours.uns["PanNuke_colors"]) == list(runs.uns["PanNuke_colors"])
     ours.write_h5ad(tmp_path / "again.h5ad")
+
+
+def test_the_documentation_names_every_column(result: Result) -> None:
+    text = (ROOT / "docs" / "exports.md").read_text("utf-8").partition("## Columns")[2]
+    outputs = result.store.info.outputs
+    own = {name + end for name in (lib.name for lib in outputs.libraries) for end in ("", "_p")}
+    assert not [name for name in columns_of(result.store) if name not in own and f"`{name}`" not in text]
+
+
+def test_a_selection_of_nothing_says_why(result: Result, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(select_nuclei(result.store, (-90, -90, -10, -10))) == 0
+    assert "--bbox -90 -90 -10 -10: no nucleus of slide (4000 x 3000 pixels) lies in it." in caplog.text
+    assert len(result.filtered(min_area=5000)) == 0
+    assert f"slide: no nucleus of {len(result)} has at least 5000 µm²." in caplog.text
+    assert len(caplog.records) == 2
 
 
 def test_a_new_rule_changes_the_table(result: Result, tmp_path: Path) -> None:
