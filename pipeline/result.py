@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from nucpipe.counts import counted
 from nucpipe.errors import OutputError, SlideError, UsageError
 from pipeline.store.journal import JOURNAL
 from pipeline.store.reader import Store, open_store
@@ -48,13 +49,13 @@ class Result:
         return len(self.store)
 
     def __repr__(self) -> str:
-        return f"<Result {self.name}: {len(self):,} nuclei, {self.folder}>"
+        return f"<Result {self.name}: {counted(len(self), 'nucleus', 'nuclei')}, {self.folder}>"
 
     def __str__(self) -> str:
         """Return a few lines for people: the slide, its nuclei, each library's commonest labels, and the folder."""
         width, height = self.size_l0
         lines = [
-            f"{self.name}: {len(self):,} nuclei in {self.folder}",
+            f"{self.name}: {counted(len(self), 'nucleus', 'nuclei')} in {self.folder}",
             f"  {width:,} x {height:,} pixels of {self.mpp:.4g} µm "
             f"({width * self.mpp / 1000:.2f} x {height * self.mpp / 1000:.2f} mm)",
         ]

@@ -202,4 +202,4 @@ assert made.containsKey('workflow')
     dry = f'nucpipe() {{ {nucpipe} "$@" --mpp 0.25 --dry-run; }}\n{script}'
     done = subprocess.run(["bash", "-euc", dry], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "1 slides, 0 of which cannot be opened; nothing was done" in done.stdout
+    assert "1 slide, 0 of which cannot be opened; nothing was done" in done.stdout

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from nucpipe.addresses import RemotePath, is_remote
+from nucpipe.counts import counted
 from nucpipe.errors import NucpipeError, OutputError
 from pipeline.batch.folder import choose_folder, stems_with_digits
 from pipeline.batch.lock import Lock
@@ -47,7 +48,7 @@ def dry_run(inputs: Sequence[str | Path], out: str | Path, config: RunConfig, sa
         except (NucpipeError, OSError) as error:
             broken += 1
             say(f"{'cannot':<12} {printable(job.slide)}  {printable(error)}")
-    say(f"{len(jobs)} slides, {broken} of which cannot be opened; nothing was done")
+    say(f"{counted(len(jobs), 'slide')}, {broken} of which cannot be opened; nothing was done")
     return broken
 
 

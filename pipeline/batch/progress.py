@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from classifier.out_of_distribution import HIGH, in_words
+from nucpipe.counts import counted
 from pipeline.slide.identity import printable
 from pipeline.store.run_record import Reporter, SilentReporter, SlideResult
 
@@ -27,10 +28,11 @@ def failure(result: SlideResult) -> str:
 def final_line(result: SlideResult) -> str:
     """Return one line that says what became of a slide, and one more where its labels must not be trusted."""
     name, folder = printable(result.slide.name), printable(result.folder)
+    found = counted(result.nuclei, "nucleus", "nuclei")
     if result.status == "failed":
         return f"FAILED {failure(result)}"
     if result.status == "finished before":
-        return f"{name}: finished before, {result.nuclei:,} nuclei in {folder} (--overwrite redoes it)"
+        return f"{name}: finished before, {found} in {folder} (--overwrite redoes it)"
     if not result.tissue_mm2 and not result.nuclei:
         return f"{name}: 0 nuclei, no tissue found (--tissue none looks everywhere) -> {folder}"
     if not result.nuclei:
@@ -38,7 +40,7 @@ def final_line(result: SlideResult) -> str:
             f"{name}: 0 nuclei on {result.tissue_mm2:.3g} mm², for none was found there, or none that reaches "
             f"--min-area and --min-detection -> {folder}"
         )
-    line = f"{name}: {result.nuclei:,} nuclei on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
+    line = f"{name}: {found} on {result.tissue_mm2:.3g} mm² in {result.seconds:.0f} s -> {folder}"
     if result.out_of_distribution is None or result.out_of_distribution < HIGH:
         return line
     return f"{line}\n{name}: {in_words(result.out_of_distribution)} (usual: 5 %); look at them before you count"
@@ -52,7 +54,7 @@ class Lines:
         self.name, self.mm2, self.mm2_before, self.done_mm2, self.nuclei = name, mm2, mm2_before, mm2_before, 0
         self.began = self.last = time.monotonic()
         before = f", {regions_before} of them done before" if regions_before else ""
-        print(f"{name}: {mm2:.3g} mm² of tissue in {regions} regions{before}", file=sys.stderr, flush=True)
+        print(f"{name}: {mm2:.3g} mm² of tissue in {counted(regions, 'region')}{before}", file=sys.stderr, flush=True)
 
     def advance(self, nuclei: int, mm2: float) -> None:
         """See :class:`~pipeline.store.run_record.Reporter`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nucpipe.counts import counted
 from nucpipe.errors import OutputError, UsageError
 from pipeline.batch.lock import Lock, held, waiting_for
 
@@ -96,8 +97,9 @@ def _adapt(source: Result, targets: Sequence[Result], even_worse: bool) -> None:
 
 def _say_learnt(name: str, learnt: Learnt) -> None:
     clicks = learnt.clicks
-    no_nuclei = f", {len(clicks.no_nuclei)} said to be no nuclei" if len(clicks.no_nuclei) else ""
-    click.echo(f"{name}: {len(clicks)} corrected nuclei{no_nuclei}")
+    none = counted(len(clicks.no_nuclei), "said to be no nucleus", "said to be no nuclei")
+    no_nuclei = f", {none}" if len(clicks.no_nuclei) else ""
+    click.echo(f"{name}: {counted(len(clicks), 'corrected nucleus', 'corrected nuclei')}{no_nuclei}")
     if clicks.lost:
         click.echo(f"  {clicks.lost} corrections lie where this result has no nucleus; they are not used")
     for contradiction in clicks.contradictions:
@@ -171,6 +173,6 @@ def import_corrections(file: Path, result: Path, library: str | None) -> None:
         before = merged(spelled(read_corrections(target), store.info.outputs, target), [])
         after = merged(before, new)
         write_corrections(target, after)
-    click.echo(f"{len(after) - len(before)} corrections added, {len(after)} in {target}")
+    click.echo(f"{counted(len(after) - len(before), 'correction')} added, {len(after)} in {target}")
     for contradiction in contradictions(at_one_place(after, locate(after, store))):
         click.echo(f"  contradiction, not used: {contradiction}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from nucpipe.counts import counted
 from pipeline.cli.options import adapted_option, decided, filtered, regions_option, slide_option
 from pipeline.export.registry import FORMATS, IMAGE_MPP, ExportOptions, export_for_qupath, export_result
 
@@ -99,4 +100,4 @@ def export(
     else:
         written = export_result(kept(open_result(result)), form, wanted, out, overwrite)
     for path, count in written:
-        click.echo(f"{count:,} nuclei -> {path}")
+        click.echo(f"{counted(count, 'nucleus', 'nuclei')} -> {path}")

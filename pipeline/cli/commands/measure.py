@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.counts import counted
 from nucpipe.errors import OutputError, UsageError
 from pipeline.cli.options import filtered, regions_option, slide_option
 
@@ -95,14 +96,14 @@ def measure(
     if quality and found is not None:
         counts = write_quality(store, found, folder)
         said = ", ".join(f"{counts[cause]:,} {words}" for cause, words in CAUSES.items())
-        click.echo(f"of {len(store):,} nuclei {said} -> {folder / 'quality.csv'}, quality.png")
+        click.echo(f"of {counted(len(store), 'nucleus', 'nuclei')} {said} -> {folder / 'quality.csv'}, quality.png")
     if left_out and found is not None:
         store = without(store, found.map, left_out)
     if store.regions is not None:
         table = region_table(store, store.regions, None if found is None else found.map)
         write_frames([table], folder / "regions.csv")
-        click.echo(f"{len(store.regions)} regions -> {folder / 'regions.csv'}")
+        click.echo(f"{counted(len(store.regions), 'region')} -> {folder / 'regions.csv'}")
     if neighbours:
         round_each = find_neighbours(store, library, radius_um)
         write_neighbours(store, round_each, folder / "neighbours.csv")
-        click.echo(f"{len(store):,} nuclei -> {folder / 'neighbours.csv'}")
+        click.echo(f"{counted(len(store), 'nucleus', 'nuclei')} -> {folder / 'neighbours.csv'}")

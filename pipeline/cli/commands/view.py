@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.counts import counted
 from nucpipe.errors import UsageError
 from pipeline.cli.options import filtered, regions_option, slide_option
 
@@ -57,7 +58,7 @@ def view(
     else:
         viewed = open_viewed(found.results[0], slide, primary, min_area, min_detection, regions)
         app = viewer_app(viewed)
-        what, note = f"{viewed.result.name}: {len(viewed.nuclei):,} nuclei", viewed.note
+        what, note = f"{viewed.result.name}: {counted(len(viewed.nuclei), 'nucleus', 'nuclei')}", viewed.note
     listener = listen(LOOPBACK, port, or_next=True)
     url = address(listener)
 

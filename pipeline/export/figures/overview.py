@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from classifier.labels.libraries import Colour, Library, no_label_colour
+from nucpipe.counts import counted
 from nucpipe.files import written_whole
 from pipeline.export.figures.scale_bar import scale_bar
 from pipeline.export.quality import MARKS, hatched
@@ -201,7 +202,7 @@ def _title(
     draw.text((x, y), name, BLACK, font)
     (w, h), mpp = store.info.size_l0, store.info.mpp
     size = f"{w * mpp / 1000:.3g} × {h * mpp / 1000:.3g} mm"
-    nuclei = "1 nucleus" if len(store) == 1 else f"{len(store):,} nuclei"
+    nuclei = counted(len(store), "nucleus", "nuclei")
     parts = [(GREY, f"{nuclei}  ·  {size}"), *((colour, f"  ·  {said} (hatched)") for colour, said in cautions)]
     small = _font(22 * unit)
     small = _font(22 * unit * min(1, width / sum(draw.textlength(said, small) for _, said in parts)))

@@ -96,7 +96,7 @@ def test_adapted_labels_stand_beside_the_base_labels(tmp_path: Path, features: b
     correct(store, truth, ROWS, Correction(*store.centroids_l0[gone], "", "not_a_nucleus"))
     status, said = call("adapt", tmp_path / "r", *([] if features else ["--even-worse"]))
     assert status == 0, said
-    assert "80 corrected nuclei, 1 said to be no nuclei" in said
+    assert "80 corrected nuclei, 1 said to be no nucleus" in said
     after = files_of(store.path)
     assert {path: after[path] for path in base} == base
     store = open_store(store.path)
