@@ -401,7 +401,7 @@ def test_a_viewer_begins_with_the_filter_that_is_asked_for(tmp_path: Path) -> No
 
 def test_wrong_usage_is_one_line(tmp_path: Path, result: Path) -> None:
     for arguments, words in [
-        ([str(tmp_path / "none")], "finished run"),
+        ([str(tmp_path / "none")], "no such folder"),
         ([str(result), "--primary", "Mars"], "unknown library"),
         ([str(result), "--slide", str(tmp_path / "x.svs")], "give its path"),
     ]:
