@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 
 from nucpipe.errors import DataError, UsageError
 
@@ -86,11 +87,18 @@ def check_outlines(name: str, instances: npt.NDArray[np.integer], pixels: npt.ND
         )
 
 
-def renumbered(instances: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Return the instance map (H, W) with its ids made 1 to N, in their order, and these ids (N,)."""
+def centroids_of(instances: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """Return the centroids (N, 2), x and y in pixels, of an instance map (H, W) with the ids 1 to N."""
+    ids = np.arange(1, int(instances.max(initial=0)) + 1)
+    centres = scipy.ndimage.center_of_mass(instances > 0, instances, ids)
+    return np.asarray(centres, float).reshape(-1, 2)[:, ::-1] + 0.5
+
+
+def renumbered(instances: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the instance map (H, W) with its ids made 1 to N, in their order."""
     ids = np.unique(instances[instances > 0])
     numbers = np.searchsorted(ids, instances) + 1
-    return np.where(instances > 0, numbers, 0).astype(np.int32), np.arange(1, len(ids) + 1, dtype=np.int32)
+    return np.where(instances > 0, numbers, 0).astype(np.int32)
 
 
 def library_fields(path: Path) -> dict[str, Any] | None:

@@ -9,15 +9,16 @@ import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.io
 import scipy.io.matlab
-import scipy.ndimage
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb, renumbered
+from nucpipe.datasets.base import AnnotatedImage, Annotation, centroids_of, labels_of, read_rgb
 from nucpipe.errors import DataError
+from nucpipe.label_images import instances_of
 
 LABELS = (
     "other",
@@ -69,21 +70,35 @@ class ConsepImage(AnnotatedImage):
         """
         try:
             mat = scipy.io.loadmat(str(self.label_path))
-            instances = mat["inst_map"].astype(np.int32)
         except UNREADABLE as error:
-            raise DataError(f"{self.label_path}: expected a MATLAB file with inst_map ({error}).") from error
-        instances, ids = renumbered(instances)
-        centres = scipy.ndimage.center_of_mass(instances > 0, instances, ids)
-        centroids = np.asarray(centres, float).reshape(-1, 2)[:, ::-1] + 0.5
-        if "inst_type" not in mat:
-            return Annotation(centroids, ("",) * len(ids), instances)
-        types = mat["inst_type"].ravel().astype(int)
-        if len(types) != len(ids) or (len(types) and not (types.min() >= 1 and types.max() <= len(self.names))):
             raise DataError(
-                f"{self.label_path}: inst_type has {len(types)} entries for {len(ids)} nuclei, "
+                f"{self.label_path}: expected a MATLAB file of version 7 or older; it cannot be read ({error})."
+            ) from error
+        arrays = [name for name in mat if not name.startswith("__")]
+        if "inst_map" not in arrays:
+            raise DataError(
+                f"{self.label_path}: expected the array inst_map, with one number for each nucleus; "
+                f"found {', '.join(arrays) or 'no array'}."
+            )
+        instances, centroids = self._instances(mat["inst_map"])
+        if "inst_type" not in mat:
+            return Annotation(centroids, ("",) * len(centroids), instances)
+        types = mat["inst_type"].ravel().astype(int)
+        if len(types) != len(centroids) or (len(types) and not (types.min() >= 1 and types.max() <= len(self.names))):
+            raise DataError(
+                f"{self.label_path}: inst_type has {len(types)} entries for {len(centroids)} nuclei, "
                 f"expected one of 1 to {len(self.names)} each; fetch the file again."
             )
         return Annotation(centroids, tuple(self.names[t - 1] for t in types), instances)
+
+    def _instances(self, stored: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+        try:
+            if stored.ndim != 2 or stored.dtype.kind not in "biuf":
+                raise ValueError(f"expected a map of numbers, found {stored.ndim} dimensions of {stored.dtype}")
+            instances = instances_of(stored)
+        except ValueError as error:
+            raise DataError(f"{self.label_path}: inst_map: {error}.") from error
+        return instances, centroids_of(instances)
 
 
 def read(path: Path) -> list[AnnotatedImage]:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.ndimage
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, renumbered
+from nucpipe.datasets.base import AnnotatedImage, Annotation, centroids_of, labels_of, renumbered
 from nucpipe.errors import DataError
 
 LABELS = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
@@ -42,10 +41,8 @@ class PanNukeImage(AnnotatedImage):
                 instances[layer == instance] = len(labels)
         # A later channel may have overwritten an earlier nucleus wholly.
         kept = np.unique(instances[instances > 0])
-        instances, ids = renumbered(instances)
-        centres = scipy.ndimage.center_of_mass(instances > 0, instances, ids)
-        centroids = np.asarray(centres, float).reshape(-1, 2)[:, ::-1] + 0.5
-        return Annotation(centroids, tuple(labels[i - 1] for i in kept), instances)
+        instances = renumbered(instances)
+        return Annotation(centroids_of(instances), tuple(labels[i - 1] for i in kept), instances)
 
 
 def _masks_for(images: Path, root: Path) -> Path:

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import shapely
 
 from nucpipe.errors import SlideError, UsageError
+from nucpipe.label_images import SUFFIXES as LABEL_IMAGES
+from nucpipe.label_images import instances_of, read_label_image
 from pipeline.regions.geojson import GEOJSON_ERRORS, class_name, object_type, polygons_of, read_features
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
 from segmentation.nuclei import Nuclei
 
-SUFFIXES = (".geojson", ".geojson.gz", ".json", ".png", ".tif", ".tiff", ".npy")
+SUFFIXES = (".geojson", ".geojson.gz", ".json", *LABEL_IMAGES)
 NUCLEAR_OBJECTS = ("detection", "cell")
 """QuPath's object types that are nuclei; a file may also hold the annotation in which they were found."""
 ASPECT_TOLERANCE = 0.01
@@ -188,39 +189,19 @@ def _from_labels(path: Path, slide: str, size_l0: tuple[int, int], mpp: float) -
     from segmentation.hovernet.postprocess import outline_instances
 
     try:
-        image = np.load(path, allow_pickle=False) if path.suffix.lower() == ".npy" else _read_image(path)
-    except (OSError, ValueError, EOFError, cv2.error) as error:
-        raise SlideError(f"{path.name}: expected a label image; it cannot be read ({error}).") from error
-    if image is None or image.ndim != 2 or image.dtype.kind not in "biu":
-        what = "no image" if image is None else f"{' x '.join(map(str, image.shape))} of {image.dtype}"
-        raise SlideError(f"{path.name}: expected a label image, whole numbers in one channel; found {what}.")
+        image = read_label_image(path)
+    except (OSError, ValueError) as error:
+        raise SlideError(f"{path.name}: expected a label image: {error}.") from error
     (height, width), (width_l0, height_l0) = image.shape, size_l0
     if abs(width * height_l0 / (height * width_l0) - 1) > ASPECT_TOLERANCE:
         raise SlideError(
             f"{path.name}: the label image is {width} x {height} pixels and {slide} {width_l0} x {height_l0}; "
             "their shapes must agree within 1 %."
         )
-    # Numbers may be as large as a tool likes; there are never more of them than pixels.
-    found, inverse = np.unique(image, return_inverse=True)
-    without_zero = int(found.size == 0 or found[0] != 0)
-    labels = (inverse.reshape(image.shape) + without_zero).astype(np.int32)
-    if labels.max(initial=0) == 1 and cv2.connectedComponents((labels > 0).astype(np.uint8))[0] > 2:
-        raise SlideError(
-            f"{path.name}: expected a label image, one number for each nucleus; found a mask with a single number. "
-            "Label its parts first, as scipy.ndimage.label does."
-        )
+    try:
+        labels = instances_of(image)
+    except ValueError as error:
+        raise SlideError(f"{path.name}: {error}.") from error
     scale = width_l0 / width
     nuclei = outline_instances(labels, np.ones(labels.shape, np.float32), mpp * scale, 1)
     return nuclei.transformed(scale, (0, 0))
-
-
-def _read_image(path: Path) -> npt.NDArray[Any] | None:
-    if path.suffix.lower() in (".tif", ".tiff"):
-        import tifffile
-
-        try:
-            return np.squeeze(np.asarray(tifffile.imread(path)))
-        except tifffile.TiffFileError as error:
-            raise ValueError(str(error)) from error
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    return None if image is None else np.asarray(image)

@@ -260,6 +260,48 @@ def test_a_users_library_in_a_published_layout_has_its_own_labels(tmp_path: Path
     assert labels == {"consep": ("d", "g"), "monusac": ("lymphocyte", "macrophage"), "pannuke": ("b", "e")}[layout]
 
 
+SPOTS = np.arange(40)[:, None] % 8 // 4 * (np.arange(50) % 10 // 5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (
+            {"inst_map": SPOTS},
+            "inst_map: expected one number for each nucleus; found a mask with a single number for 25",
+        ),
+        ({"inst_map": SPOTS * 255.0}, "found a mask with a single number for 25 areas"),
+        ({"inst_map": SPOTS * (1 + np.arange(50) // 20)}, "found a mask with 3 numbers for 25 areas"),
+        ({"inst_map": SPOTS * 0.5}, "inst_map: expected whole numbers, one for each nucleus; found 0.5"),
+        ({"inst_map": SPOTS * np.nan}, "expected whole numbers"),
+        ({"inst_map": -SPOTS}, "expected 0 for the background and numbers above it for nuclei; found -1"),
+        ({"inst_map": np.zeros((40, 50, 3))}, "inst_map: expected a map of numbers, found 3 dimensions"),
+        (
+            {"type_map": SPOTS, "x": 1},
+            r"expected the array inst_map, with one number for each nucleus; found type_map, x\.",
+        ),
+    ],
+)
+def test_a_map_that_is_none_of_instances_is_told(tmp_path: Path, arrays: dict[str, object], said: str) -> None:
+    make_consep(tmp_path)
+    scipy.io.savemat(tmp_path / "Train/Labels/train_1.mat", arrays)
+    with pytest.raises(DataError, match=said) as caught:
+        open_dataset(tmp_path)[0].annotation()
+    assert "train_1.mat: " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_nuclei_may_be_large_and_few_nuclei_in_pieces(tmp_path: Path) -> None:
+    make_consep(tmp_path)
+    instances = np.zeros((40, 50))
+    instances[5:10, 5:10], instances[5:10, 12:15], instances[20:25, 5:10] = 70000, 70000, 5
+    scipy.io.savemat(tmp_path / "Train/Labels/train_1.mat", {"inst_map": instances})
+    annotation = open_dataset(tmp_path)[0].annotation()
+    assert annotation.instances is not None
+    assert np.bincount(annotation.instances.ravel())[1:].tolist() == [25, 40]
+    np.testing.assert_allclose(annotation.centroids[0], [7.5, 22.5])
+
+
 def test_a_split_never_divides_a_group(tmp_path: Path) -> None:
     make_brecahad(tmp_path)
     for case in range(4, 12):

@@ -1,0 +1,96 @@
+"""Label images: one whole number for each nucleus, 0 for the background, as Cellpose, StarDist and QuPath write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+SUFFIXES = (".png", ".tif", ".tiff", ".npy")
+
+FEW = 16
+"""So few numbers may be those of classes; more of them are nuclei's."""
+PNG_PALETTE = b"\x03"
+"""The colour type of a PNG whose pixels are numbers of a palette, at byte 25 of the file."""
+
+
+def read_label_image(path: Path) -> npt.NDArray[Any]:
+    """Return a label image (H, W), as it is stored.
+
+    Args:
+        path: a PNG, TIFF or npy file, by its ending; of a PNG with a palette its numbers are meant, not its colours.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is broken, no such file, or has more than one channel.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            image = np.load(path, allow_pickle=False)
+        elif suffix in (".tif", ".tiff"):
+            image = _read_tiff(path)
+        else:
+            image = _read_png(path)
+    except (EOFError, cv2.error) as error:
+        raise ValueError(f"it cannot be read ({error})") from error
+    if image.ndim != 2 or image.dtype.kind not in "biuf":
+        raise ValueError(
+            f"expected whole numbers in one channel, found {' x '.join(map(str, image.shape))} of {image.dtype}"
+        )
+    return np.asarray(image)
+
+
+def _read_tiff(path: Path) -> npt.NDArray[Any]:
+    import tifffile
+
+    try:
+        return np.squeeze(np.asarray(tifffile.imread(path)))
+    except tifffile.TiffFileError as error:
+        raise ValueError(f"it cannot be read ({error})") from error
+
+
+def _read_png(path: Path) -> npt.NDArray[Any]:
+    with path.open("rb") as file:
+        has_palette = file.read(26)[25:] == PNG_PALETTE
+    if has_palette:  # OpenCV returns its colours
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise ValueError("it cannot be read (no image, or cut off)")
+    return np.asarray(image)
+
+
+def instances_of(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Return an instance map (H, W) int32, 0 = background, of a label image (H, W) of any type of numbers.
+
+    Its ids are 1 to N in the order of the numbers, which may be as large as a tool likes.
+
+    Raises:
+        ValueError: fractions, negative numbers, or a mask: one number, or one for each class, for many nuclei.
+    """
+    if labels.dtype.kind == "f":
+        broken = labels[~(labels == np.floor(labels))]  # fractions, and what is no number
+        if broken.size:
+            raise ValueError(f"expected whole numbers, one for each nucleus; found {broken[0]:g}")
+    ids, inverse = np.unique(labels, return_inverse=True)
+    if ids.size and ids[0] < 0:
+        raise ValueError(f"expected 0 for the background and numbers above it for nuclei; found {ids[0]:g}")
+    without_zero = int(ids.size == 0 or ids[0] != 0)
+    instances = (inverse.reshape(labels.shape) + without_zero).astype(np.int32)
+    count = int(instances.max(initial=0))
+    if 0 < count <= FEW:
+        pieces = sum(cv2.connectedComponents((instances == k).astype(np.uint8))[0] - 1 for k in range(1, count + 1))
+        if pieces >= max(3, 2 * count):  # one nucleus may be cut in two, as by the edge of a tile
+            what = "a mask with a single number" if count == 1 else f"a mask with {count} numbers"
+            raise ValueError(
+                f"expected one number for each nucleus; found {what} for {pieces} areas. Label its parts first, as "
+                "scipy.ndimage.label does"
+            )
+    return instances
