@@ -127,7 +127,9 @@ def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching
     for i, image in enumerate(images):
         annotation = image.annotation()
         if "" in annotation.labels:
-            raise DataError(f"{image.name}: its nuclei have no labels; the classifier needs those of {library.name}.")
+            raise DataError(
+                f"{image.label_path}: its nuclei have no labels; the classifier needs those of {library.name}."
+            )
         pixels, at = at_working_mpp(image.pixels(), annotation.centroids, image.mpp)
         kept.append(reflected(pixels, SOURCE_PX // 2))
         points.append(at)
@@ -138,7 +140,7 @@ def extract_patches(library: Library, images: Sequence[AnnotatedImage], matching
             try:
                 known[text] = matching.targets(library.name, text)
             except DataError as error:
-                raise DataError(f"{image.name}: {error}") from error
+                raise DataError(f"{image.label_path}: {error}") from error
     numbers = {text: library.resolve(text) for text in known}
     return PatchDataset(
         tuple(kept),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,4 +94,26 @@ def instances_of(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
                 f"expected one number for each nucleus; found {what} for {pieces} areas. Label its parts first, as "
                 "scipy.ndimage.label does"
             )
+    return instances
+
+
+def fill_rings(rings: Sequence[npt.NDArray[np.float64]], shape: tuple[int, int]) -> npt.NDArray[np.int32]:
+    """Return an instance map (H, W) int32, 0 = background, of the outlines of nuclei; the later one owns common pixels.
+
+    Args:
+        rings: (K, 2) x and y each, in pixels of the map, where pixel i covers [i, i+1); the ids are 1 to N.
+        shape: (H, W) of the map; what lies beyond is cut off.
+    """
+    instances = np.zeros(shape, np.int32)
+    for number, ring in enumerate(rings, start=1):
+        x0, y0 = np.floor(ring.min(0)).astype(int)
+        x1, y1 = np.ceil(ring.max(0)).astype(int)
+        # Drawn at eight times the size from corner to corner, then read at the pixels' centres.
+        fine = np.zeros(((y1 - y0) * 8 + 1, (x1 - x0) * 8 + 1), np.uint8)
+        cv2.fillPoly(fine, [np.round((ring - (x0, y0)) * 8).astype(np.int32)], 1)
+        mask = fine[4::8, 4::8] > 0
+        top, left = max(0, y0), max(0, x0)
+        bottom, right = min(shape[0], y1), min(shape[1], x1)
+        if top < bottom and left < right:
+            instances[top:bottom, left:right][mask[top - y0 : bottom - y0, left - x0 : right - x0]] = number
     return instances

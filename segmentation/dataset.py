@@ -11,8 +11,7 @@ import numpy.typing as npt
 from skimage.measure import label as connected_components
 
 from nucpipe.datasets import AnnotatedImage
-from nucpipe.datasets.base import check_outlines
-from nucpipe.errors import DataError
+from nucpipe.datasets.base import read_outlined
 from segmentation.targets import between_nuclei, hv_maps
 
 MAP_MPP = 0.25
@@ -73,7 +72,7 @@ class TileDataset:
         tiles: how many a batch has.
 
     Raises:
-        DataError: an image has no outlines.
+        DataError: an image has no outlines, or cannot be read.
     """
 
     def __init__(self, sets: Sequence[Sequence[AnnotatedImage]], seed: int, tiles: int) -> None:
@@ -84,13 +83,10 @@ class TileDataset:
         self.scales: list[float] = []
         images = [image for one in sets for image in one]
         for image in images:
-            instances = image.annotation().instances
-            if instances is None:
-                raise DataError(f"{image.name}: has no outlines; a segmentor learns from outlined nuclei.")
+            pixels, _, instances = read_outlined(image)
             # 16 bits are enough for one image and are what cv2.warpAffine takes.
             self.instances.append(np.unique(instances, return_inverse=True)[1].reshape(instances.shape).astype("u2"))
-            self.pixels.append(image.pixels())
-            check_outlines(image.name, instances, self.pixels[-1])
+            self.pixels.append(pixels)
             self.scales.append(MAP_MPP / image.mpp)
         areas = np.array([p.shape[0] * p.shape[1] / s**2 for p, s in zip(self.pixels, self.scales, strict=True)])
         of_set = [number for number, one in enumerate(sets) for _ in one]

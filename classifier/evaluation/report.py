@@ -14,12 +14,13 @@ import numpy.typing as npt
 from classifier.dataset import PatchDataset, extract_patches
 from classifier.evaluation.metrics import library_figures, partial_figures, predict_logits
 from classifier.labels.label_mapping import Matching, make_matching
-from classifier.labels.libraries import LIBRARY_FILE, LabelSpace, load_library
+from classifier.labels.libraries import LabelSpace, load_library
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
+from nucpipe.datasets.base import LIBRARY_FILE
 from nucpipe.errors import DataError
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from nucpipe.datasets.base import LIBRARY_FILE, checked_mpp
 from nucpipe.errors import DataError, UsageError
 
 Colour = tuple[int, int, int]
@@ -252,10 +253,6 @@ def _recoloured(library: Library) -> Library:
     return library
 
 
-LIBRARY_FILE = "library.toml"
-"""In the root of a data folder: the label system of a user's own library."""
-
-
 def load_library(path: Path) -> Library:
     """Return a library from its ``library.toml``: name, labels, mpp and licence, and what else is wanted.
 
@@ -280,15 +277,15 @@ def load_library(path: Path) -> Library:
             raise DataError(f"{path}: a label stands in it twice.")
         palette = _published()["palette"]
         labels = {str(label): palette[i % len(palette)] for i, label in enumerate(labels)}
+    checked_mpp(fields["mpp"], path)
     try:
         library = Library.from_dict({"citation": "", **fields, "labels": labels})
-        valid = bool(library.labels) and library.mpp > 0
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: a field is not what a library needs ({error}).") from error
-    if not valid or not all(library.labels) or not library.name:
-        raise DataError(f"{path}: expected a name, at least one label and a pixel size above 0.")
+    if not library.labels or not all(library.labels) or not library.name:
+        raise DataError(f"{path}: expected a name and at least one label.")
     return library
 
 

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nucpipe.datasets import brecahad, consep, monusac, nucls, pannuke, points
-from nucpipe.datasets.base import AnnotatedImage, Annotation, choose_images, is_named, split_groups
+from nucpipe.datasets import brecahad, consep, monusac, nucls, outlines, pannuke, points
+from nucpipe.datasets.base import AnnotatedImage, Annotation, check_hold_out, choose_images, is_named, split_groups
 from nucpipe.errors import DataError
 
-__all__ = ["AnnotatedImage", "Annotation", "choose_images", "is_named", "open_dataset", "split_groups"]
+__all__ = [
+    "AnnotatedImage",
+    "Annotation",
+    "check_hold_out",
+    "choose_images",
+    "is_named",
+    "open_dataset",
+    "split_groups",
+]
 
-READERS = (nucls.read, points.read, consep.read, brecahad.read, monusac.read, pannuke.read)
+READERS = (nucls.read, points.read, outlines.read, consep.read, brecahad.read, monusac.read, pannuke.read)
 """Each returns the images of a folder in its layout, or none where the folder has another."""
 
 
@@ -30,7 +38,7 @@ def open_dataset(path: Path) -> list[AnnotatedImage]:
         if images:
             return images
     raise DataError(
-        f"{path}: no data set recognised. Expected Images/ with Labels/*.mat (CoNSeP, Kumar), "
-        "images/ with groundTruth/*.json (BreCaHAD), <patient>/*.xml beside tiles (MoNuSAC), images.npy with masks.npy "
-        "(PanNuke), rgb/ with csv/ (NuCLS), or images/ with labels/*.csv and library.toml (points) in it."
+        f"{path}: no data set recognised. Expected images/ with labels/ of the same names: .csv (points), .mat "
+        "(CoNSeP, Kumar), .png, .tif, .npy or .geojson (outlines); or images/ with groundTruth/*.json (BreCaHAD), "
+        "<patient>/*.xml beside tiles (MoNuSAC), images.npy with masks.npy (PanNuke), or rgb/ with csv/ (NuCLS) in it."
     )

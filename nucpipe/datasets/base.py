@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import hashlib
 import tomllib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from nucpipe import label_images
 from nucpipe.errors import DataError, UsageError
+from nucpipe.pixel_size import MAX_MPP, MIN_MPP, is_plausible_mpp
+
+LIBRARY_FILE = "library.toml"
+"""In the root of a data folder: what a user's own library is, its pixel size and labels."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +49,23 @@ class AnnotatedImage(ABC):
         name: the image's name inside its set, such as ``train_6``.
         group: what a split into training and validation must keep together (image, patient, case or tissue).
         mpp: pixel size in micrometres.
+        image_path: the file of its pixels.
+        label_path: the file of its nuclei.
     """
 
     name: str
     group: str
     mpp: float
+    image_path: Path
+    label_path: Path
 
-    @abstractmethod
     def pixels(self) -> npt.NDArray[np.uint8]:
-        """RGB, (H, W, 3) uint8."""
+        """Return RGB (H, W, 3) uint8.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        return read_rgb(self.image_path)
 
     @abstractmethod
     def annotation(self) -> Annotation:
@@ -73,18 +87,98 @@ def read_rgb(path: Path) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(image[..., ::-1]).astype(np.uint8, copy=False)
 
 
-def check_outlines(name: str, instances: npt.NDArray[np.integer], pixels: npt.NDArray[np.uint8]) -> None:
-    """See that an instance map (H, W) is of the size of its image (H, W, 3).
+def read_outlined(image: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], Annotation, npt.NDArray[np.int32]]:
+    """Return the pixels, the nuclei and the instance map of an image whose nuclei are outlined.
 
     Raises:
-        DataError: it is not; ``name`` is the image's.
+        DataError: they are not, outlines and image differ in size, or a file cannot be read.
     """
-    (height, width), (image_height, image_width) = instances.shape, pixels.shape[:2]
+    annotation, pixels = image.annotation(), image.pixels()
+    if annotation.instances is None:
+        raise DataError(f"{image.label_path}: has no outlines; a segmentor needs outlined nuclei.")
+    (height, width), (image_height, image_width) = annotation.instances.shape, pixels.shape[:2]
     if (height, width) != (image_height, image_width):
         raise DataError(
-            f"{name}: its outlines are on {width} x {height} pixels, its image has {image_width} x {image_height}; "
-            "expected the same size."
+            f"{image.label_path}: the outlines of {image.name} are on {width} x {height} pixels, its image has "
+            f"{image_width} x {image_height}; expected the same size."
         )
+    return pixels, annotation, annotation.instances
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+LABEL_FILES = {"points": (".csv",), "consep": (".mat",), "outlines": (*label_images.SUFFIXES, ".geojson")}
+"""Endings of the files of ``labels``, by the layout that they make of ``images`` and ``labels``."""
+
+
+def subfolder(path: Path, name: str) -> Path | None:
+    """Return the folder of that name in ``path``, in whatever case of letters; None if there is none."""
+    return next((p for p in sorted(path.iterdir()) if p.name.lower() == name and p.is_dir()), None)
+
+
+def labelled_folders(path: Path, layout: str) -> tuple[Path, Path] | None:
+    """Return the folders ``images`` and ``labels`` in ``path``; None if one is missing or it is another layout's.
+
+    Args:
+        path: of the data set.
+        layout: one of ``LABEL_FILES``.
+
+    Raises:
+        DataError: ``labels`` has files of no layout, or of several.
+    """
+    images, labels = subfolder(path, "images"), subfolder(path, "labels")
+    if images is None or labels is None:
+        return None
+    endings = {p.suffix.lower() for p in _files(labels)}
+    layouts = [name for name, suffixes in LABEL_FILES.items() if endings & {*suffixes}]
+    if len(layouts) != 1:
+        name = next((p.stem for p in _files(images)), "image")
+        found = ", ".join(sorted(filter(None, endings))) or "none"
+        raise DataError(
+            f"{labels}: expected files of one kind: points ({name}.csv), CoNSeP's ({name}.mat), or label images and "
+            f"outlines ({name}.png, .tif, .npy, .geojson); found {found}."
+        )
+    return (images, labels) if layouts == [layout] else None
+
+
+def paired_files(images: Path, labels: Path, suffixes: Iterable[str]) -> list[tuple[str, Path, Path]]:
+    """Return the name, the image and the label file of each image; a name contains subfolders, the ending it does not.
+
+    Args:
+        images, labels: folders whose files have the same names.
+        suffixes: of label files; others are passed over.
+
+    Raises:
+        DataError: an image has no label file or a label file no image, or there are two of one name.
+    """
+    pictures, answers = _by_name(images, IMAGE_SUFFIXES), _by_name(labels, suffixes)
+    for name in sorted(pictures.keys() - answers.keys()):
+        raise DataError(
+            f"{pictures[name]}: its label file is missing; expected {labels / name}{' or '.join(suffixes)}."
+        )
+    for name in sorted(answers.keys() - pictures.keys()):
+        raise DataError(
+            f"{answers[name]}: its image is missing; expected {images / name}{' or '.join(IMAGE_SUFFIXES)}."
+        )
+    return [(name, picture, answers[name]) for name, picture in pictures.items()]
+
+
+def _by_name(folder: Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in (p for p in _files(folder) if p.suffix.lower() in suffixes):
+        first = files.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+        if first != file:
+            raise DataError(f"{file}: {first.name} has the same name; expected one of them.")
+    return files
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, by name, without hidden ones."""
+    return (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith("."))
+
+
+def group_of(name: str) -> str:
+    """Return the group of an image of that name: its subfolder, or else itself."""
+    return name.split("/")[0]
 
 
 def centroids_of(instances: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
@@ -107,7 +201,7 @@ def library_fields(path: Path) -> dict[str, Any] | None:
     Raises:
         DataError: it is no TOML.
     """
-    file = path / "library.toml"
+    file = path / LIBRARY_FILE
     if not file.is_file():
         return None
     try:
@@ -118,8 +212,40 @@ def library_fields(path: Path) -> dict[str, Any] | None:
 
 def labels_of(path: Path, published: tuple[str, ...]) -> tuple[str, ...]:
     """Return the labels, in order, of a data folder's ``library.toml``; without one ``published``."""
+    fields = library_fields(path) or {}
+    return tuple(map(str, fields.get("labels", published)))
+
+
+def mpp_of(path: Path, published: float | None = None) -> float:
+    """Return the pixel size that a data folder's ``library.toml`` states; without one ``published``, micrometres.
+
+    Raises:
+        DataError: it states none and there is no published one, or it cannot be true.
+    """
     fields = library_fields(path)
-    return tuple(map(str, fields.get("labels", ()))) if fields is not None else published
+    if published is not None and "mpp" not in (fields or {}):
+        return published
+    if fields is None:
+        raise DataError(
+            f"{path / LIBRARY_FILE}: missing; it states the images' pixel size (mpp = 0.25, micrometres) and, for a "
+            "classifier, name, labels and licence."
+        )
+    return checked_mpp(fields.get("mpp"), path / LIBRARY_FILE)
+
+
+def checked_mpp(mpp: object, file: Path) -> float:
+    """Return a pixel size that ``file`` states.
+
+    Raises:
+        DataError: it is no number, or none that can be true.
+    """
+    if isinstance(mpp, bool) or not isinstance(mpp, int | float) or not is_plausible_mpp(mpp):
+        found = "none" if mpp is None else repr(mpp)
+        raise DataError(
+            f"{file}: expected mpp, the pixel size in micrometres, a number from {MIN_MPP} to {MAX_MPP} such as "
+            f"mpp = 0.25; found {found}."
+        )
+    return float(mpp)
 
 
 def split_groups(
@@ -129,7 +255,7 @@ def split_groups(
 
     ``hold_out`` names groups, or images whose groups are meant (wildcards allowed). Where none of the names is found
     in this set, about ``fraction`` of its images are held out, whole groups in the order of a hash of their names, so
-    that the same set is always split the same way.
+    that the same set is always split the same way; groups without a nucleus, which would measure nothing, are not.
 
     Raises:
         UsageError: everything would be held out.
@@ -142,11 +268,35 @@ def split_groups(
         for group in order[:-1]:
             if len(held) >= fraction * len(images):
                 break
-            held |= {i.name for i in images if i.group == group}
+            if any(_has_nuclei(i) for i in images if i.group == group):
+                held |= {i.name for i in images if i.group == group}
     train = [i for i in images if i.name not in held]
     if not train:
         raise UsageError("every image would be held out for validation and none is left to train on; hold out fewer.")
     return train, [i for i in images if i.name in held]
+
+
+NOTHING_HELD_OUT = "{path}: none of its held out images has a nucleus; hold out others (--hold-out)."
+
+
+def _has_nuclei(image: AnnotatedImage) -> bool:
+    try:
+        return len(image.annotation().centroids) > 0
+    except DataError:  # whoever reads it for its nuclei is told
+        return True
+
+
+def check_hold_out(hold_out: Iterable[str], images: Sequence[AnnotatedImage]) -> None:
+    """See that each name of what is to be held out is that of an image or a group.
+
+    Raises:
+        UsageError: some are not.
+    """
+    if wrong := [name for name in hold_out if not any(is_named(image, [name]) for image in images)]:
+        names = sorted({name for image in images for name in (image.group, image.name)})
+        near = difflib.get_close_matches(wrong[0], names, 1) or names[:1]
+        such = f"; expected names such as {near[0]}" if near else ""
+        raise UsageError(f"--hold-out {', '.join(wrong)}: no image or group of the data is called that{such}.")
 
 
 def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[str]) -> list[AnnotatedImage]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, read_rgb
+from nucpipe.datasets.base import AnnotatedImage, Annotation
 from nucpipe.errors import DataError
 
 MPP = 0.25
@@ -23,12 +22,6 @@ SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 class BrecahadImage(AnnotatedImage):
     """One image with its points; the case (a patient) is the group."""
 
-    image_path: Path
-    json_path: Path
-
-    def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
-        return read_rgb(self.image_path)
-
     def annotation(self) -> Annotation:
         """Return the points; there are no outlines.
 
@@ -38,15 +31,15 @@ class BrecahadImage(AnnotatedImage):
         """
         labels: list[str] = []
         points: list[tuple[float, float]] = []
-        for name, entries in _parse(self.json_path).items():
+        for name, entries in _parse(self.label_path).items():
             try:
                 points += [(float(entry["x"]), float(entry["y"])) for entry in entries]
             except (TypeError, KeyError, ValueError) as error:
-                raise DataError(f"{self.json_path}: a point of '{name}' has no x and y ({error}).") from error
+                raise DataError(f"{self.label_path}: a point of '{name}' has no x and y ({error}).") from error
             labels += [name] * len(entries)
         fractions = np.array(points, float).reshape(-1, 2)
         if not ((fractions >= 0) & (fractions <= 1)).all():
-            raise DataError(f"{self.json_path}: expected x and y from 0 to 1 (parts of width and height).")
+            raise DataError(f"{self.label_path}: expected x and y from 0 to 1 (parts of width and height).")
         height, width = self.pixels().shape[:2]
         return Annotation(fractions * (width, height), tuple(labels), None)
 

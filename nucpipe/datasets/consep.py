@@ -16,7 +16,17 @@ import numpy.typing as npt
 import scipy.io
 import scipy.io.matlab
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, centroids_of, labels_of, read_rgb
+from nucpipe.datasets.base import (
+    LABEL_FILES,
+    AnnotatedImage,
+    Annotation,
+    centroids_of,
+    labelled_folders,
+    labels_of,
+    mpp_of,
+    paired_files,
+    subfolder,
+)
 from nucpipe.errors import DataError
 from nucpipe.label_images import instances_of
 
@@ -43,7 +53,6 @@ UNREADABLE = (
     IndexError,
     zlib.error,
 )
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
 GROUPS = (
     re.compile(r"(?:human|mouse)_(?P<group>[a-z_]+)_\d+"),  # NuInsSeg (Mahbod et al. 2024): an organ of either species
     re.compile(r"(?P<group>\d\d)_\d+"),  # TNBC (Naylor et al. 2019): a patient
@@ -55,12 +64,7 @@ GROUPS = (
 class ConsepImage(AnnotatedImage):
     """One image with its ``.mat``; the group is the organ (NuInsSeg), the patient (TNBC) or else the image."""
 
-    image_path: Path
-    label_path: Path
     names: tuple[str, ...] = LABELS
-
-    def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
-        return read_rgb(self.image_path)
 
     def annotation(self) -> Annotation:
         """Return the nuclei; labels are "" where the ``.mat`` has no ``inst_type`` (Kumar).
@@ -105,20 +109,14 @@ def read(path: Path) -> list[AnnotatedImage]:
     """Return the images of a folder in CoNSeP's layout, or of its ``Train`` and ``Test``; empty for another layout.
 
     Raises:
-        DataError: an image has no label file.
+        DataError: an image has no label file, or a label file no image.
     """
     images: list[AnnotatedImage] = []
-    names = labels_of(path, LABELS)
-    for folder in (path, path / "Train", path / "Test"):
-        if not (folder / "Images").is_dir() or not (folder / "Labels").is_dir():
-            continue
-        for image in sorted((folder / "Images").iterdir()):
-            if image.suffix.lower() not in SUFFIXES:
-                continue
-            label = folder / "Labels" / f"{image.stem}.mat"
-            if not label.is_file():
-                raise DataError(f"{label}: missing, though {image.name} is there; fetch the data set again.")
-            images.append(ConsepImage(image.stem, _group(image.stem), MPP, image, label, names))
+    names, mpp = labels_of(path, LABELS), mpp_of(path, MPP)
+    for folder in filter(None, (path, subfolder(path, "train"), subfolder(path, "test"))):
+        if (folders := labelled_folders(folder, "consep")) is not None:
+            for name, image, label in paired_files(*folders, LABEL_FILES["consep"]):
+                images.append(ConsepImage(name, _group(name), mpp, image, label, names))
     return images
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, read_rgb
+from nucpipe.datasets.base import AnnotatedImage, Annotation, labels_of, mpp_of, read_rgb
 from nucpipe.errors import DataError
 from nucpipe.optional.xml import parse_xml
 
@@ -31,8 +31,6 @@ _Polygon = npt.NDArray[np.float64]
 class MonusacImage(AnnotatedImage):
     """One tile with its outlines; the patient is the group."""
 
-    image_path: Path
-    xml_path: Path
     names: tuple[str, ...] = LABELS
 
     def pixels(self) -> npt.NDArray[np.uint8]:
@@ -49,7 +47,7 @@ class MonusacImage(AnnotatedImage):
         Raises:
             DataError: the ``.xml`` is broken or names an unknown class, or the tile cannot be read.
         """
-        labels, polygons = _nuclei(_parse(self.xml_path), self.xml_path, self.names)
+        labels, polygons = _nuclei(_parse(self.label_path), self.label_path, self.names)
         height, width = self.pixels().shape[:2]
         instances = np.zeros((height, width), np.int32)
         for number, polygon in enumerate(polygons, start=1):
@@ -115,10 +113,10 @@ def _centroid(polygon: _Polygon) -> tuple[float, float]:
     )
 
 
-def _mpp(root: ElementTree.Element, path: Path) -> float:
+def _mpp(root: ElementTree.Element, path: Path, published: float) -> float:
     stated = root.get("MicronsPerPixel")
     if stated is None:
-        return MPP
+        return published
     try:
         mpp = float(stated)
     except ValueError:
@@ -135,7 +133,7 @@ def read(path: Path) -> list[AnnotatedImage]:
         DataError: an outline file lacks its tile, a tile its outlines, or the outlines cannot be read.
     """
     images: list[AnnotatedImage] = []
-    names = tuple(name.lower() for name in labels_of(path, LABELS))
+    names, published = tuple(name.lower() for name in labels_of(path, LABELS)), mpp_of(path, MPP)
     for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
         outlines = {p.stem: p for p in folder.glob("*.xml")}
         if not outlines:
@@ -145,6 +143,6 @@ def read(path: Path) -> list[AnnotatedImage]:
             there, missing = (outlines[stem], "tile") if stem in outlines else (tiles[stem], ".xml of outlines")
             raise DataError(f"{there}: its {missing} is missing in {folder}; fetch the data set again.")
         for stem, tile in tiles.items():
-            mpp = _mpp(_parse(outlines[stem]), outlines[stem])
+            mpp = _mpp(_parse(outlines[stem]), outlines[stem], published)
             images.append(MonusacImage(stem, folder.name, mpp, tile, outlines[stem], names))
     return images

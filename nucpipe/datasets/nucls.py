@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, read_rgb
+from nucpipe.datasets.base import AnnotatedImage, Annotation
 from nucpipe.errors import DataError
 
 MPP = 0.2
@@ -25,12 +24,6 @@ CORRECTED = "correction_"
 class NuclsImage(AnnotatedImage):
     """One field of view; the patient is the group."""
 
-    image_path: Path
-    csv_path: Path
-
-    def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
-        return read_rgb(self.image_path)
-
     def annotation(self) -> Annotation:
         """Return the nuclei by their finest known class, which may be a main or a super class; those of no class are
         left out.
@@ -42,14 +35,14 @@ class NuclsImage(AnnotatedImage):
         """
         height, width = self.pixels().shape[:2]
         points, labels = [], []
-        for line, row in enumerate(_rows(self.csv_path), start=2):
+        for line, row in enumerate(_rows(self.label_path), start=2):
             label = _finest(row)
             if label is None:
                 continue
             try:
                 x0, y0, x1, y1 = (float(row[name]) for name in ("xmin", "ymin", "xmax", "ymax"))
             except (TypeError, ValueError) as error:
-                raise DataError(f"{self.csv_path}, line {line}: its box is not four numbers ({error}).") from error
+                raise DataError(f"{self.label_path}, line {line}: its box is not four numbers ({error}).") from error
             # Boxes at the edge of a field can reach beyond it.
             points.append((min(max((x0 + x1) / 2, 0), width), min(max((y0 + y1) / 2, 0), height)))
             labels.append(label)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation, centroids_of, labels_of, renumbered
+from nucpipe.datasets.base import AnnotatedImage, Annotation, centroids_of, labels_of, mpp_of, renumbered
 from nucpipe.errors import DataError
 
 LABELS = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
@@ -21,17 +21,15 @@ MPP = 0.25
 class PanNukeImage(AnnotatedImage):
     """One image of a fold; the tissue is the group, because neighbouring numbers can come from one slide."""
 
-    images_path: Path
-    masks_path: Path
     index: int
     names: tuple[str, ...] = LABELS
 
     def pixels(self) -> npt.NDArray[np.uint8]:  # noqa: D102
-        return np.load(self.images_path, mmap_mode="r")[self.index].astype(np.uint8)  # type: ignore[no-any-return]
+        return np.load(self.image_path, mmap_mode="r")[self.index].astype(np.uint8)  # type: ignore[no-any-return]
 
     def annotation(self) -> Annotation:
         """Return the nuclei. Instance ids are made unique across the five channels."""
-        masks = np.load(self.masks_path, mmap_mode="r")[self.index]
+        masks = np.load(self.label_path, mmap_mode="r")[self.index]
         instances = np.zeros(masks.shape[:2], np.int32)
         labels: list[str] = []
         for channel, label in enumerate(self.names):
@@ -65,7 +63,7 @@ def read(path: Path) -> list[AnnotatedImage]:
         DataError: a file of a fold is missing, or arrays of a fold differ in length.
     """
     images: list[AnnotatedImage] = []
-    names = labels_of(path, LABELS)
+    names, mpp = labels_of(path, LABELS), mpp_of(path, MPP)
     channels = len(names) + 1
     for images_path in sorted(path.rglob("images.npy")):
         masks_path = _masks_for(images_path, path)
@@ -84,5 +82,5 @@ def read(path: Path) -> list[AnnotatedImage]:
                 f"found {shapes[0]} and {shapes[1]}."
             )
         fold = images_path.parent.name if images_path.parent != path else "fold"
-        images += [PanNukeImage(f"{fold}_{k}", types[k], MPP, images_path, masks_path, k, names) for k in range(n)]
+        images += [PanNukeImage(f"{fold}_{k}", types[k], mpp, images_path, masks_path, k, names) for k in range(n)]
     return images

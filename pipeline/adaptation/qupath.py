@@ -9,8 +9,8 @@ import numpy as np
 
 from classifier.labels.libraries import LabelSpace, Library
 from nucpipe.errors import DataError
+from nucpipe.geojson import GEOJSON_ERRORS, class_name, probability_name, read_features
 from pipeline.adaptation.corrections import Correction, now
-from pipeline.regions.geojson import GEOJSON_ERRORS, class_name, probability_name, read_features
 from pipeline.store.reader import Store
 from pipeline.store.schema import NOT_A_NUCLEUS
 

@@ -13,16 +13,14 @@ import numpy.typing as npt
 import shapely
 
 from nucpipe.errors import SlideError, UsageError
+from nucpipe.geojson import GEOJSON_ERRORS, class_name, read_nuclei
 from nucpipe.label_images import SUFFIXES as LABEL_IMAGES
 from nucpipe.label_images import instances_of, read_label_image
-from pipeline.regions.geojson import GEOJSON_ERRORS, class_name, object_type, polygons_of, read_features
 from pipeline.slide.base import Slide
 from pipeline.slide.identity import slide_name
 from segmentation.nuclei import Nuclei
 
 SUFFIXES = (".geojson", ".geojson.gz", ".json", *LABEL_IMAGES)
-NUCLEAR_OBJECTS = ("detection", "cell")
-"""QuPath's object types that are nuclei; a file may also hold the annotation in which they were found."""
 ASPECT_TOLERANCE = 0.01
 MAX_TYPES = 127
 """A type's number is an int8."""
@@ -117,22 +115,17 @@ def _read(
 
 def _from_geojson(path: Path, origin_l0: tuple[int, int], mpp: float) -> tuple[Nuclei, tuple[str, ...]]:
     try:
-        features = list(read_features(path))
-        kinds = [object_type(feature) for feature in features]
-        if any(kind in NUCLEAR_OBJECTS for kind in kinds):
-            features = [feature for feature, kind in zip(features, kinds, strict=True) if kind in NUCLEAR_OBJECTS]
         rings, names, scores, ids = [], [], [], list[bytes]()
         known: set[bytes] = {b""}
-        for feature in features:
+        for feature, outer in read_nuclei(path):
             properties = feature.get("properties") or {}
             identity = _uuid(feature.get("id"))
-            for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry")):
-                rings.append(_clockwise(outer))
-                names.append(class_name(properties))
-                scores.append(_probability((properties.get("measurements") or {}).get("Detection probability")))
-                # An id stands for one nucleus: of several parts, or of objects that share it, the first one keeps it.
-                ids.append(b"" if identity in known else identity)
-                known.add(identity)
+            rings.append(_clockwise(outer))
+            names.append(class_name(properties))
+            scores.append(_probability((properties.get("measurements") or {}).get("Detection probability")))
+            # An id stands for one nucleus: of several parts, or of objects that share it, the first one keeps it.
+            ids.append(b"" if identity in known else identity)
+            known.add(identity)
     except OSError as error:
         raise SlideError(f"{path.name}: cannot be read ({error}).") from error
     except GEOJSON_ERRORS as error:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import shapely
 
 from nucpipe.errors import SlideError, UsageError
-from pipeline.regions.geojson import Annotation
+from nucpipe.geojson import Annotation
 from pipeline.regions.tissue import LARGEST_COORDINATE, annotations_of
 
 Points = npt.NDArray[np.float64]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.errors import SlideError, UsageError
-from pipeline.regions.geojson import GEOJSON_ERRORS, Annotation, read_annotations
+from nucpipe.geojson import GEOJSON_ERRORS, Annotation, read_annotations
 from pipeline.slide.base import Slide
 from pipeline.slide.resample import Image
 from pipeline.slide.time_limit import within_time

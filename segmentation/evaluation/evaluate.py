@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.datasets import AnnotatedImage
-from nucpipe.datasets.base import check_outlines
+from nucpipe.datasets.base import read_outlined
 from segmentation.detector import Detector
 from segmentation.evaluation.scores import ImageScore, figures_of
 from segmentation.hovernet.zoo import CONSEP_GROUPS
@@ -41,20 +41,16 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
 
 
 def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterator[tuple[ImageScore, Nuclei]]:
-    """Score and found nuclei of each image that has outlines, one after the other; the detector's filter applies.
+    """Score and found nuclei of each image, one after the other; the detector's filter applies.
 
     Where the detector gives types in the words of the annotation (CoNSeP's merged as the paper merges them), they are
     judged too.
 
     Raises:
-        DataError: an image and its outlines differ in size.
+        DataError: an image has no outlines, or outlines of another size.
     """
     for image in images:
-        annotation = image.annotation()
-        if annotation.instances is None:
-            continue
-        pixels = image.pixels()
-        check_outlines(image.name, annotation.instances, pixels)
+        pixels, annotation, _ = read_outlined(image)
         found = detector.default_filter.apply(detect_image(detector, pixels, image.mpp))
         merged = dataclasses.replace(annotation, labels=tuple(CONSEP_GROUPS.get(x, x) for x in annotation.labels))
         judged = next((a for a in (annotation, merged) if set(a.labels) <= {*detector.types}), None)
@@ -67,8 +63,8 @@ def score_images(detector: Detector, images: Iterable[AnnotatedImage]) -> Iterat
 
 
 def evaluate_segmentor(detector: Detector, sets: Mapping[str, Sequence[AnnotatedImage]]) -> dict[str, Any]:
-    """Return the figures (see :func:`segmentation.evaluation.scores.figures_of`) of each set that has images with
-    outlines.
+    """Return the figures (see :func:`segmentation.evaluation.scores.figures_of`) of each set that has
+    images.
     """
     scores = {name: [score for score, _ in score_images(detector, images)] for name, images in sets.items()}
     return {name: figures_of(some) for name, some in scores.items() if some}

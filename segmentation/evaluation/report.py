@@ -15,7 +15,6 @@ import numpy.typing as npt
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import read_header
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
-from nucpipe.errors import DataError
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import score_images
 from segmentation.evaluation.metrics import match_by_iou
@@ -58,7 +57,7 @@ def evaluate_segmentor(
 
     Args:
         path: the model file.
-        data: folders in CoNSeP's, Kumar's, PanNuke's or MoNuSAC's layout.
+        data: folders of outlined nuclei, in any layout that ``nucpipe.datasets`` reads.
         out: folder for ``figures.json``, ``images.csv`` and a picture of the worst cases of each set, if wanted.
         say: told the results, a line each.
         hold_out: images or groups to measure on; without any, what the model's training held out.
@@ -82,8 +81,6 @@ def evaluate_segmentor(
     cases: dict[str, list[Case]] = {}
     for name, images in chosen.items():
         cases[name] = measure(detector, images)
-        if not cases[name]:
-            raise DataError(f"{name}: none of the chosen images has outlined nuclei.")
         scores = [case.score for case in cases[name]]
         figures[name] = figures_of(scores)
         if any(score.types.matched or score.types.missed for score in scores):
@@ -97,7 +94,7 @@ def evaluate_segmentor(
 
 
 def measure(detector: Detector, images: Sequence[AnnotatedImage]) -> list[Case]:
-    """Return every image that has outlines, measured."""
+    """Return every image, measured."""
     return [Case(image, score, nuclei) for image in images for score, nuclei in score_images(detector, [image])]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from nucpipe.datasets import Annotation
+from nucpipe.label_images import fill_rings
 from segmentation.evaluation.metrics import DetectionCounts, SegmentationCounts, TypePairs, match_by_distance
 from segmentation.nuclei import Nuclei
 
@@ -175,17 +175,4 @@ def draw_instances(nuclei: Nuclei, shape: tuple[int, int]) -> npt.NDArray[np.int
     """Return an instance map (H, W) int32 of outlines in pixels of that map, ids 1..N; exact for outlines on pixel
     corners.
     """
-    instances = np.zeros(shape, np.int32)
-    for i in range(len(nuclei)):
-        ring = nuclei.contour(i)
-        x0, y0 = np.floor(ring.min(0)).astype(int)
-        x1, y1 = np.ceil(ring.max(0)).astype(int)
-        # Drawn at eight times the size from corner to corner, then read at the pixels' centres.
-        fine = np.zeros(((y1 - y0) * 8 + 1, (x1 - x0) * 8 + 1), np.uint8)
-        cv2.fillPoly(fine, [np.round((ring - (x0, y0)) * 8).astype(np.int32)], 1)
-        mask = fine[4::8, 4::8] > 0
-        top, left = max(0, y0), max(0, x0)
-        bottom, right = min(shape[0], y1), min(shape[1], x1)
-        if top < bottom and left < right:
-            instances[top:bottom, left:right][mask[top - y0 : bottom - y0, left - x0 : right - x0]] = i + 1
-    return instances
+    return fill_rings([nuclei.contour(i) for i in range(len(nuclei))], shape)

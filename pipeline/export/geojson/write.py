@@ -11,12 +11,12 @@ import numpy.typing as npt
 from classifier.decision_rule import DecisionRule, best_labels, decide, label_probabilities
 from classifier.labels.libraries import Library
 from nucpipe.files import written_whole
+from nucpipe.geojson import probability_name
 from pipeline.export.geojson.jsontext import CategoricalText, features_text
 from pipeline.export.geojson.packing import Content, Gzip, Plain
 from pipeline.export.polygons import coordinates_of
 from pipeline.inference.executor import Stage, StageExecutor
 from pipeline.inference.profiling import StageTimer
-from pipeline.regions.geojson import probability_name
 from pipeline.store.reader import Store
 
 BATCH = 8192

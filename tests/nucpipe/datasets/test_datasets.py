@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections import Counter
@@ -12,11 +13,13 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
+import tifffile
+from PIL import Image
 
 from classifier.dataset import extract_patches
 from classifier.labels.label_mapping import make_matching
 from classifier.labels.libraries import published_libraries
-from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
+from nucpipe.datasets import AnnotatedImage, check_hold_out, open_dataset, split_groups
 from nucpipe.errors import DataError, UsageError
 from tests.support.paths import SHARED
 
@@ -77,6 +80,44 @@ def make_points(root: Path) -> None:
     (root / "labels/slide 1.csv").write_text("x,y,label,group\n10,15,Round,patient 1\n45,32,long,patient 1\n")
 
 
+def label_image(root: Path, suffix: str) -> None:
+    """Write two nuclei, with the ids 3 and 70000 or 7, as the tools do."""
+    instances = np.zeros((40, 50), np.int32)
+    instances[10:20, 5:15], instances[30:34, 40:50] = 3, 70000 if suffix in (".tif", ".npy") else 7
+    file = root / f"labels/patient 1/slide 1{suffix}"
+    file.parent.mkdir(parents=True)
+    if suffix == ".npy":
+        np.save(file, instances)
+    elif suffix == ".tif":
+        tifffile.imwrite(file, instances)
+    else:
+        assert cv2.imwrite(str(file), instances.astype(np.uint16))
+
+
+def make_outlines(root: Path, suffix: str) -> None:
+    (root / "library.toml").write_text("mpp = 0.5\n")
+    picture(root / "images/patient 1/slide 1.png", 50, 40)
+    label_image(root, suffix)
+
+
+def make_geojson(root: Path) -> None:
+    (root / "library.toml").write_text("mpp = 0.5\n")
+    picture(root / "images/patient 1/slide 1.png", 50, 40)
+    boxes = [(5, 10, 15, 20, "Tumor"), (40, 30, 55, 34, "Immune cells"), (0, 0, 50, 40, "Region*")]
+    features = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [[[x, y], [X, y], [X, Y], [x, Y], [x, y]]]},
+            "properties": {"objectType": "annotation", "classification": {"name": name}},
+        }
+        for x, y, X, Y, name in boxes
+    ]
+    (root / "labels/patient 1").mkdir(parents=True)
+    (root / "labels/patient 1/slide 1.geojson").write_text(
+        json.dumps({"type": "FeatureCollection", "features": features})
+    )
+
+
 def make_pannuke(root: Path) -> None:
     images, masks = root / "Fold 1/images/fold1", root / "Fold 1/masks/fold1"
     images.mkdir(parents=True)
@@ -119,6 +160,27 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str, str, float, list[str], lis
         ["tumor", "sTIL"],
         [FIRST, [45.0, 32.0]],
         None,
+    ),
+    **{
+        f"outlines {suffix}": (
+            functools.partial(make_outlines, suffix=suffix),
+            "patient 1/slide 1",
+            "patient 1",
+            0.5,
+            ["", ""],
+            [FIRST, [45.0, 32.0]],
+            [100, 40],
+        )
+        for suffix in (".png", ".tif", ".npy")
+    },
+    "geojson": (
+        make_geojson,
+        "patient 1/slide 1",
+        "patient 1",
+        0.5,
+        ["Tumor", "Immune cells"],
+        [FIRST, [47.5, 32.0]],  # half of the second one lies beyond the image
+        [100, 40],
     ),
     "points": (make_points, "slide 1", "patient 1", 0.5, ["Round", "long"], [FIRST, [45.0, 32.0]], None),
     "pannuke": (
@@ -199,6 +261,66 @@ def test_a_half_downloaded_or_missing_file_is_named(layout: str, broken: str, tm
         open_dataset(tmp_path)
 
 
+def test_numbers_of_a_palette_are_read_and_not_its_colours(tmp_path: Path) -> None:
+    make_outlines(tmp_path, ".png")
+    file = tmp_path / "labels/patient 1/slide 1.png"
+    stored = cv2.imread(str(file), cv2.IMREAD_UNCHANGED).astype(np.uint8)
+    picture_of = Image.frombytes("P", (50, 40), stored.tobytes())
+    picture_of.putpalette([9, 9, 9] * 256)  # all of one colour
+    picture_of.save(file)
+    instances = open_dataset(tmp_path)[0].annotation().instances
+    assert instances is not None
+    assert np.bincount(instances.ravel())[1:].tolist() == [100, 40]
+
+
+def test_what_is_wrong_with_a_users_outlines_is_told(tmp_path: Path) -> None:
+    def told(file: str | None = None, content: bytes = b"") -> str:
+        if file is not None:
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            open_dataset(tmp_path)[0].annotation()
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    make_geojson(tmp_path)
+    labels = tmp_path / "labels/patient 1/slide 1.geojson"
+    far = labels.read_text().replace("[5, 10]", "[5000, 10]").replace("15,", "5015,").replace("[5, 20]", "[5000, 20]")
+    assert "lies outside its image of 50 x 40 pixels; expected outlines in pixels of the image" in told(
+        "labels/patient 1/slide 1.geojson", far.encode()
+    )
+    flat = '{"type": "Polygon", "coordinates": [[[1, 1], [9, 1], [5, 1], [1, 1]]]}'
+    assert "slide 1.geojson: the outline at (1, 1) encloses nothing" in told(
+        "labels/patient 1/slide 1.geojson", flat.encode()
+    )
+    assert "slide 1.geojson: expected GeoJSON" in told("labels/patient 1/slide 1.geojson", b"{")
+    assert "slide 1.tif: slide 1.png has the same name" in told("images/patient 1/slide 1.tif", b"")
+    (tmp_path / "images/patient 1/slide 1.tif").unlink()
+    assert "slide 1.png: slide 1.geojson has the same name" in told("labels/patient 1/slide 1.png", b"")
+    assert "expected files of one kind" in told("labels/more.csv", b"x,y,label\n")
+    shutil.rmtree(tmp_path / "labels")
+    assert "found .jpg" in told("labels/slide 1.jpg", b"")
+    assert "slide 1.png: its label file is missing; expected" in told("labels/slide 2.npy", b"")
+    (tmp_path / "images/patient 1/slide 1.png").unlink()
+    assert "slide 2.npy: its image is missing; expected" in told()
+    for mpp, found in (('"0.25"', "'0.25'"), ("25", "25"), ("true", "True"), ("nan", "nan")):
+        assert "library.toml: expected mpp, the pixel size in micrometres, a number from 0.05 to 1.2" in (
+            said := told("library.toml", f"mpp = {mpp}".encode())
+        )
+        assert said.endswith(f"found {found}.")
+    assert told("library.toml", b"").endswith("found none.")
+
+
+def test_a_users_pixel_size_holds_in_a_published_layout_and_folders_may_be_small_letters(tmp_path: Path) -> None:
+    make_consep(tmp_path)
+    for name in ("Images", "Labels"):
+        (tmp_path / "Train" / name).rename(tmp_path / "Train" / name.lower())
+    (tmp_path / "library.toml").write_text("mpp = 0.5\n")
+    (image,) = open_dataset(tmp_path)
+    assert image.mpp == 0.5
+    assert image.annotation().labels == ("malignant_epithelial", "endothelial")
+
+
 def test_an_unknown_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data set recognised"):
         open_dataset(tmp_path)
@@ -229,7 +351,7 @@ def test_brecahad_refuses_unknown_labels_and_points_outside(tmp_path: Path) -> N
         open_dataset(tmp_path)[0].annotation()
     points.write_text('{"stroma": [{"x": 0.5, "y": 0.1}]}')
     libraries = published_libraries()
-    with pytest.raises(DataError, match="Case_3-02: label 'stroma' is not one of BreCaHAD's"):
+    with pytest.raises(DataError, match=r"Case_3-02\.json: label 'stroma' is not one of BreCaHAD's"):
         extract_patches(libraries[1], open_dataset(tmp_path), make_matching(libraries))
 
 
@@ -317,6 +439,28 @@ def test_a_split_never_divides_a_group(tmp_path: Path) -> None:
     assert {i.group for i in split_groups(images, ("Case_5", "Case_1?"))[1]} == {"Case_5", "Case_10", "Case_11"}
     with pytest.raises(UsageError, match="hold out fewer"):
         split_groups(images, ("Case_*",))
+
+
+def test_what_is_held_out_by_itself_has_nuclei(tmp_path: Path) -> None:
+    make_outlines(tmp_path, ".npy")
+    names = [f"slide {k}" for k in range(1, 9)]
+    for name in names[1:]:
+        picture(tmp_path / f"images/patient 1/{name}.png", 50, 40)
+        np.save(tmp_path / f"labels/patient 1/{name}.npy", np.zeros((40, 50), np.uint16))
+    for part, suffix in (("images", "png"), ("labels", "npy")):
+        for name in names:  # each a group of its own
+            (tmp_path / f"{part}/patient 1/{name}.{suffix}").rename(tmp_path / f"{part}/{name}.{suffix}")
+    train, held = split_groups(open_dataset(tmp_path))
+    assert [image.name for image in held] == ["slide 1"]
+    assert len(train) == 7
+
+
+def test_a_name_to_hold_out_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    make_brecahad(tmp_path)
+    images = open_dataset(tmp_path)
+    check_hold_out(("Case_3", "*-02"), images)
+    with pytest.raises(UsageError, match=r"--hold-out Cas_3, x: no image or group .* such as Case_3"):
+        check_hold_out(("Cas_3", "Case_*", "x"), images)
 
 
 def counts(images: list[AnnotatedImage]) -> Counter[str]:

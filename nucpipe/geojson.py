@@ -41,6 +41,8 @@ LEGACY_IDS = {
 }
 """QuPath 0.2 stored an object's type as its id."""
 IGNORED_CLASS = "Ignore*"
+NUCLEAR_OBJECTS = ("detection", "cell")
+"""QuPath's object types that are nuclei; a file may also hold the annotation in which they were found."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,24 @@ def read_annotations(path: Path) -> list[Annotation]:
         if polygons:
             annotations.append(Annotation(_writable(properties.get("name")), class_name(properties), polygons))
     return annotations
+
+
+def read_nuclei(path: Path) -> list[tuple[dict[str, Any], npt.NDArray[np.float64]]]:
+    """Return the nuclei of a file: the feature, and the outer ring (K, 2) of each of its polygons.
+
+    Of a file with detections or cells these are the nuclei, of a cell its nucleus; of another all that has an area.
+
+    Raises:
+        OSError: the file cannot be read.
+        Exception: one of ``GEOJSON_ERRORS``.
+    """
+    features = list(read_features(path))
+    nuclear = [feature for feature in features if object_type(feature) in NUCLEAR_OBJECTS]
+    return [
+        (feature, outer)
+        for feature in nuclear or features
+        for outer, *_ in polygons_of(feature.get("nucleusGeometry") or feature.get("geometry"))
+    ]
 
 
 def object_type(feature: dict[str, Any]) -> str:
