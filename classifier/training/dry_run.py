@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from classifier.labels.label_mapping import make_matching
 from classifier.labels.libraries import LabelSpace, libraries_of
 from classifier.training.config import ClassifierTraining
+from classifier.training.distillation import add_teacher_labels
 from classifier.training.start import new_network
-from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
-from nucpipe.errors import DataError, UsageError
+from nucpipe.datasets import AnnotatedImage, check_hold_out, open_dataset, split_groups
+from nucpipe.datasets.base import NOTHING_HELD_OUT
+from nucpipe.errors import DataError, ModelError, UsageError
 
 
 def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> int:
@@ -31,20 +35,30 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
     except (DataError, UsageError) as error:
         say(f"problem: {error}")
         return 1
-    outputs = LabelSpace(matching.libraries, ())
+    outputs = LabelSpace(matching.libraries, (False,) * matching.columns)
     try:
         new_network(config, len(outputs))
     except UsageError as error:
         problems.append(str(error))
     sources = {library.name.lower(): library for library in matching.sources}
     taught = np.zeros(matching.columns, np.int64)
+    sets: list[tuple[str, Path, list[AnnotatedImage]]] = []
     for name, path in config.libraries:
+        try:
+            sets.append((name, path, open_dataset(path)))
+        except DataError as error:
+            problems.append(str(error))
+    try:
+        check_hold_out(config.hold_out, [image for _, _, images in sets for image in images])
+    except UsageError as error:
+        problems.append(str(error))
+    for name, path, opened in sets:
         library = sources[name.lower()]
         say(f"{library.name}: {path}")
         try:
-            splits = dict(zip(("training", "held out"), split_groups(open_dataset(path), config.hold_out), strict=True))
-        except (DataError, UsageError) as error:
-            problems.append(str(error))
+            splits = dict(zip(("training", "held out"), split_groups(opened, config.hold_out), strict=True))
+        except UsageError as error:
+            problems.append(f"{path}: {error}")
             continue
         for split, images in splits.items():
             counts: Counter[str] = Counter()
@@ -61,6 +75,8 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
             say(f"  {split}: {len(images)} images in {groups} groups, {counts.total()} nuclei, pixels of {mpps} µm")
             if empty:
                 say(f"    {empty:>7} images without a nucleus")
+                if empty == len(images) and split == "held out":
+                    problems.append(NOTHING_HELD_OUT.format(path=path))
             for text, count in counts.most_common():
                 try:
                     row = matching.targets(library.name, text)
@@ -71,8 +87,14 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
                 say(f"    {count:>7} {text:<24} teaches {says}")
                 if split == "training":
                     taught += count * matching.taught(row[None])
-    nothing = [" ".join(column) for column, count in zip(outputs.columns, taught, strict=True) if not count]
-    say(f"{int((taught > 0).sum())} of {len(taught)} labels are taught; not: {', '.join(nothing) or 'none'}")
+    outputs = dataclasses.replace(outputs, trained=tuple(bool(count) for count in taught))
+    if config.distil:
+        try:
+            outputs = add_teacher_labels(config.distil, outputs)
+        except ModelError as error:
+            problems.append(str(error))
+    nothing = [" ".join(column) for column, yes in zip(outputs.columns, outputs.trained, strict=True) if not yes]
+    say(f"{sum(outputs.trained)} of {len(outputs)} labels are taught; not: {', '.join(nothing) or 'none'}")
     for problem in problems:
         say(f"problem: {problem}")
     say(f"{len(problems)} problems" if problems else "no problems")

@@ -33,8 +33,9 @@ from classifier.training.start import new_model
 from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type
 from nucpipe.backends.model_file import ModelHeader, read_header, rewrite_header, save_model
-from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
-from nucpipe.errors import UsageError
+from nucpipe.datasets import AnnotatedImage, check_hold_out, open_dataset, split_groups
+from nucpipe.datasets.base import NOTHING_HELD_OUT
+from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
 
 WEIGHT_DECAY = 0.02
@@ -48,6 +49,7 @@ class LibraryData:
     """One library's data, split by group."""
 
     library: str
+    path: Path
     train: tuple[AnnotatedImage, ...]
     held: tuple[AnnotatedImage, ...]
 
@@ -160,22 +162,35 @@ def _factors(config: ClassifierTraining, matching: Matching) -> dict[int, float]
 
 
 def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
-    """Return the data sets of a training, each split into what teaches and what is held out."""
+    """Return the data sets of a training, each split into what teaches and what is held out.
+
+    Raises:
+        UsageError: a name of what is to be held out is found nowhere, or everything of a set would be held out.
+        DataError: a data set is incomplete.
+    """
     names = {library.name.lower(): library.name for library in libraries_of(config.libraries)}
+    sets = [(name, path, open_dataset(path)) for name, path in config.libraries]
+    check_hold_out(config.hold_out, [image for _, _, images in sets for image in images])
     opened = []
-    for name, path in config.libraries:
-        train, held = split_groups(open_dataset(path), config.hold_out)
-        opened.append(LibraryData(names[name.lower()], tuple(train), tuple(held)))
+    for name, path, images in sets:
+        train, held = split_groups(images, config.hold_out)
+        opened.append(LibraryData(names[name.lower()], path, tuple(train), tuple(held)))
     return opened
 
 
 def _gather(data: Sequence[LibraryData], matching: Matching) -> tuple[PatchDataset, PatchDataset]:
-    """Return the nuclei that teach, and those that are held out."""
+    """Return the nuclei that teach, and those that are held out.
+
+    Raises:
+        DataError: labels are not the library's, or what a set holds out has no nucleus.
+    """
     libraries = {library.name: library for library in matching.sources}
-    return (
-        PatchDataset.concatenate(extract_patches(libraries[d.library], d.train, matching) for d in data),
-        PatchDataset.concatenate(extract_patches(libraries[d.library], d.held, matching) for d in data),
-    )
+    train = [extract_patches(libraries[d.library], d.train, matching) for d in data]
+    held = [extract_patches(libraries[d.library], d.held, matching) for d in data]
+    for d, samples in zip(data, held, strict=True):
+        if d.held and not len(samples):
+            raise DataError(NOTHING_HELD_OUT.format(path=d.path))
+    return PatchDataset.concatenate(train), PatchDataset.concatenate(held)
 
 
 @dataclass

@@ -14,7 +14,6 @@ from torch import nn
 from nucpipe.backends.network_checks import check_encoder
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
-from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.pretrained import starting_weights
 from segmentation.dataset import TileDataset
 from segmentation.rcnn.detector import TILE_PX, build_rcnn
@@ -40,38 +39,36 @@ class ObjectBatch:
     instances: npt.NDArray[np.int32]
 
 
+def new_rcnn(kind: str, encoder: str, say: Callable[[str], None]) -> nn.Module:
+    """Return a network whose encoder has ImageNet's weights, where they are at hand.
+
+    Raises:
+        UsageError: there is no such encoder, or it does not fit.
+    """
+
+    def backbone() -> nn.Module:
+        return build_rcnn(kind, encoder).get_submodule("backbone")
+
+    check_encoder("--encoder", encoder, backbone, (1, 3, TILE_PX, TILE_PX))
+    model = build_rcnn(kind, encoder)
+    model.get_submodule("backbone.encoder").load_state_dict(starting_weights(encoder, say), strict=False)
+    return model
+
+
 class RCNNTask:
     """Train an R-CNN in float32 on tiles of the network's size."""
 
     def __init__(
         self,
         kind: str,
-        encoder: str,
         sets: Sequence[Sequence[AnnotatedImage]],
         seed: int,
         batch_size: int,
         device: str,
-        say: Callable[[str], None],
     ) -> None:
-        self.kind, self.encoder, self.device, self.say = kind, encoder, torch.device(device), say
+        self.kind, self.device = kind, torch.device(device)
         self.losses = LOSSES[kind]
         self.source = TileDataset(sets, seed, batch_size)
-
-    def new_model(self) -> nn.Module:
-        """Make a network whose encoder has ImageNet's weights, where they are at hand.
-
-        Raises:
-            UsageError: there is no such encoder, or it does not fit.
-        """
-
-        def backbone() -> nn.Module:
-            return build_rcnn(self.kind, self.encoder).get_submodule("backbone")
-
-        check_encoder("--encoder", self.encoder, backbone, (1, 3, TILE_PX, TILE_PX))
-        model = build_rcnn(self.kind, self.encoder)
-        model.get_submodule("backbone.encoder").load_state_dict(starting_weights(self.encoder, self.say), strict=False)
-        use_fast_depthwise(model)
-        return model
 
     def batch(self, step: int) -> ObjectBatch:
         """Return the batch of that step; it depends on (seed, step) alone."""

@@ -19,8 +19,8 @@ from nucpipe._version import __version__
 from nucpipe.backends.device import autocast_type, training_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.backends.network_checks import check_encoder
-from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
-from nucpipe.errors import DataError, UsageError
+from nucpipe.datasets import AnnotatedImage
+from nucpipe.errors import DataError, NucpipeError, UsageError
 from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
@@ -28,6 +28,7 @@ from nucpipe.training.pretrained import starting_weights
 from segmentation.dataset import TILE_PX, TileBatch, TileDataset
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
+from segmentation.training.dry_run import look_at_data
 from segmentation.training.losses import hovernet_loss
 
 WEIGHT_DECAY = 1e-4
@@ -41,7 +42,7 @@ class SegmentorTraining:
     """Settings of a training.
 
     Attributes:
-        data: folders of annotated sets (CoNSeP, Kumar or PanNuke layout).
+        data: folders of outlined nuclei, in any layout that ``nucpipe.datasets`` reads.
         out: the model file to write; checkpoint, losses and model card stand beside it.
         hold_out: names of images or groups kept for validation.
         steps: number of batches.
@@ -107,15 +108,20 @@ class SegmentorTraining:
 def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = print) -> ModelHeader:
     """Train, evaluate on what was held out, and write the model.
 
-    A checkpoint is kept beside ``config.out``; the same call resumes from it and ends with the same model.
+    Every image and label is read before the first step, held out or not. A checkpoint is kept beside ``config.out``;
+    the same call resumes from it and ends with the same model.
 
     Raises:
+        UsageError: a name of what is to be held out is found nowhere, or everything would be held out.
         DataError: a data set is incomplete, has no outlines, or the checkpoint has other settings.
     """
     from segmentation.evaluation.evaluate import evaluate_segmentor
     from segmentation.evaluation.scores import figure_lines
 
-    sets = {path: split_groups(open_dataset(path), config.hold_out) for path in config.data}
+    sets, problems = look_at_data(config.data, config.hold_out, say)
+    if problems:
+        more = f" {len(problems) - 1} more problems: --check names them." if len(problems) > 1 else ""
+        raise type(problems[0])(f"{problems[0]}{more}")
     train = [images for images, _ in sets.values()]
     held = {path.name: images for path, (_, images) in sets.items()}
     say(f"training on {sum(map(len, train))} images, {sum(map(len, held.values()))} held out")
@@ -138,15 +144,33 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     return header
 
 
+def check_training(config: SegmentorTraining, say: Callable[[str], None] = print) -> int:
+    """Read every image and label of a training, and make its network, without training it.
+
+    Args:
+        config: the training.
+        say: told images, groups and nuclei of each set and split, and each problem with its file, a line each.
+
+    Returns:
+        The number of problems.
+    """
+    _, problems = look_at_data(config.data, config.hold_out, say)
+    try:
+        _new_network(config, say)
+    except NucpipeError as error:
+        problems.append(error)
+    for problem in problems:
+        say(f"problem: {problem}")
+    say(f"{len(problems)} problems" if problems else "no problems")
+    return len(problems)
+
+
 class TrainingTask(Protocol):
     """Steps of a training that differ between architectures."""
 
     @property
     def losses(self) -> tuple[str, ...]:
         """Names of the losses."""
-
-    def new_model(self) -> nn.Module:
-        """Return the network that the training starts from."""
 
     def batch(self, step: int) -> Any:
         """Return the batch of that step; it depends on the step alone."""
@@ -160,14 +184,9 @@ class HoVerNetTask:
 
     losses = LOSSES
 
-    def __init__(self, config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]) -> None:
-        self.config, self.say = config, say
+    def __init__(self, config: SegmentorTraining, sets: list[list[AnnotatedImage]]) -> None:
+        self.config = config
         self.source = TileDataset(sets, config.seed, config.batch_size)
-
-    def new_model(self) -> nn.Module:  # noqa: D102
-        model = _new_model(self.config, self.say)
-        use_fast_depthwise(model)
-        return model
 
     def batch(self, step: int) -> TileBatch:  # noqa: D102
         return self.source.batch(step)
@@ -180,21 +199,37 @@ class HoVerNetTask:
         )
 
 
-def _training_task(
-    config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]
-) -> TrainingTask:
+def _training_task(config: SegmentorTraining, sets: list[list[AnnotatedImage]]) -> TrainingTask:
     if config.architecture == "hovernet":
-        return HoVerNetTask(config, sets, say)
+        return HoVerNetTask(config, sets)
     from segmentation.rcnn.training import RCNNTask
 
-    return RCNNTask(config.architecture, config.encoder, sets, config.seed, config.batch_size, config.device, say)
+    return RCNNTask(config.architecture, sets, config.seed, config.batch_size, config.device)
+
+
+def _new_network(config: SegmentorTraining, say: Callable[[str], None]) -> nn.Module:
+    """Return the network that a training starts from.
+
+    Raises:
+        UsageError: the encoder is none of timm's, or does not fit.
+        DataError: ``config.start_from`` does not fit.
+        ModelError: it is no such model.
+    """
+    if config.architecture == "hovernet":
+        model: nn.Module = _new_hovernet(config, say)
+    else:
+        from segmentation.rcnn.training import new_rcnn
+
+        model = new_rcnn(config.architecture, config.encoder, say)
+    use_fast_depthwise(model)
+    return model
 
 
 def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Callable[[str], None]) -> nn.Module:
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    trained = _training_task(config, sets, say)
-    model = trained.new_model()
+    trained = _training_task(config, sets)
+    model = _new_network(config, say)
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged_from = round(config.steps * (1 - trainer.AVERAGED_SHARE))
     optimization = trainer.Optimization(model, config.learning_rate, WEIGHT_DECAY, config.steps, averaged_from)
@@ -212,13 +247,7 @@ def _fit(config: SegmentorTraining, sets: list[list[AnnotatedImage]], say: Calla
     return average
 
 
-def _new_model(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
-    """Return the network with the weights that the training starts from.
-
-    Raises:
-        UsageError: the encoder is none of timm's, or does not fit.
-        DataError: ``config.start_from`` does not fit.
-    """
+def _new_hovernet(config: SegmentorTraining, say: Callable[[str], None]) -> HoVerNet:
     check_encoder("--encoder", config.encoder, lambda: HoVerNet(config.encoder, WIDTHS), (1, 3, TILE_PX, TILE_PX))
     if config.start_from:
         start = _start(config)

@@ -60,7 +60,8 @@ def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None,
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder in CoNSeP's, Kumar's, PanNuke's or MoNuSAC's layout; repeat it.",
+    help="Folder of outlined nuclei: images/ with label images or GeoJSON in labels/ and library.toml (mpp), or a "
+    "published set (CoNSeP, Kumar, PanNuke, MoNuSAC); repeat it.",
 )
 @measure_options("images.csv")
 def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: Any) -> None:

@@ -50,6 +50,11 @@ def train_options(steps: int, batch_size: str, learning_rate: float) -> Callable
     )
 
 
+check_option = click.option(
+    "--check", is_flag=True, help="Train nothing: report what would teach and what is held out, and every problem."
+)
+
+
 def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the options that were given, over those of a config file, ready for a training's config.
 
@@ -72,7 +77,8 @@ def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> di
     multiple=True,
     required=True,
     type=click.Path(path_type=Path),
-    help="Folder in CoNSeP's, Kumar's or PanNuke's layout; repeat it.",
+    help="Folder of outlined nuclei: images/ with label images or GeoJSON in labels/ and library.toml (mpp), or a "
+    "published set (CoNSeP, Kumar, PanNuke); repeat it.",
 )
 @click.option("--licence", default="", help="Licence of the data, for the model card.")
 @train_options(steps=4300, batch_size="16 tiles of 256 px; of an R-CNN 4 of 320 px", learning_rate=0.001)
@@ -97,18 +103,22 @@ def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> di
     metavar="N,N,N",
     help="Channels of hovernet's decoder, coarse to fine.  [default: those of --start-from; 80,48,32]",
 )
-def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **options: Any) -> None:
+@check_option
+def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, check: bool, **options: Any) -> None:
     """Train a network that finds and outlines nuclei.
 
-    The same command goes on after an interruption.
+    The same command goes on after an interruption. Every image and label is read before the first step.
     """
     from pipeline.inference.models import find_model
-    from segmentation.training.train import SegmentorTraining, train_segmentor
+    from segmentation.training.train import SegmentorTraining, check_training, train_segmentor
 
     options["start_from"] = tuple(find_model("segmentor", name, "--start-from") for name in options["start_from"])
     if widths is not None:
         options["widths"] = _numbers("--widths", widths, "128,64,48")
-    train_segmentor(SegmentorTraining(data=data, licence=licence, **_chosen(options)), click.echo)
+    config = SegmentorTraining(data=data, licence=licence, **_chosen(options))
+    if check:
+        sys.exit(1 if check_training(config, click.echo) else 0)
+    train_segmentor(config, click.echo)
 
 
 @train.command()
@@ -137,7 +147,7 @@ def segmentor(data: tuple[Path, ...], licence: str, widths: str | None, **option
     "their mean.",
 )
 @click.option("--context", is_flag=True, default=None, help="Look at the tissue round each nucleus (64 um), too.")
-@click.option("--check", is_flag=True, help="Train nothing: report counts per label and split, and every problem.")
+@check_option
 def classifier(data: tuple[tuple[str, Path], ...], config_file: Path | None, check: bool, **options: Any) -> None:
     """Train one classifier jointly on several libraries.
 

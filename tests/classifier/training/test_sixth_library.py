@@ -63,6 +63,7 @@ def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch:
     assert "training: 2 images in 2 groups" in said
     assert "Large one" in said
     assert "no problems" in said
+    assert "32 of 37 labels are taught" in said  # the teacher's among them, as in the training
     said = nucpipe(*train)
     assert "32 of 37 labels taught" in said
     assert "Lab: accuracy" in said

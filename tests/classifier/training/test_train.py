@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -148,8 +149,9 @@ def test_wrong_settings_are_told(config: ClassifierTraining, tmp_path: Path) -> 
     config = dataclasses.replace(config, out=tmp_path / "m.safetensors", steps=2)
     with pytest.raises(UsageError, match="--library x: not one of NuCLS, "):
         train_classifier(dataclasses.replace(config, libraries=(("x", config.libraries[0][1]),)), quiet)
+    other = (("pannuke", config.libraries[1][1]),)
     with pytest.raises(DataError, match="label 'tumor' is not one of PanNuke's"):
-        train_classifier(dataclasses.replace(config, libraries=(("pannuke", config.libraries[1][1]),)), quiet)
+        train_classifier(dataclasses.replace(config, libraries=other, hold_out=("Case_2",)), quiet)
     train_classifier(config, quiet)
     with pytest.raises(DataError, match="made with another seed"):
         train_classifier(dataclasses.replace(config, seed=1), quiet)
@@ -329,6 +331,26 @@ def test_check_reports_counts_and_every_problem_without_training(config: Classif
     assert bad.exit_code == 1
     for words in ("a.mat: expected a MATLAB file", "b.png: expected an image", "'stroma' is not one of", "3 problems"):
         assert words in bad.output, bad.output
+
+
+def test_a_held_out_part_without_nuclei_and_a_misspelt_name_are_refused(
+    config: ClassifierTraining, tmp_path: Path
+) -> None:
+    (_, consep), _ = config.libraries
+    folder = tmp_path / "consep"
+    shutil.copytree(consep, folder)
+    scipy.io.savemat(folder / "Labels/c.mat", {"inst_map": np.zeros((128, 128)), "inst_type": np.zeros((0, 1))})
+    empty = dataclasses.replace(config, libraries=(("consep", folder),), hold_out=("c",))
+    misspelt = dataclasses.replace(config, hold_out=("c", "Case_22"))
+    for wrong, error, words in (
+        (empty, DataError, f"{folder}: none of its held out images has a nucleus; hold out others (--hold-out)."),
+        (misspelt, UsageError, "--hold-out Case_22: no image or group of the data is called that; expected names such"),
+    ):
+        with pytest.raises(error, match=re.escape(words)):
+            train_classifier(wrong, quiet)
+        said: list[str] = []
+        assert check_training(wrong, said.append) == 1
+        assert f"problem: {words}" in "\n".join(said)
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from click.testing import CliRunner
 
 from nucpipe.backends.model_file import read_header
 from nucpipe.datasets import open_dataset
 from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
+from pipeline.cli.main import main
 from pipeline.inference.models import find_model
 from segmentation.dataset import TileDataset, balanced_shares
 from segmentation.evaluation.evaluate import score_images
@@ -52,12 +54,57 @@ def test_outlines_of_another_size_than_the_image_are_refused(data: Path, tmp_pat
     label = folder / "Labels" / "image_2.mat"
     scipy.io.savemat(label, {"inst_map": scipy.io.loadmat(label)["inst_map"][:200]})
     images = open_dataset(folder)
-    said = "image_2: its outlines are on 280 x 200 pixels, its image has 280 x 264; expected the same size"
+    said = (
+        "image_2.mat: the outlines of image_2 are on 280 x 200 pixels, its image has 280 x 264; expected the same size"
+    )
     with pytest.raises(DataError, match=said):
         TileDataset([images], 0, 1)
     detector = load_hovernet(find_model("segmentor", "hovernet-compact"))
     with pytest.raises(DataError, match=said):
         list(score_images(detector, images[2:]))
+
+
+def test_check_reads_everything_and_trains_nothing(data: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "data", tmp_path / "m.safetensors"
+    shutil.copytree(data, folder)
+    command = ["train", "segmentor", "--data", str(folder), "--out", str(out), "--hold-out", "image_2"]
+    good = CliRunner().invoke(main, [*command, "--check"])
+    assert good.exit_code == 0, good.output
+    count = len(open_dataset(folder)[2].annotation().centroids)
+    assert f"held out: 1 images in 1 groups, {count} nuclei, pixels of 0.25 µm" in good.output
+    assert good.output.endswith("no problems\n")
+    empty = np.zeros((264, 280), np.int32)
+    scipy.io.savemat(folder / "Labels" / "image_0.mat", {"inst_map": empty})
+    said = CliRunner().invoke(main, [*command, "--check"])
+    assert said.exit_code == 0
+    assert "1 images without a nucleus: image_0" in said.output
+    scipy.io.savemat(folder / "Labels" / "image_2.mat", {"inst_map": empty})
+    shutil.copy(folder / "Labels" / "image_0.mat", folder / "Labels" / "image_1.mat")
+    said = CliRunner().invoke(main, [*command, "--check", "--encoder", "nosuch", "--hold-out", "imagee_2"])
+    assert said.exit_code == 1
+    for words in (
+        "problem: --hold-out imagee_2: no image or group of the data is called that; expected names such as image_2.",
+        f"problem: {folder}: none of its training images has a nucleus; outline some.",
+        f"problem: {folder}: none of its held out images has a nucleus; hold out others (--hold-out).",
+        "problem: --encoder nosuch: cannot be used here",
+        "4 problems",
+    ):
+        assert words in said.output
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_a_broken_label_of_a_held_out_image_is_found_before_the_first_step(data: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "data", tmp_path / "m.safetensors"
+    shutil.copytree(data, folder)
+    (folder / "Labels" / "image_2.mat").write_bytes(b"MATLAB")
+    with pytest.raises(DataError, match=r"image_2\.mat: expected a MATLAB file"):
+        train_segmentor(config(folder, out, 1), lambda _: None)
+    scipy.io.savemat(folder / "Labels" / "image_0.mat", {"x": 0})
+    with pytest.raises(DataError, match=r"image_0\.mat: expected the array inst_map.* 1 more problems: --check"):
+        train_segmentor(config(folder, out, 1), lambda _: None)
+    assert not list(tmp_path.glob("m.*"))
+    with pytest.raises(UsageError, match="--hold-out nosuch: no image or group of the data is called that"):
+        train_segmentor(dataclasses.replace(config(data, out, 1), hold_out=("image_2", "nosuch")), lambda _: None)
 
 
 class Interrupted(Exception):
