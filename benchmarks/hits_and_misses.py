@@ -85,7 +85,7 @@ def main(
         library = outputs.library(name)
         images = open_dataset(path)
         if not everything:
-            names = next(entry["held_out"] for entry in header.data if entry["name"] == library.name)
+            names = header.held_out_of(library.name)
             images = split_groups(images, names)[1]
         samples = extract_patches(library, images, Matching(outputs.libraries))
         logits = predict_logits(network, samples, device, pick_precision("auto", device))

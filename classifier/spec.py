@@ -54,7 +54,7 @@ def check_kind(header: ModelHeader) -> None:
 
 def unmeasured(header: ModelHeader) -> list[str]:
     """Return the libraries that only other libraries' data taught, so that their own images measure nothing."""
-    return [str(entry["name"]) for entry in header.data if not entry["images"]]
+    return [str(entry["name"]) for entry in header.all_data if not entry["images"]]
 
 
 def read_outputs(path: Path, header: ModelHeader) -> LabelSpace:

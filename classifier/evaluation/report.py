@@ -18,7 +18,7 @@ from classifier.labels.libraries import LabelSpace, load_library
 from classifier.network import load_classifier
 from classifier.predictions import probabilities
 from nucpipe.backends.device import pick_device, pick_precision
-from nucpipe.backends.model_file import ModelHeader
+from nucpipe.backends.model_file import NOTHING_UNSEEN, ModelHeader
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
 from nucpipe.datasets.base import LIBRARY_FILE
 from nucpipe.errors import DataError
@@ -54,6 +54,8 @@ def evaluate_classifier(
     where = pick_device(device)
     how = pick_precision(precision, where)
     model, header, outputs = load_classifier(path)
+    for line in header.made_from_in_words:
+        say(line)
     figures: dict[str, Any] = {}
     rows: list[list[object]] = []
     for name, folder in data:
@@ -112,9 +114,9 @@ def _chosen(
 ) -> list[AnnotatedImage]:
     patterns = list(hold_out)
     if not patterns and not everything:
-        patterns = next((list(entry["held_out"]) for entry in header.data if entry["name"] == library), [])
+        patterns = header.held_out_of(library)
         if not patterns:
-            say(f"{library}: the model's training held none of it out; measured on all images.")
+            say(f"{library}: {NOTHING_UNSEEN}")
     return choose_images(images, library, [] if everything else patterns)
 
 

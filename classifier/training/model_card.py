@@ -7,6 +7,7 @@ from typing import Any
 from classifier.labels.libraries import LabelSpace
 from classifier.spec import unmeasured
 from nucpipe.backends.model_file import ModelHeader
+from nucpipe.training.lineage import lineage_lines
 
 
 def _row(*cells: object) -> str:
@@ -85,6 +86,8 @@ def _from_other_models(made: dict[str, Any]) -> list[str]:
             "",
             f"Beside the labels, the probabilities of {made['distilled_from']} taught the outputs known there.",
         ]
+    if "completed_by" in made:
+        lines += ["", f"Confident predictions of {made['completed_by']} taught what the labels do not say."]
     return lines
 
 
@@ -130,8 +133,21 @@ def model_card(header: ModelHeader) -> str:
         f"measured on {name}."
         for name in unmeasured(header)
     ]
+    lines += [
+        f"- {entry['name']}: no images in this training; the models that it was made from taught its labels, which "
+        "were not measured here."
+        for entry in header.data
+        if not entry["images"] and entry["name"] not in unmeasured(header)
+    ]
+    for model in header.made_from:
+        if shares := model.get("agreement"):
+            listed = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+            lines.append(f"- Share of the nuclei held out with the label that {model['name']} gives them: {listed}.")
     lines.append("")
     for name, figures in header.figures.items():
         lines += _figures(name, figures)
-    lines += ["## Sources", "", *(f"- {e['name']} ({e['licence']}): {e['citation']}" for e in header.data)]
+    names = {entry["name"] for entry in header.data}
+    sources = [*header.data, *(e for e in header.all_data if e["name"] not in names and e.get("citation"))]
+    lines += ["## Sources", "", *(f"- {e['name']} ({e['licence']}): {e['citation']}" for e in sources)]
+    lines += ["", *lineage_lines(header)] if header.made_from else []
     return "\n".join(lines) + "\n"

@@ -20,6 +20,7 @@ from classifier.labels.libraries import LabelSpace, libraries_of
 from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier
 from classifier.patches import CONTEXT_W
 from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS
+from classifier.training.agreement import agreement
 from classifier.training.augmentation import augment, augment_views
 from classifier.training.batches import LibrarySampler, SamplePixels
 from classifier.training.calibration import calibrate
@@ -37,6 +38,7 @@ from nucpipe.datasets import AnnotatedImage, check_hold_out, open_dataset, split
 from nucpipe.datasets.base import NOTHING_HELD_OUT
 from nucpipe.errors import DataError, UsageError
 from nucpipe.training import trainer
+from nucpipe.training.lineage import all_licences, earlier_models
 
 WEIGHT_DECAY = 0.02
 SMOOTHING = 0.05
@@ -87,6 +89,11 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     made = add_projection(config.out, config.out, train, held, config.seed, config.device, config.computed_in)
+    earlier = agreement(
+        made.logits, held, outputs, (*config.start_from, *config.distil), config.device, config.computed_in, say
+    )
+    of_models = [model | {"agreement": earlier.get(model["name"], {})} for model in header.made_from]
+    rewrite_header(config.out, dataclasses.replace(read_header(config.out), made_from=of_models))
     header = add_figures(config.out, made.logits, held, matching, say)
     say(f"wrote {config.out}: {made.in_words}")
     return header
@@ -379,19 +386,23 @@ def _header(
             }
         )
     licences = {library.licence for place, library in enumerate(matching.sources) if (train.library == place).any()}
+    others = (*config.start_from, *config.distil, *((config.complete,) if config.complete is not None else ()))
+    earlier = earlier_models(others)
     return ModelHeader(
         kind="classifier",
         name=config.out.stem,
         architecture=architecture(config)
         | {"steps": steps, "batch_size": config.batch_size, "match": config.match}
         | ({"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {})
-        | ({"distilled_from": ", ".join(path.stem for path in config.distil)} if config.distil else {}),
+        | ({"distilled_from": ", ".join(path.stem for path in config.distil)} if config.distil else {})
+        | ({"completed_by": config.complete.stem} if config.complete is not None else {}),
         mpp=MPP,
         mean=MEAN,
         std=STD,
         outputs=outputs.to_dict(),
         data=entries,
-        licence="; ".join(sorted(licences)),
+        licence=all_licences(licences, earlier),
+        made_from=earlier,
         date=datetime.date.today().isoformat(),
         nucpipe_version=__version__,
     )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "nucpipe-model-1"
+NOTHING_UNSEEN = "no image is known to be held out of all trainings that made this model; measured on all images."
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class ModelHeader:
         mean, std: normalisation of RGB in 0-1.
         outputs: for a classifier, its libraries and their labels (see ``classifier.labels.libraries``); else empty.
         data: the data sets it learnt from: name, counts, licence, what was held out.
+        made_from: the models that it started from or was taught by, and those that they were made from: each one's
+            ``name``, ``licence`` and ``data`` (a list of data sets as above), and of a classifier ``agreement`` (see
+            ``classifier.training.agreement``).
         figures: what was measured on the held-out part.
         min_area_um2, min_detection_p: for a segmentor, the least area (square micrometres) and the least detection
             probability of a nucleus that is kept unless a run says otherwise; 0 keeps all.
@@ -51,6 +55,30 @@ class ModelHeader:
     licence: str = ""
     date: str = ""
     nucpipe_version: str = ""
+    made_from: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def all_data(self) -> list[dict[str, Any]]:
+        """The data sets that taught it, and those of other names that taught the models that it was made from."""
+        sets = {one["name"]: one for model in reversed(self.made_from) for one in model["data"]}
+        own = {one["name"]: one if one.get("images") != 0 else sets.get(one["name"], one) for one in self.data}
+        return [*own.values(), *(one for name, one in sets.items() if name not in own)]
+
+    @property
+    def made_from_in_words(self) -> list[str]:
+        """A line for people that names the models that it was made from; none without them."""
+        names = ", ".join(str(model["name"]) for model in self.made_from)
+        return [f"{self.name} was made from {names}; held out is what none of them learnt from."] if names else []
+
+    def held_out_of(self, name: str) -> list[str]:
+        """Return the groups of a data set that its training held out, and those of the models that it was made from.
+
+        Empty where none of them is known to have held out any, or what one held out taught another.
+        """
+        of_models = [one for model in self.made_from for one in model["data"] if one["name"] == name]
+        own = [one for one in self.data if one["name"] == name and (one.get("images") != 0 or not of_models)]
+        groups = [set(one.get("held_out", ())) for one in (*own, *of_models)]
+        return sorted(set.intersection(*groups)) if groups else []
 
 
 def save_model(path: Path, header: ModelHeader, tensors: dict[str, torch.Tensor]) -> None:
@@ -127,6 +155,9 @@ def _check(header: ModelHeader) -> None:
         ValueError: it has not.
     """
     tables = all(isinstance(part, dict) for part in (header.architecture, header.outputs, header.figures))
+    models = header.made_from if isinstance(header.made_from, list) else [header.made_from]
+    if not all(isinstance(one, dict) and isinstance(one.get("data"), list) and "name" in one for one in models):
+        raise ValueError("what it says of the models that it was made from is not what it should be")
     texts = (header.kind, header.name, header.licence, header.date, header.nucpipe_version)
     if not tables or not isinstance(header.data, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("a field of its header is not what it should be")

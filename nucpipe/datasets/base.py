@@ -216,6 +216,11 @@ def labels_of(path: Path, published: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(str, fields.get("labels", published)))
 
 
+def licence_of(path: Path) -> str:
+    """Return the licence that a data folder's ``library.toml`` states; "" where it states none."""
+    return str((library_fields(path) or {}).get("licence", ""))
+
+
 def mpp_of(path: Path, published: float | None = None) -> float:
     """Return the pixel size that a data folder's ``library.toml`` states; without one ``published``, micrometres.
 
@@ -314,4 +319,5 @@ def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[st
 
 def is_named(image: AnnotatedImage, patterns: Sequence[str]) -> bool:
     """Tell whether one of the patterns (wildcards allowed) names an image or its group."""
-    return any(fnmatch.fnmatchcase(name, p) for name in (image.name, image.group) for p in patterns)
+    # QuPath's tiles are called slide [x=0,y=0,w=512,h=512], which as a pattern would mean something else.
+    return any(name == p or fnmatch.fnmatchcase(name, p) for name in (image.name, image.group) for p in patterns)

@@ -128,7 +128,8 @@ def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dic
 
     Returns:
         The same; a model whose file is found, by its fingerprint, has also ``licence`` and ``data``, a list of
-        ``name``, ``images`` and ``licence``. A published HoVer-Net has the name of its data alone.
+        ``name``, ``images`` and ``licence``, and, if it was made from others, their names as ``made_from``. A published
+        HoVer-Net has the name of its data alone.
     """
     result = {}
     for kind, model in described.items():
@@ -137,8 +138,10 @@ def with_training_data(described: dict[str, dict[str, Any]], *names: str) -> dic
         facts: dict[str, Any] = {}
         if path is not None and path.suffix == ".safetensors":
             header = read_header(path)
-            data = [{key: one[key] for key in ("name", "images", "licence") if key in one} for one in header.data]
+            data = [{key: one[key] for key in ("name", "images", "licence") if key in one} for one in header.all_data]
             facts = {"licence": header.licence, "data": data}
+            if header.made_from:
+                facts["made_from"] = [model["name"] for model in header.made_from]
         elif kind == "segmentor" and model.get("name") in PUBLISHED:
             facts = {"data": [{"name": PUBLISHED[model["name"]]}]}
         result[kind] = {**model, **facts}

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.backends.device import pick_device, pick_precision
-from nucpipe.backends.model_file import read_header
+from nucpipe.backends.model_file import NOTHING_UNSEEN, read_header
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import score_images
@@ -70,13 +70,16 @@ def evaluate_segmentor(
     """
     where = pick_device(device)
     detector = load_detector(path, where, pick_precision(precision, where))
-    held_out = {e["name"]: e["held_out"] for e in read_header(path).data} if path.suffix == ".safetensors" else {}
+    header = read_header(path) if path.suffix == ".safetensors" else None
+    for line in header.made_from_in_words if header is not None else ():
+        say(line)
     chosen = {}
     for folder in data:
-        patterns = [] if everything else list(hold_out) or held_out.get(folder.name, [])
+        unseen = header.held_out_of(folder.name) if header is not None else []
+        patterns = [] if everything else list(hold_out) or unseen
         chosen[folder.name] = choose_images(open_dataset(folder), folder.name, patterns)
         if not patterns and not everything:
-            say(f"{folder.name}: the model's training is not known to have held any of it out; measured on all images.")
+            say(f"{folder.name}: {NOTHING_UNSEEN}")
     figures: dict[str, Any] = {}
     cases: dict[str, list[Case]] = {}
     for name, images in chosen.items():

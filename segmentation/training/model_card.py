@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nucpipe.backends.model_file import ModelHeader
+from nucpipe.training.lineage import lineage_lines
 from segmentation.nuclei import NucleusFilter
 
 WHAT = {
@@ -34,8 +35,10 @@ def model_card(header: ModelHeader) -> str:
         "",
         f"- Network: {made['encoder']} encoder {NETWORK[made['type']]}",
         f"- Trained {header.date} with nucpipe {header.nucpipe_version}.",
+        *([f"- Training started from the weights of {made['started_from']}."] if "started_from" in made else []),
         f"- Licence of the weights: {header.licence}",
-        f"- Nuclei that are kept unless a run says otherwise: {kept}.",
+        f"- Nuclei that are kept unless a run says otherwise: {kept}"
+        f"{', as of the model that it started from' if 'started_from' in made else ''}.",
         "",
         "## Data",
         "",
@@ -46,6 +49,8 @@ def model_card(header: ModelHeader) -> str:
             for d in header.data
         ),
         "",
+        *lineage_lines(header),
+        *([""] if header.made_from else []),
         "## Figures on the images held out",
         "",
         "Dice, DQ, SQ and PQ are means over images; F1 is over all nuclei of a set, found within 3 µm, one to one.",

@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,21 @@ from nucpipe.backends.device import autocast_type, training_precision
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.backends.network_checks import check_encoder
 from nucpipe.datasets import AnnotatedImage
+from nucpipe.datasets.base import licence_of
 from nucpipe.errors import DataError, NucpipeError, UsageError
 from nucpipe.training import trainer
 from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
+from nucpipe.training.lineage import all_licences, earlier_models
 from nucpipe.training.pretrained import starting_weights
 from segmentation.dataset import TILE_PX, TileBatch, TileDataset
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
+from segmentation.nuclei import NucleusFilter
+from segmentation.registry import default_filter, load_detector
 from segmentation.training.dry_run import look_at_data
 from segmentation.training.losses import hovernet_loss
+from segmentation.training.model_card import model_card
 
 WEIGHT_DECAY = 1e-4
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
@@ -129,13 +134,9 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     model = _fit(config, train, say)
     header = _header(config, sets, model)
     save_model(config.out, header, model.state_dict())
-    from segmentation.registry import load_detector
-
     figures = evaluate_segmentor(load_detector(config.out, config.device), held)
     header = dataclasses.replace(header, figures=figures)
     save_model(config.out, header, model.state_dict())
-    from segmentation.training.model_card import model_card
-
     config.out.with_suffix(".md").write_text(model_card(header), encoding="utf-8")
     for name, values in figures.items():
         for line in figure_lines(name, values):
@@ -344,18 +345,31 @@ def _batches(make_batch: Callable[[int], Any], start: int, steps: int) -> Iterat
         thread.join()
 
 
+def _kept(paths: Sequence[Path]) -> NucleusFilter:
+    """Return the nuclei that a model keeps which starts from others: all that one of these keeps."""
+    filters = [default_filter(path) for path in paths]
+    return NucleusFilter(
+        min((one.min_area_um2 for one in filters), default=0.0),
+        min((one.min_detection_p for one in filters), default=0.0),
+    )
+
+
 def _header(
     config: SegmentorTraining, sets: dict[Path, tuple[list[AnnotatedImage], list[AnnotatedImage]]], model: nn.Module
 ) -> ModelHeader:
+    licences = {path: config.licence or licence_of(path) for path in sets}
     data = [
         {
             "name": path.name,
             "images": len(train),
             "held_out": sorted({image.group for image in held}),
             "held_out_images": len(held),
+            **({"licence": licences[path]} if licences[path] else {}),
         }
         for path, (train, held) in sets.items()
     ]
+    earlier, kept = earlier_models(config.start_from), _kept(config.start_from)
+    started = {"started_from": ", ".join(path.stem for path in config.start_from)} if config.start_from else {}
     # Both networks normalise by themselves; the header says how.
     shape: dict[str, Any] = {}
     if isinstance(model, HoVerNet):
@@ -368,12 +382,15 @@ def _header(
     return ModelHeader(
         kind="segmentor",
         name=config.out.stem,
-        architecture={"type": config.architecture, "encoder": config.encoder, **shape},
+        architecture={"type": config.architecture, "encoder": config.encoder, **shape, **started},
         mpp=mpp,
         mean=mean,
         std=std,
         data=data,
-        licence=config.licence,
+        min_area_um2=kept.min_area_um2,
+        min_detection_p=kept.min_detection_p,
+        licence=all_licences((of or f"{path.name}: none stated" for path, of in licences.items()), earlier),
+        made_from=earlier,
         date=datetime.date.today().isoformat(),
         nucpipe_version=__version__,
     )

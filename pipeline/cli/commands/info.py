@@ -26,18 +26,26 @@ def info(slide: Path, mpp: float | None) -> None:
 
 
 @click.command()
-def models() -> None:
-    """List the bundled and the published models."""
+@click.argument("files", metavar="[MODEL]...", nargs=-1, type=click.Path(path_type=Path))
+def models(files: tuple[Path, ...]) -> None:
+    """List the bundled and the published models, or say what model files are."""
+    from nucpipe.backends.model_file import read_header
     from pipeline.inference.models import describe_models, published_models
     from segmentation.nuclei import NucleusFilter
 
-    for path, header in describe_models():
+    for path, header in [(path, read_header(path)) for path in files] if files else describe_models():
         click.echo(
             f"{path.stem:<25} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
         )
         if header.min_area_um2 or header.min_detection_p:
             click.echo(f"{'':<25} keeps nuclei of {NucleusFilter(header.min_area_um2, header.min_detection_p)}")
-        for data in (d for d in header.data if d["images"]):
+        for model in header.made_from:
+            click.echo(f"{'':<25} made from {model['name']}")
+        for data in (one for one in header.all_data if one["images"]):
             click.echo(f"{'':<25} trained on {data['name']} ({data['images']} images)")
+        if files:
+            click.echo(f"{'':<25} licences: {header.licence or 'none stated'}")
+    if files:
+        return
     for name, taught, place in published_models():
         click.echo(f"{name:<25} segmentor  0.25 µm  HoVer-Net as published, trained on {taught}; {place}")

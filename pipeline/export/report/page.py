@@ -334,11 +334,13 @@ def _adapted_methods(made_from: dict[str, Any], rule: str) -> dict[str, str]:
 
 
 def _learnt_from(model: dict[str, Any]) -> str:
-    """Return the data that taught a model, with the licences."""
+    """Return the models that a model was made from and the data that taught it and them, with the licences."""
     data = [one for one in model.get("data", ()) if one.get("images") != 0]
     names = [f"{one['name']} ({one['licence']})" if "licence" in one else one["name"] for one in data]
     licence = model.get("licence") if not all("licence" in one for one in data) else ""
-    return (f", trained on {', '.join(names)}" if names else "") + (f". Licences: {licence}" if licence else "")
+    earlier = f", made from {', '.join(model['made_from'])}" if model.get("made_from") else ""
+    trained = f", trained on {', '.join(names)}" if names else ""
+    return earlier + trained + (f". Licences: {licence}" if licence else "")
 
 
 def _setting(key: str, value: Any) -> str:

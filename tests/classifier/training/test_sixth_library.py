@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from nucpipe.backends.model_file import read_header
 from pipeline.cli.main import main
+from pipeline.inference.models import find_model
 from pipeline.store.reader import open_store
 from tests.support.paths import EXAMPLES
 from tests.support.synthetic import draw_slide
@@ -67,12 +71,26 @@ def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch:
     said = nucpipe(*train)
     assert "32 of 37 labels taught" in said
     assert "Lab: accuracy" in said
+    assert re.search(
+        r"of \d+ held-out nuclei, share with the label that fast gives \(no accuracy\): NuCLS [01]\.", said
+    )
+    header, taught_by = read_header(model), read_header(find_model("classifier", "fast"))
+    assert {"CC-BY-4.0", "CC-BY-NC-SA-4.0", "not stated"} <= {*header.licence.split("; ")}
+    assert {one["name"] for one in header.all_data if one["images"]} == {
+        "Lab",
+        *(one["name"] for one in taught_by.data if one["images"]),
+    }
     assert "Lab_1        small" in nucpipe("libraries", "--library", f"lab={lab}")
 
     slide = draw_slide(320, 240, seed=9).save(tmp_path / "slide.png")
     run = ["run", slide, "--mpp", 0.25, "--out", out, "--classifier", model, "--primary", "Lab", "--tissue", "none"]
     nucpipe(*run, "--device", "cpu")
     result = out / "slide"
+    record = json.loads((result / "run.json").read_text())["models"]["classifier"]
+    assert record["made_from"] == ["fast"]
+    assert "CC-BY-NC-SA-4.0" in record["licence"]
+    report = html.unescape((result / "report.html").read_text("utf-8"))
+    assert "made from fast, trained on " in report
     store = open_store(result / "nuclei.zarr")
     count = len(store)
     assert count > 5

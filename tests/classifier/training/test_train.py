@@ -226,6 +226,14 @@ def test_a_training_starts_from_another_model(config: ClassifierTraining, tmp_pa
     assert [entry["name"] for entry in header.data][-1] == "Lab"
     assert header.data[-1]["nuclei"] == {"round": 2, "long": 2}
     assert header.figures["Lab"]["nuclei"] == 2
+    assert header == read_header(second.out)
+    assert [model["name"] for model in header.made_from] == ["first"]
+    assert [one["name"] for one in header.made_from[0]["data"]] == ["BreCaHAD", "CoNSeP"]
+    shares = header.made_from[0]["agreement"]  # nothing was learnt; of those three no nucleus is held out
+    assert {name: share > 0.8 for name, share in shares.items()} == dict.fromkeys(("NuCLS", "MoNuSAC", "PanNuke"), True)
+    card = second.out.with_suffix(".md").read_text("utf-8")
+    assert "- Share of the nuclei held out with the label that first gives them: NuCLS " in card
+    assert "- Made from first: learnt from BreCaHAD (2 images, CC-BY-4.0)" in card
     with pytest.raises(DataError, match=r"its labels are not those of .*first\.safetensors; they cannot be averaged"):
         train_classifier(dataclasses.replace(second, start_from=(first.out, second.out), seed=9, out=x), quiet)
     with pytest.raises(DataError, match="its backbone is test_efficientnet, not resnet18"):

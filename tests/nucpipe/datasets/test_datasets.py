@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -459,6 +460,8 @@ def test_a_name_to_hold_out_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     make_brecahad(tmp_path)
     images = open_dataset(tmp_path)
     check_hold_out(("Case_3", "*-02"), images)
+    tile = dataclasses.replace(images[0], name="slide [x=0,y=0]", group="slide [x=0,y=0]")
+    check_hold_out(("slide [x=0,y=0]",), [tile])
     with pytest.raises(UsageError, match=r"--hold-out Cas_3, x: no image or group .* such as Case_3"):
         check_hold_out(("Cas_3", "Case_*", "x"), images)
 

@@ -11,12 +11,12 @@ import scipy.io
 import torch
 from click.testing import CliRunner
 
-from nucpipe.backends.model_file import read_header
+from nucpipe.backends.model_file import fingerprint, read_header
 from nucpipe.datasets import open_dataset
 from nucpipe.errors import DataError, ModelError, UsageError
 from nucpipe.training import trainer
 from pipeline.cli.main import main
-from pipeline.inference.models import find_model
+from pipeline.inference.models import find_model, with_training_data
 from segmentation.dataset import TileDataset, balanced_shares
 from segmentation.evaluation.evaluate import score_images
 from segmentation.hovernet.detector import load_hovernet
@@ -249,6 +249,49 @@ def test_no_steps_from_several_models_give_their_mean(data: Path, tmp_path: Path
     train_segmentor(wide, lambda _: None)
     with pytest.raises(DataError, match="their layers differ"):
         train_segmentor(dataclasses.replace(mean, out=tmp_path / "y.safetensors", start_from=(*paths, wide.out)))
+
+
+def test_a_model_made_from_another_owes_it_licence_data_and_filter(data: Path, tmp_path: Path) -> None:
+    base = find_model("segmentor", "hovernet-compact")
+    folder, out = tmp_path / "lab", tmp_path / "mine.safetensors"
+    shutil.copytree(data, folder)
+    (folder / "library.toml").write_text('mpp = 0.25\nlicence = "ours"\n')
+    mine = dataclasses.replace(config(folder, out, 0), start_from=(base,), licence="")
+    header = train_segmentor(mine, lambda _: None)
+    assert read_header(out) == header
+    old = read_header(base)
+    assert (header.min_area_um2, header.min_detection_p) == (old.min_area_um2, old.min_detection_p) == (4, 0.75)
+    assert header.licence == f"{old.licence}; ours"
+    assert [model["name"] for model in header.made_from] == ["hovernet-compact"]
+    assert {one["name"] for one in header.all_data} == {"lab", *(one["name"] for one in old.data)}
+    assert header.held_out_of("consep") == ["train_12", "train_18", "train_24", "train_6"]
+    assert header.held_out_of("lab") == ["image_2"]
+    card = out.with_suffix(".md").read_text("utf-8")
+    assert "- Training started from the weights of hovernet-compact." in card
+    assert "at least 4 µm², detection at least 0.75, as of the model that it started from." in card
+    assert "- Made from hovernet-compact: learnt from consep (23 images), " in card
+    said = CliRunner().invoke(main, ["models", str(out)]).output
+    for words in (
+        "keeps nuclei of at least 4 µm²",
+        "made from hovernet-compact",
+        "trained on consep (23 images)",
+        "ours",
+    ):
+        assert words in said
+    told = with_training_data({"segmentor": {"name": "mine", "fingerprint": fingerprint(out)}}, str(out))["segmentor"]
+    assert told["made_from"] == ["hovernet-compact"]
+    assert {"consep", "lab"} <= {one["name"] for one in told["data"]}
+    # A second generation owes all of them; what it learns from is held out of neither.
+    again = dataclasses.replace(mine, out=tmp_path / "again.safetensors", start_from=(out,), hold_out=("image_1",))
+    header = train_segmentor(again, lambda _: None)
+    assert [model["name"] for model in header.made_from] == ["mine", "hovernet-compact"]
+    assert header.licence == f"{old.licence}; ours"
+    assert header.held_out_of("lab") == []
+    said = CliRunner().invoke(main, ["evaluate", "segmentor", str(again.out), "--data", str(folder)]).output
+    assert "again was made from mine, hovernet-compact; held out is what none of them learnt from." in said
+    assert (
+        "lab: no image is known to be held out of all trainings that made this model; measured on all images." in said
+    )
 
 
 def test_starting_from_a_wider_model_is_an_error(data: Path, tmp_path: Path) -> None:
