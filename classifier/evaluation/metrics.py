@@ -134,7 +134,7 @@ def label_figures(truth: Ints, p: Floats, labels: tuple[str, ...], units: Ints |
         one against the rest), all but the first two over labels that occur in ``truth``; ``ece``; ``matrix`` (truth
         down, predicted across); ``labels``: for each ``count``, ``precision``, ``recall``, ``f1`` (None where the
         quotient has no denominator); with ``units`` also ``accuracy_95``, ``macro_f1_95`` and for each label
-        ``f1_95``: 2.5 and 97.5 % points of 1,000 seeded draws of whole units.
+        ``f1_95``: 2.5 and 97.5 % points of 1,000 seeded draws of whole units; None where there is one unit only.
     """
     predicted = p.argmax(1)
     size = len(labels)
@@ -177,6 +177,11 @@ def _add_intervals(
     figures: dict[str, Any], truth: Ints, predicted: Ints, labels: tuple[str, ...], units: Ints, there: Any
 ) -> None:
     numbers = np.unique(units, return_inverse=True)[1]
+    if numbers.max() == 0:  # every draw would be the same, and the interval a point
+        figures |= {"accuracy_95": None, "macro_f1_95": None}
+        for row in figures["labels"].values():
+            row["f1_95"] = None
+        return
     parts = np.zeros((numbers.max() + 1, len(labels), len(labels)))
     np.add.at(parts, (numbers, truth, predicted), 1)
     draws = np.random.default_rng(0).multinomial(len(parts), np.full(len(parts), 1 / len(parts)), REPLICATES)
@@ -230,6 +235,13 @@ def library_figures(p: Floats, samples: PatchDataset, outputs: LabelSpace, name:
     if groups:
         figures["groups"] = groups
     return figures
+
+
+def intervals_in_words(figures: dict[str, Any]) -> str:
+    """Say what the intervals of :func:`library_figures` come of, for people."""
+    if figures["accuracy_95"] is None:
+        return "none; they need nuclei of at least two images"
+    return f"bootstrap over {figures['units']}"
 
 
 def partial_figures(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from classifier.dataset import PatchDataset, extract_patches
-from classifier.evaluation.metrics import library_figures, partial_figures, predict_logits
+from classifier.evaluation.metrics import intervals_in_words, library_figures, partial_figures, predict_logits
 from classifier.labels.label_mapping import Matching, make_matching
 from classifier.labels.libraries import LabelSpace, load_library
 from classifier.network import load_classifier
@@ -134,11 +134,11 @@ def _tell(name: str, figures: dict[str, Any], taught: bool, say: Callable[[str],
     for grouping, part in {"": figures, **figures.get("groups", {})}.items():
         if "accuracy" not in part:
             continue
-        low, high = part["accuracy_95"]
+        interval = "no interval" if part["accuracy_95"] is None else "{:.3f} to {:.3f}".format(*part["accuracy_95"])
         auroc = "-" if part["auroc"] is None else f"{part['auroc']:.3f}"
         say(
             f"\n{' '.join(filter(None, (name, grouping)))}{note}: {part['nuclei']} nuclei, accuracy "
-            f"{part['accuracy']:.3f} ({low:.3f} to {high:.3f}), balanced {part['balanced_accuracy']:.3f}, macro F1 "
+            f"{part['accuracy']:.3f} ({interval}), balanced {part['balanced_accuracy']:.3f}, macro F1 "
             f"{part['macro_f1']:.3f}, weighted F1 {part['weighted_f1']:.3f}, AUROC {auroc}, calibration error "
             f"{part['ece']:.3f}"
         )
@@ -150,7 +150,7 @@ def _tell(name: str, figures: dict[str, Any], taught: bool, say: Callable[[str],
             precision, recall, f1 = cells
             say(f"  {label:<24}{row['count']:>7}{precision:>11}{recall:>8}{f1:>7}   {interval}{untrained}")
     if "units" in figures:
-        say(f"  intervals: bootstrap over {figures['units']}")
+        say(f"  intervals: {intervals_in_words(figures)}")
 
 
 def _predictions(

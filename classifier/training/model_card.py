@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from classifier.evaluation.metrics import intervals_in_words
 from classifier.labels.libraries import LabelSpace
 from classifier.spec import unmeasured
 from nucpipe.backends.model_file import ModelHeader
@@ -38,7 +39,7 @@ def _table(figures: dict[str, Any]) -> list[str]:
 def _figures(name: str, figures: dict[str, Any]) -> list[str]:
     lines = [f"### {name}", ""]
     if "units" in figures:
-        lines += [*_table(figures), f"Intervals: bootstrap over {figures['units']}.", ""]
+        lines += [*_table(figures), f"Intervals: {intervals_in_words(figures)}.", ""]
     for other, of in figures.get("partial", {}).items():
         own = ", ".join(f"{label} {row['recall']:.3f} of {row['count']}" for label, row in of["labels"].items())
         lines += [f"- {other}'s label may be right for {of['accuracy']:.3f} of {of['nuclei']} nuclei ({own})."]

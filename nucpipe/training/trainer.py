@@ -130,10 +130,17 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
     changed = [k for k, v in settings.items() if state["settings"].get(k) != v]
     if changed:
         raise DataError(
-            f"{path}: this checkpoint was made with another {', '.join(changed).replace('_', ' ')}; "
+            f"{path}: this checkpoint was made with another "
+            f"{', '.join(_changed(k, state['settings'].get(k), settings[k]) for k in changed)}; "
             "give the same settings to go on, or delete it to start again."
         )
     return state
+
+
+def _changed(name: str, there: object, here: object) -> str:
+    """Name a setting that differs, with both values unless they are long."""
+    values = f" ({there} there, {here} here)"
+    return name.replace("_", " ") + (values if len(values) <= 80 else "")
 
 
 def keep_rows(log: Path, start: int, names: list[str]) -> None:

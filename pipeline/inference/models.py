@@ -110,8 +110,17 @@ def find_model(kind: str, name: str, option: str = "") -> Path:
     of_authors = ", or of a HoVer-Net of its authors (.tar, .pth)" if kind == "segmentor" else ""
     raise UsageError(
         f"{option} {name}: no such model. Expected {' or '.join(names) or 'a bundled name'}, "
-        f"or the path of a .safetensors file that nucpipe trained{of_authors}."
+        f"or the path of a .safetensors file that nucpipe trained{of_authors}; {_near(name)}."
     )
+
+
+def _near(name: str) -> str:
+    """Say what to do about the name of a model that is neither bundled nor a file."""
+    path = Path(name)
+    file = path if path.suffix.lower() == ".safetensors" else path.with_name(f"{path.name}.safetensors")
+    if file.is_file():
+        return f"there is {file}, give its whole name"
+    return f"there is no file {file} in this place, give the path where the training wrote it (--out)"
 
 
 def describe_models() -> list[tuple[Path, ModelHeader]]:

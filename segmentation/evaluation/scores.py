@@ -162,7 +162,7 @@ def figure_lines(name: str, figures: dict[str, Any]) -> list[str]:
         "  all images as one  " + "  ".join(f"{key.upper()} {figures['set'][key]:.3f}" for key in COLUMNS),
         f"  detection within {RADIUS_UM:g} µm: F1 {figures['detection_f1']:.3f}, "
         f"precision {figures['detection_precision']:.3f}, recall {figures['detection_recall']:.3f}",
-        "  PanNuke's, means over groups (tissues, patients): "
+        "  means over groups (tissues, patients, else images), as defined for PanNuke: "
         + "  ".join(f"{key.upper()} {figures[key]:.3f}" for key in GROUPED if key in figures),
     ]
     if "types" in figures:

@@ -8,13 +8,35 @@ from typing import Any
 
 import click
 
+from nucpipe.errors import UsageError
 from pipeline.cli.options import F, device_option, library_option, precision_option, together
+
+
+def _folder(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
+    if out is not None and out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: expected a folder; it is a file.")
+    return out
+
+
+def _check_choice(hold_out: tuple[str, ...], everything: bool) -> None:
+    """See that only one of two options says what is measured.
+
+    Raises:
+        UsageError: both do.
+    """
+    if hold_out and everything:
+        raise UsageError("--hold-out and --all contradict each other: expected one of them.")
 
 
 def measure_options(table: str) -> Callable[[F], F]:
     """Return the options that both measurements share; ``table`` is the CSV file that they write beside the figures."""
     return together(
-        click.option("--out", type=click.Path(path_type=Path), help=f"Folder for figures.json, {table} and pictures."),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            callback=_folder,
+            help=f"Folder for figures.json, {table} and pictures.",
+        ),
         click.option(
             "--hold-out",
             multiple=True,
@@ -47,6 +69,7 @@ def classifier(model: str, data: tuple[tuple[str, Path], ...], out: Path | None,
 
     Accuracy, F1, AUROC and calibration for each library, with bootstrap intervals.
     """
+    _check_choice(options["hold_out"], options["everything"])
     from classifier.evaluation.report import evaluate_classifier
     from pipeline.inference.models import find_model
 
@@ -69,6 +92,7 @@ def segmentor(model: str, data: tuple[Path, ...], out: Path | None, **options: A
 
     Dice, AJI, DQ, SQ, PQ, detection, F_c of the segmentor's own types, and a picture of the worst cases.
     """
+    _check_choice(options["hold_out"], options["everything"])
     from pipeline.inference.models import find_model
     from segmentation.evaluation.report import evaluate_segmentor
 

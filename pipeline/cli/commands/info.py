@@ -28,7 +28,7 @@ def info(slide: Path, mpp: float | None) -> None:
 @click.command()
 @click.argument("files", metavar="[MODEL]...", nargs=-1, type=click.Path(path_type=Path))
 def models(files: tuple[Path, ...]) -> None:
-    """List the bundled and the published models, or say what model files are."""
+    """List bundled and published models, or describe files."""
     from nucpipe.backends.model_file import read_header
     from pipeline.inference.models import describe_models, published_models
     from segmentation.nuclei import NucleusFilter

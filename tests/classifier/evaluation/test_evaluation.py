@@ -92,6 +92,14 @@ def test_the_bootstrap_draws_whole_units() -> None:
     assert widths[1] < 1e-9
 
 
+def test_one_unit_gives_no_interval() -> None:
+    truth = np.array([0, 0, 1])
+    figures = label_figures(truth, np.eye(2)[[0, 1, 1]], ("a", "b"), np.array([7, 7, 7]))
+    assert figures["accuracy_95"] is None
+    assert figures["macro_f1_95"] is None
+    assert [row["f1_95"] for row in figures["labels"].values()] == [None, None]
+
+
 def test_groupings_sum_probabilities_and_take_in_nuclei_known_by_a_group() -> None:
     samples = of_library(
         "NuCLS", ["lymphocyte", "sTIL", "other_nucleus", "mitotic_figure"], [0, 1, 2, 3], ("A", "B", "C", "D")

@@ -71,6 +71,10 @@ def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch:
     said = nucpipe(*train)
     assert "32 of 37 labels taught" in said
     assert "Lab: accuracy" in said
+    measured = nucpipe("evaluate", "classifier", model, "--library", f"lab={lab}", "--device", "cpu")
+    assert "(no interval), balanced" in measured
+    assert "intervals: none; they need nuclei of at least two images" in measured
+    assert "Intervals: none; they need nuclei of at least two images." in model.with_suffix(".md").read_text("utf-8")
     assert re.search(
         r"of \d+ held-out nuclei, share with the label that fast gives \(no accuracy\): NuCLS [01]\.", said
     )
