@@ -25,8 +25,7 @@ def read_label_image(path: Path) -> npt.NDArray[Any]:
         path: a PNG, TIFF or npy file, by its ending; of a PNG with a palette its numbers are meant, not its colours.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is broken, no such file, or has more than one channel.
+        ValueError: it cannot be read, or has more than one channel; the message lacks the file's name.
     """
     suffix = path.suffix.lower()
     try:
@@ -36,12 +35,11 @@ def read_label_image(path: Path) -> npt.NDArray[Any]:
             image = _read_tiff(path)
         else:
             image = _read_png(path)
-    except (EOFError, cv2.error) as error:
-        raise ValueError(f"it cannot be read ({error})") from error
+    except (OSError, ValueError, EOFError, cv2.error) as error:
+        raise ValueError(f"expected a label image; it cannot be read ({error})") from error
     if image.ndim != 2 or image.dtype.kind not in "biuf":
-        raise ValueError(
-            f"expected whole numbers in one channel, found {' x '.join(map(str, image.shape))} of {image.dtype}"
-        )
+        found = f"{' x '.join(map(str, image.shape))} of {image.dtype}"
+        raise ValueError(f"expected a label image, whole numbers in one channel; found {found}")
     return np.asarray(image)
 
 
@@ -51,7 +49,7 @@ def _read_tiff(path: Path) -> npt.NDArray[Any]:
     try:
         return np.squeeze(np.asarray(tifffile.imread(path)))
     except tifffile.TiffFileError as error:
-        raise ValueError(f"it cannot be read ({error})") from error
+        raise ValueError(str(error)) from error
 
 
 def _read_png(path: Path) -> npt.NDArray[Any]:
@@ -64,7 +62,7 @@ def _read_png(path: Path) -> npt.NDArray[Any]:
             return np.asarray(picture)
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ValueError("it cannot be read (no image, or cut off)")
+        raise ValueError("no image, or cut off")
     return np.asarray(image)
 
 
@@ -74,7 +72,7 @@ def instances_of(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
     Its ids are 1 to N in the order of the numbers, which may be as large as a tool likes.
 
     Raises:
-        ValueError: fractions, negative numbers, or a mask: one number, or one for each class, for many nuclei.
+        ValueError: it has fractions, negative numbers, or a mask: one number, or one for each class, for many nuclei.
     """
     if labels.dtype.kind == "f":
         broken = labels[~(labels == np.floor(labels))]  # fractions, and what is no number

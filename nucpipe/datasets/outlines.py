@@ -44,8 +44,8 @@ class OutlinesImage(AnnotatedImage):
             return self._from_geojson()
         try:
             instances = instances_of(read_label_image(self.label_path))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{self.label_path}: expected a label image: {error}.") from error
+        except ValueError as error:
+            raise DataError(f"{self.label_path}: {error}.") from error
         centroids = centroids_of(instances)
         return Annotation(centroids, ("",) * len(centroids), instances)
 

@@ -183,8 +183,8 @@ def _from_labels(path: Path, slide: str, size_l0: tuple[int, int], mpp: float) -
 
     try:
         image = read_label_image(path)
-    except (OSError, ValueError) as error:
-        raise SlideError(f"{path.name}: expected a label image: {error}.") from error
+    except ValueError as error:
+        raise SlideError(f"{path.name}: {error}.") from error
     (height, width), (width_l0, height_l0) = image.shape, size_l0
     if abs(width * height_l0 / (height * width_l0) - 1) > ASPECT_TOLERANCE:
         raise SlideError(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from nucpipe.backends.device import pick_device, pick_precision
 from nucpipe.backends.model_file import NOTHING_UNSEEN, read_header
 from nucpipe.datasets import AnnotatedImage, choose_images, open_dataset
+from nucpipe.datasets.base import read_outlined
 from segmentation.detector import Detector
 from segmentation.evaluation.evaluate import score_images
 from segmentation.evaluation.metrics import match_by_iou
@@ -80,6 +81,8 @@ def evaluate_segmentor(
         chosen[folder.name] = choose_images(open_dataset(folder), folder.name, patterns)
         if not patterns and not everything:
             say(f"{folder.name}: {NOTHING_UNSEEN}")
+    for image in (image for images in chosen.values() for image in images):
+        read_outlined(image)  # what is broken is told before anything is computed
     figures: dict[str, Any] = {}
     cases: dict[str, list[Case]] = {}
     for name, images in chosen.items():

@@ -63,7 +63,7 @@ class SegmentorTraining:
         start_from: a model file whose weights the training starts from, instead of ImageNet's, or several of the same
             layers, whose mean is taken; of the same encoder, and
             with a decoder that is nowhere wider.
-        licence: of the data, for the model card.
+        licence: of the data, for the model card; "": what the ``library.toml`` of each set states.
     """
 
     data: tuple[Path, ...]
@@ -125,7 +125,7 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
 
     sets, problems = look_at_data(config.data, config.hold_out, say)
     if problems:
-        more = f" {len(problems) - 1} more problems: --check names them." if len(problems) > 1 else ""
+        more = f" --check names all {len(problems)} problems." if len(problems) > 1 else ""
         raise type(problems[0])(f"{problems[0]}{more}")
     train = [images for images, _ in sets.values()]
     held = {path.name: images for path, (_, images) in sets.items()}

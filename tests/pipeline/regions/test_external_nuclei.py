@@ -210,9 +210,9 @@ def test_qupath_counts_from_the_slides_bounds(
             json.dumps([feature([square(5, 5)], properties={"measurements": {"Detection probability": -5}})]).encode(),
             "a detection probability of -5, not of 0 to 1",
         ),
-        ("g.npy", b"no array", "expected a label image: "),
-        ("h.png", b"no image", "expected a label image: it cannot be read"),
-        ("i.tif", b"no image", "expected a label image: it cannot be read"),
+        ("g.npy", b"no array", "expected a label image; it cannot be read"),
+        ("h.png", b"no image", "expected a label image; it cannot be read"),
+        ("i.tif", b"no image", "expected a label image; it cannot be read"),
     ],
 )
 def test_bad_files_say_so(
@@ -229,7 +229,10 @@ def test_bad_files_say_so(
     ("image", "said"),
     [
         (np.zeros((600, 700), np.uint8), "it holds none"),
-        (np.zeros((600, 700, 3), np.uint8), "found 600 x 700 x 3 of uint8"),
+        (
+            np.zeros((600, 700, 3), np.uint8),
+            "expected a label image, whole numbers in one channel; found 600 x 700 x 3 of uint8",
+        ),
         (np.full((600, 700), 0.5, np.float32), "expected whole numbers, one for each nucleus; found 0.5"),
         (np.zeros((600, 600), np.uint8), "600 x 600 pixels and slide.png 700 x 600"),
         (np.ones((600, 700), np.uint8) * (np.arange(700) % 9 < 4), "a mask with a single number for 78 areas"),

@@ -100,7 +100,7 @@ def test_a_broken_label_of_a_held_out_image_is_found_before_the_first_step(data:
     with pytest.raises(DataError, match=r"image_2\.mat: expected a MATLAB file"):
         train_segmentor(config(folder, out, 1), lambda _: None)
     scipy.io.savemat(folder / "Labels" / "image_0.mat", {"x": 0})
-    with pytest.raises(DataError, match=r"image_0\.mat: expected the array inst_map.* 1 more problems: --check"):
+    with pytest.raises(DataError, match=r"image_0\.mat: expected the array inst_map.* --check names all 2"):
         train_segmentor(config(folder, out, 1), lambda _: None)
     assert not list(tmp_path.glob("m.*"))
     with pytest.raises(UsageError, match="--hold-out nosuch: no image or group of the data is called that"):
@@ -116,7 +116,7 @@ def test_resumed_training_gives_the_model_of_an_uninterrupted_one(
 ) -> None:
     header = train_segmentor(config(data, tmp_path / "whole.safetensors", 4), lambda _: None)
     assert header.data == [
-        {"name": data.name, "images": 2, "held_out": ["image_2"], "held_out_images": 1},
+        {"name": data.name, "images": 2, "held_out": ["image_2"], "held_out_images": 1, "licence": "CC0"},
     ]
     assert header.figures[data.name]["images"] == 1
     assert {"dice", "aji", "dq", "sq", "pq", "detection_f1"} <= set(header.figures[data.name])
