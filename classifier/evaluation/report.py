@@ -72,7 +72,7 @@ def evaluate_classifier(
             continue
         found = library_figures(p, samples, outputs, library.name)
         figures[library.name] = found
-        taught = next((bool(e["images"]) for e in header.data if e["name"] == library.name), True)
+        taught = next((bool(e["images"]) for e in header.all_data if e["name"] == library.name), True)
         _tell(library.name, found, taught, say)
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)

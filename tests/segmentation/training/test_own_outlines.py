@@ -77,6 +77,11 @@ def test_from_outlines_in_qupath_to_a_segmentor_of_ones_own(tmp_path: Path) -> N
     assert read_header(model).data == [
         {"name": "lab", "images": 4, "held_out": ["slide 2"], "held_out_images": 2, "licence": "not stated"}
     ]
+    # The classes teach a classifier.
+    (lab / "library.toml").write_text('name = "Lab"\nlabels = ["tumor", "other"]\nmpp = 0.25\nlicence = "not stated"\n')
+    said = nucpipe("train", "classifier", "--library", f"lab={lab}", "--out", model, "--hold-out", "slide 2", "--check")
+    assert "Tumor                    teaches Lab tumor" in said
+    assert "no problems" in said
     said = nucpipe("evaluate", "segmentor", model, "--data", lab, "--device", "cpu")
     assert "lab: 2 images" in said
     assert "means over groups (tissues, patients, else images), as defined for PanNuke: BPQ 0." in said
