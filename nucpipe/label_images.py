@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy")
 
@@ -56,8 +57,6 @@ def _read_png(path: Path) -> npt.NDArray[Any]:
     with path.open("rb") as file:
         has_palette = file.read(26)[25:] == PNG_PALETTE
     if has_palette:  # OpenCV returns its colours
-        from PIL import Image
-
         with Image.open(path) as picture:
             return np.asarray(picture)
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +72,25 @@ class _HeldOut:
 
 
 def calibrate(
-    logits: npt.NDArray[np.float32], samples: PatchDataset, outputs: LabelSpace, say: Callable[[str], None]
+    logits: npt.NDArray[np.float32],
+    samples: PatchDataset,
+    outputs: LabelSpace,
+    say: Callable[[str], None],
+    by_teachers: Collection[str] = (),
 ) -> tuple[LabelSpace, dict[str, float]]:
     """Fit a temperature for each library.
 
     Best temperatures of single patients or tissues differ by a factor of two and more, so few of them tell little of
     the next one. A library's is therefore drawn to the (geometric) mean of the other libraries', by ``PULL`` divided
-    by the number of its groups. With fewer than ``MIN`` nuclei of its own it has that mean.
+    by the number of its groups. With fewer than ``MIN`` nuclei of its own it has that mean; but a library that teachers
+    alone taught has 1, for they told their calibrated probabilities, and other libraries' labels say nothing of it.
+
+    Args:
+        logits: (N, columns).
+        samples: the N nuclei that were held out.
+        outputs: the columns.
+        say: receives messages, a line each.
+        by_teachers: names of the libraries that teachers alone taught.
 
     Returns:
         The outputs; and by library the calibration error on groups (images, where there is one group) that the
@@ -92,6 +104,8 @@ def calibrate(
         shared = float(np.exp(np.mean(others))) if others else None
         if len(part.truth) >= MIN:
             temperatures.append(part.fit(np.ones(len(part.truth), bool), shared))
+        elif library.name in by_teachers:
+            temperatures.append(1.0)
         else:
             temperatures.append(shared or 1.0)
             if len(part.truth):

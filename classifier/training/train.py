@@ -112,7 +112,9 @@ def add_figures(
         say: receives messages, a line each.
     """
     header = read_header(path)
-    outputs, errors = calibrate(logits, held, LabelSpace.from_dict(header.outputs), say)
+    taught = "distilled_from" in header.architecture
+    by_teachers = {entry["name"] for entry in header.data if taught and not entry["images"]}
+    outputs, errors = calibrate(logits, held, LabelSpace.from_dict(header.outputs), say, by_teachers)
     figures = evaluate_logits(logits, held, outputs, matching.partial)
     for name, error in errors.items():
         figures[name]["ece_cross_fitted"] = round(error, 4)

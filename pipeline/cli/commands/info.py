@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nucpipe.backends.model_file import read_header
 from nucpipe.errors import UsageError
 from pipeline.cli.options import mpp_option
 
@@ -29,7 +30,6 @@ def info(slide: Path, mpp: float | None) -> None:
 @click.argument("files", metavar="[MODEL]...", nargs=-1, type=click.Path(path_type=Path))
 def models(files: tuple[Path, ...]) -> None:
     """List bundled and published models, or describe files."""
-    from nucpipe.backends.model_file import read_header
     from pipeline.inference.models import describe_models, published_models
     from segmentation.nuclei import NucleusFilter
 

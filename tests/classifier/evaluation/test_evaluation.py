@@ -158,6 +158,9 @@ def test_calibration_borrows_where_there_are_few_nuclei() -> None:
     # two outcomes a nucleus: the best temperature says 0.6 = 1 / (1 + 4 exp(-10 / t)); the others borrow it
     assert outputs.temperatures == pytest.approx((10 / math.log(4 * 0.6 / 0.4),) * 5, rel=0.08)
     assert len(set(outputs.temperatures)) == 1
+    # What teachers alone taught does not borrow it: a library of one's own says nothing of the five.
+    taught = calibrate(logits, samples, OUTPUTS, print, {library.name for library in OUTPUTS.libraries[:4]})[0]
+    assert taught.temperatures == (1.0,) * 4 + (outputs.temperatures[4],)
     assert errors.keys() == {"PanNuke"}
     assert errors["PanNuke"] < 0.06
     few = samples.select(np.arange(n) < 40)

@@ -36,7 +36,7 @@ def nucpipe(*arguments: object) -> str:
 
 def mark(folder: Path, name: str, seed: int) -> Path:
     """A tile with QuPath's points: one annotation a class, of several points or of one."""
-    drawn = draw_slide(220, 180, seed=seed)
+    drawn = draw_slide(400, 400, seed=seed)
     big = drawn.areas_px > np.median(drawn.areas_px)
     features = []
     for label, chosen in (("Large one", big), ("small", ~big)):
@@ -78,6 +78,9 @@ def test_from_marked_points_to_six_labels_a_nucleus(tmp_path: Path, monkeypatch:
     assert re.search(
         r"of \d+ held-out nuclei, share with the label that fast gives \(no accuracy\): NuCLS [01]\.", said
     )
+    # Lab's labels say nothing of how sure the five are to be; the teacher did.
+    assert read_header(model).outputs["temperatures"][:5] == [1.0] * 5
+    assert read_header(model).outputs["temperatures"][5] != 1.0
     header, taught_by = read_header(model), read_header(find_model("classifier", "fast"))
     assert {"CC-BY-4.0", "CC-BY-NC-SA-4.0", "not stated"} <= {*header.licence.split("; ")}
     assert {one["name"] for one in header.all_data if one["images"]} == {
