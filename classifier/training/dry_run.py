@@ -48,10 +48,11 @@ def check_training(config: ClassifierTraining, say: Callable[[str], None]) -> in
             sets.append((name, path, open_dataset(path)))
         except DataError as error:
             problems.append(str(error))
-    try:
-        check_hold_out(config.hold_out, [image for _, _, images in sets for image in images])
-    except UsageError as error:
-        problems.append(str(error))
+    if len(sets) == len(config.libraries):  # else a name may be that of an image that could not be read
+        try:
+            check_hold_out(config.hold_out, [image for _, _, images in sets for image in images])
+        except UsageError as error:
+            problems.append(str(error))
     for name, path, opened in sets:
         library = sources[name.lower()]
         say(f"{library.name}: {path}")

@@ -38,10 +38,11 @@ def look_at_data(
             sets[path] = open_dataset(path)
         except DataError as error:
             problems.append(error)
-    try:
-        check_hold_out(hold_out, [image for images in sets.values() for image in images])
-    except UsageError as error:
-        problems.append(error)
+    if len(sets) == len(data):  # else a name may be that of an image that could not be read
+        try:
+            check_hold_out(hold_out, [image for images in sets.values() for image in images])
+        except UsageError as error:
+            problems.append(error)
     splits: dict[Path, Split] = {}
     for path, images in sets.items():
         say(f"{path.name}: {path}")
@@ -72,6 +73,8 @@ def _look_at(
     groups = len({image.group for image in images})
     mpps = ", ".join(sorted({f"{image.mpp:g}" for image in images})) or "-"
     say(f"  {split}: {len(images)} images in {groups} groups, {nuclei} nuclei, pixels of {mpps} µm")
+    if split == "held out" and not images:
+        say("    nothing is held out, for all images are of one group: the model will not be measured on them")
     if empty:
         names = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
         say(f"    {len(empty):>7} images without a nucleus: {names}")

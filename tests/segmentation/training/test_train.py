@@ -73,6 +73,18 @@ def test_check_reads_everything_and_trains_nothing(data: Path, tmp_path: Path) -
     count = len(open_dataset(folder)[2].annotation().centroids)
     assert f"held out: 1 images in 1 groups, {count} nuclei, pixels of 0.25 µm" in good.output
     assert good.output.endswith("no problems\n")
+    one = tmp_path / "one"
+    for part in ("Images", "Labels"):
+        (one / part).mkdir(parents=True)
+        for file in (folder / part).glob("image_0.*"):
+            shutil.copy(file, one / part)
+    said = CliRunner().invoke(main, [*command[:2], "--data", str(one), "--out", str(out), "--check"])
+    assert "nothing is held out, for all images are of one group" in said.output
+    (folder / "Images" / "image_1.png").rename(folder / "other.png")
+    said = CliRunner().invoke(main, [*command, "--check"])
+    assert "image_1.mat: its image is missing; expected" in said.output
+    assert said.output.endswith("\n1 problems\n"), said.output
+    (folder / "other.png").rename(folder / "Images" / "image_1.png")
     empty = np.zeros((264, 280), np.int32)
     scipy.io.savemat(folder / "Labels" / "image_0.mat", {"inst_map": empty})
     said = CliRunner().invoke(main, [*command, "--check"])
