@@ -27,13 +27,16 @@ def info(slide: Path, mpp: float | None) -> None:
 
 
 @click.command()
-@click.argument("files", metavar="[MODEL]...", nargs=-1, type=click.Path(path_type=Path))
-def models(files: tuple[Path, ...]) -> None:
+@click.argument("asked", metavar="[NAME|PATH]...", nargs=-1)
+def models(asked: tuple[str, ...]) -> None:
     """List bundled and published models, or describe files."""
     from pipeline.inference.models import describe_models, published_models
     from segmentation.nuclei import NucleusFilter
 
-    for path, header in [(path, read_header(path)) for path in files] if files else describe_models():
+    bundled = describe_models()
+    paths = {path.stem: path for path, _ in bundled}
+    files = [paths.get(name, Path(name)) for name in asked]
+    for path, header in [(path, read_header(path)) for path in files] if files else bundled:
         click.echo(
             f"{path.stem:<25} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
         )

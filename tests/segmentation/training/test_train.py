@@ -287,9 +287,10 @@ def test_a_model_made_from_another_owes_it_licence_data_and_filter(data: Path, t
         "keeps nuclei of at least 4 µm²",
         "made from hovernet-compact",
         "trained on consep (23 images)",
-        "ours",
+        f"licences: {header.licence}",
     ):
         assert words in said
+    assert "trained on consep (23 images)" in CliRunner().invoke(main, ["models", "hovernet-compact"]).output
     told = with_training_data({"segmentor": {"name": "mine", "fingerprint": fingerprint(out)}}, str(out))["segmentor"]
     assert told["made_from"] == ["hovernet-compact"]
     assert {"consep", "lab"} <= {one["name"] for one in told["data"]}
