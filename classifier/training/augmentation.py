@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,24 @@ SMALLEST_DEVIATION, LARGEST_RATIO = 0.02, 2.0
 """Of optical densities, and of two images' deviations: empty glass gets no structure from its noise."""
 UNKNOWN = 127.5
 """Colour where a context is not known: nothing, once normalised."""
+RINGS = 40
+"""Rings of spatial frequencies to a cycle a pixel."""
+COARSE, FINE = 0.08, 0.14
+"""Cycles a pixel: up to the first sharpness says nothing (waves of 3 um), from the second on it is exchanged."""
+LARGEST_GAIN = 3.0
+"""Of a frequency, by another's sharpness: noise is no structure."""
+
+
+class Views(NamedTuple):
+    """What a network is shown of N nuclei.
+
+    Attributes:
+        patches: (N, 3, S, S) float32, RGB 0-255.
+        contexts: (N, 4, 64, 64) float32, RGB, and 255 where it is known; None for a network of patches alone.
+    """
+
+    patches: Tensor
+    contexts: Tensor | None = None
 
 
 def resample(patches: Tensor, theta: Tensor, size_px: int) -> Tensor:
@@ -58,7 +78,7 @@ def random_affine(n: int, source_px: int, patch_px: int, generator: Generator) -
     return torch.stack([across, down], 1)
 
 
-def augment(patches: Tensor, patch_px: int, size_px: int, generator: Generator) -> Tensor:
+def augment(patches: Tensor, patch_px: int, size_px: int, generator: Generator) -> tuple[Views, Views]:
     """Training input from stored patches.
 
     Args:
@@ -69,16 +89,22 @@ def augment(patches: Tensor, patch_px: int, size_px: int, generator: Generator) 
         generator: on the CPU; the same state gives the same result.
 
     Returns:
-        (N, 3, size_px, size_px) float32 in 0-255, on the device of ``patches``.
+        Patches of ``size_px``, on the device of ``patches``: for the pupil, and the same ones moved likewise but with
+        stain and focus as they are, for its teachers.
     """
     pixels = jitter_focus(jitter_stain(patches.float(), generator), generator, MAX_SIGMA_PX)
     theta = random_affine(len(patches), patches.shape[-1], patch_px, generator).to(patches.device)
-    return resample(pixels, theta, size_px)
+    return Views(resample(pixels, theta, size_px)), Views(resample(patches.float(), theta, size_px))
 
 
 def augment_views(
-    patches: Tensor, contexts: Tensor, context_dropout: float, colour_exchange: float, generator: Generator
-) -> tuple[Tensor, Tensor]:
+    patches: Tensor,
+    contexts: Tensor,
+    context_dropout: float,
+    colour_exchange: Tensor,
+    sharpness_exchange: Tensor,
+    generator: Generator,
+) -> tuple[Views, Views]:
     """Training input of a classifier of two views, both turned, mirrored, scaled, moved and recoloured alike.
 
     PanNuke's images are 64 um wide, so that all its contexts lack a part; half of those of larger images are cut to
@@ -88,12 +114,13 @@ def augment_views(
         patches: (N, 3, S, S) uint8 RGB at 0.25 um, the nucleus in the middle.
         contexts: (N, 4, C, C) uint8 at 1 um, see ``classifier.patches.cut_contexts``, likewise.
         context_dropout: share of the samples that get no context.
-        colour_exchange: share of the samples that get the colours of another, see :func:`exchange_colours`.
+        colour_exchange: (N,) on the CPU, how likely each gets the colours of another, see :func:`exchange_colours`.
+        sharpness_exchange: likewise, see :func:`exchange_sharpness`.
         generator: on the CPU; the same state gives the same result.
 
     Returns:
-        (N, 3, 64, 64) float32 in 0-255, and (N, 4, 64, 64): RGB, and 255 where it is known; elsewhere the middle grey,
-        and 0.
+        What the pupil is shown, patches of 64 px and contexts, which are the middle grey where they are not known; and
+        the same moved likewise, with stain and focus as they are, for its teachers.
     """
     n, device = len(patches), patches.device
     theta = random_affine(n, patches.shape[-1], PATCH_PX, generator).to(device)
@@ -111,17 +138,21 @@ def augment_views(
     there = context[:, 3:] > 254.9
     known = there & kept
     around = context[:, :3]
-    if colour_exchange:
+    plain = Views(turned, torch.cat([torch.where(known, around, UNKNOWN), 255.0 * known], 1))
+    if sharpness_exchange.any():
+        turned = exchange_sharpness(turned, sharpness_exchange, generator)
+    if colour_exchange.any():
         turned, around = exchange_colours(turned, around, there, colour_exchange, generator)
     change = draw_stain_change(n, generator, STAIN_STRENGTH, STAIN_VECTORS)
     colour = torch.where(known, change(around, turned), UNKNOWN)
-    return jitter_focus(change(turned), generator, MAX_SIGMA_PX), torch.cat([colour, 255.0 * known], 1)
+    shown = Views(jitter_focus(change(turned), generator, MAX_SIGMA_PX), torch.cat([colour, 255.0 * known], 1))
+    return shown, plain
 
 
 def exchange_colours(
-    patches: Tensor, contexts: Tensor, there: Tensor, share: float, generator: Generator
+    patches: Tensor, contexts: Tensor, there: Tensor, chances: Tensor, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Give a share of the samples the colours of another sample of the batch, both views alike.
+    """Give some of the samples the colours of another sample of the batch, both views alike.
 
     Mean and standard deviation of red's, green's and blue's optical density become those of the other one (after
     Reinhard et al. 2001, "Color transfer between images"). So a library's labels are not told by its laboratory's stain
@@ -132,7 +163,7 @@ def exchange_colours(
         contexts: (N, 3, C, C) float, likewise.
         there: (N, 1, C, C) bool, where a context is known. Colours are measured on it, or on the patch where less than
             a fifth of it is known.
-        share: of the samples, 0-1.
+        chances: (N,) on the CPU, how likely each sample is one of them, 0-1.
         generator: on the CPU; the same state gives the same result.
 
     Returns:
@@ -145,7 +176,7 @@ def exchange_colours(
     )
     mean, deviation = (torch.where(enough, around, near) for around, near in measured)
     other = torch.randperm(n, generator=generator).to(device)
-    taken = (torch.rand(n, 1, 1, 1, generator=generator) < share).to(device)
+    taken = (torch.rand(n, 1, 1, 1, generator=generator) < chances[:, None, None, None]).to(device)
     ratio = (deviation[other] / deviation).clamp(1 / LARGEST_RATIO, LARGEST_RATIO)
 
     def exchanged(rgb: Tensor) -> Tensor:
@@ -153,6 +184,46 @@ def exchange_colours(
         return torch.where(taken, rgb_of_density(density).clamp(0, 255), rgb)
 
     return exchanged(patches), exchanged(contexts)
+
+
+def exchange_sharpness(patches: Tensor, chances: Tensor, generator: Generator) -> Tensor:
+    """Give some of the patches the sharpness of another one of the batch.
+
+    How strong the fine spatial frequencies of the optical densities are beside the coarse ones becomes that of the
+    other one, ring by ring; phases stay (after Yang and Soatto 2020, "FDA: Fourier domain adaptation", who exchange the
+    coarse ones). So a library's labels are not told by its scanner's sharpness.
+
+    Args:
+        patches: (N, 3, S, S) float, RGB 0-255.
+        chances: (N,) on the CPU, how likely each patch is one of them, 0-1.
+        generator: on the CPU.
+
+    Returns:
+        Patches, 0-255.
+    """
+    n, side = len(patches), patches.shape[-1]
+    other = torch.randperm(n, generator=generator).to(patches.device)
+    taken = (torch.rand(n, generator=generator) < chances).to(patches.device)
+    ring, mean = (tensor.to(patches.device) for tensor in _rings(side))
+    waves = torch.fft.rfft2(optical_density(patches))
+    strength = waves.abs().mean(1).flatten(1) @ mean + 1e-3
+    frequency = torch.arange(strength.shape[1], device=patches.device) / RINGS
+    gain = strength[other] / strength
+    coarse = (frequency > 1 / RINGS) & (frequency <= COARSE + 0.5 / RINGS)
+    gain = gain / gain[:, coarse].mean(1, keepdim=True)
+    fine = ((frequency - COARSE) / (FINE - COARSE)).clamp(0, 1)
+    gain = gain.clamp(1 / LARGEST_GAIN, LARGEST_GAIN) ** fine
+    changed = torch.fft.irfft2(waves * gain[:, ring][:, None], s=(side, side))
+    return torch.where(taken[:, None, None, None], rgb_of_density(changed).clamp(0, 255), patches)
+
+
+@cache
+def _rings(side_px: int) -> tuple[Tensor, Tensor]:
+    """Return the ring (S, S // 2 + 1) of each frequency of ``rfft2``, and what takes its mean (frequencies, rings)."""
+    across, down = torch.fft.rfftfreq(side_px), torch.fft.fftfreq(side_px)
+    ring = (RINGS * (down[:, None] ** 2 + across**2).sqrt()).round().long().clamp(max=RINGS // 2)
+    members = F.one_hot(ring.flatten(), RINGS // 2 + 1).float()
+    return ring, members / members.sum(0)
 
 
 def _density_moments(rgb: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:

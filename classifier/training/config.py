@@ -44,7 +44,10 @@ class ClassifierTraining:
             patch is then enlarged to 224 px throughout, whose first layer is a ``classifier.network.PatchStem``;
             ``sizes`` is not read, and ``strides`` are those of the stages behind that layer.
         context_dropout: share of the samples whose context is left out in training, 0-1.
-        colour_exchange: share of the samples that are given the colours of another image, 0-1; with context only.
+        colour_exchange, sharpness_exchange: shares of the samples that are given the colours, and the sharpness, of
+            another image, 0-1; with context only.
+        always_exchanged: names of libraries of which every sample is given another one's look. All that one laboratory
+            says else teaches its look.
         strides: of an EfficientNet's stem and stages, see ``classifier.network.set_strides``; empty: as published.
         start_from: a classifier whose weights the training starts from, instead of ImageNet's, or several of the same
             labels and layers, whose mean is taken; outputs of labels that it has too start as they are there.
@@ -61,9 +64,10 @@ class ClassifierTraining:
         check_every: steps between two looks at the loss on what is held out.
         complete: a model whose confident predictions (at least ``complete_above``) teach what a sample's own label does
             not; a second round of training.
-        distil: a model, or several, whose probabilities teach every library's labels of every nucleus as the network is
-            shown it, with ``distil_weight`` beside the nuclei's own labels and both softened by
-            ``distil_temperature``, see ``classifier.training.distillation``.
+        distil: a model, or several, whose probabilities teach every library's labels of every nucleus, moved as the
+            network is shown it but in its own colours, with ``distil_weight`` beside the nuclei's own labels and both
+            softened by ``distil_temperature``, see ``classifier.training.distillation``.
+        distil_turns: of how many quarter turns of a nucleus their logits are the mean, 1 to 4.
     """
 
     libraries: tuple[tuple[str, Path], ...]
@@ -80,6 +84,8 @@ class ClassifierTraining:
     context: bool = False
     context_dropout: float = 0.2
     colour_exchange: float = 0.0
+    sharpness_exchange: float = 0.0
+    always_exchanged: tuple[str, ...] = ()
     strides: tuple[int, ...] = ()
     start_from: tuple[Path, ...] = ()
     match: str = "table"
@@ -100,6 +106,7 @@ class ClassifierTraining:
     distil: tuple[Path, ...] = ()
     distil_weight: float = 1.0
     distil_temperature: float = 2.0
+    distil_turns: int = 1
 
     def __post_init__(self) -> None:
         """Check what has a few values only, and numbers.
@@ -124,8 +131,9 @@ class ClassifierTraining:
             raise UsageError(f"sizes = {self.sizes}: expected shares that sum to 1 and sides from {MIN_SIZE_PX} px.")
         if not 0 <= self.context_dropout < 1:
             raise UsageError(f"context_dropout = {self.context_dropout}: expected 0 or more, and less than 1.")
-        if not 0 <= self.colour_exchange <= 1:
-            raise UsageError(f"colour_exchange = {self.colour_exchange}: expected 0 to 1.")
+        for name in ("colour_exchange", "sharpness_exchange"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{name} = {getattr(self, name)}: expected 0 to 1.")
         if not all(0 < weight < math.inf for _, weight in self.library_weights):
             raise UsageError("library_weights: expected factors above 0.")
         for name in ("mixup", "tolerance"):
@@ -138,6 +146,8 @@ class ClassifierTraining:
             raise UsageError(f"complete_above = {self.complete_above}: expected a number between 0 and 1.")
         if not (0 < self.distil_weight < math.inf and 0 < self.distil_temperature < math.inf):
             raise UsageError("distil_weight and distil_temperature: expected numbers above 0.")
+        if not 1 <= self.distil_turns <= 4:
+            raise UsageError(f"distil_turns = {self.distil_turns}: expected 1 to 4.")
 
     def settings(self) -> dict[str, Any]:
         """Return what a checkpoint must have been made with to be resumed."""

@@ -1,7 +1,7 @@
 """Distillation: models' probabilities teach every library's outputs of every sample (Hinton et al. 2015).
 
-Teachers and pupil look at the same views, changed and mixed alike (Beyer et al. 2022, "Knowledge distillation: a good
-teacher is patient and consistent").
+Pupil and teachers look at the same views, moved alike, but the teachers see stain and focus as they are, so that the
+pupil learns to say the same of whatever stain and scanner (as in Xie et al. 2020, "Self-training with noisy student").
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ def add_teacher_labels(paths: Sequence[Path], outputs: LabelSpace) -> LabelSpace
     return dataclasses.replace(outputs, trained=trained)
 
 
+NEVER = -30.0
+"""A logit without probability at any temperature in use; of an infinite one the divergence would be no number."""
+
+
 class Teachers(nn.Module):
     """The mean of several models' logits, each library's divided by its temperature, in a pupil's columns.
 
@@ -43,6 +47,7 @@ class Teachers(nn.Module):
         paths: the models. They must not have seen what the pupil's training holds out.
         outputs: the pupil's columns.
         device, precision: where and how the models run.
+        turns: how many quarter turns of the views their logits are the mean of, 1 to 4.
 
     Attributes:
         known: (columns,) bool, the labels that all of them and the pupil were taught.
@@ -54,8 +59,9 @@ class Teachers(nn.Module):
 
     known: Tensor
 
-    def __init__(self, paths: Sequence[Path], outputs: LabelSpace, device: str, precision: str) -> None:
+    def __init__(self, paths: Sequence[Path], outputs: LabelSpace, device: str, precision: str, turns: int = 1) -> None:
         super().__init__()
+        self._turns = turns
         self._cast = autocast_type(precision)
         networks = []
         known = torch.tensor(outputs.trained)
@@ -85,12 +91,17 @@ class Teachers(nn.Module):
         """Logits (N, columns) of the pupil's labels; what they are where ``known`` is False has no meaning.
 
         Args:
-            patches, contexts: what the pupil is shown; no contexts for a pupil of patches alone.
+            patches, contexts: see ``classifier.training.augmentation.Views``.
         """
         if contexts is None:
             contexts = patches.new_zeros(len(patches), 4, CONTEXT_PX, CONTEXT_PX)
-        with torch.autocast(patches.device.type, self._cast or torch.bfloat16, enabled=self._cast is not None):
-            told = [network(patches, contexts) for network in self.networks]
+        told = []
+        for turns in range(self._turns):
+            views = [
+                view.rot90(turns, (2, 3)).contiguous(memory_format=torch.channels_last) for view in (patches, contexts)
+            ]
+            with torch.autocast(patches.device.type, self._cast or torch.bfloat16, enabled=self._cast is not None):
+                told += [network(*views) for network in self.networks]
         return torch.stack(told).mean(0)
 
 
@@ -110,6 +121,29 @@ class _Calibrated(nn.Module):
         """Return (N, columns of the pupil)."""
         logits: Tensor = self.network(patches, contexts) if self.two_views else self.network(patches)
         return (logits.float() / self.scale)[:, self.place]
+
+
+def within_groups(told: Tensor, targets: Tensor, known: Tensor, outputs: LabelSpace) -> Tensor:
+    """Leave out of what teachers tell the labels that a nucleus cannot have, where its own label is a group of labels.
+
+    Teachers who call healthy liver neoplastic still tell which of the other labels it is likeliest to have.
+
+    Args:
+        told: (n, columns), see :class:`Teachers`.
+        targets: (n, columns) bool, the labels that each nucleus may have; none of a library says nothing of it.
+        known: (columns,) bool, the labels that all teachers know.
+        outputs: the columns.
+
+    Returns:
+        Logits (n, columns).
+    """
+    told = told.clone()
+    for columns in outputs.slices.values():
+        allowed = targets[:, columns] & known[columns]
+        count = allowed.sum(1, keepdim=True)
+        group = (count > 1) & (count < known[columns].sum())
+        told[:, columns] = torch.where(group & ~allowed, NEVER, told[:, columns])
+    return told
 
 
 def distillation_loss(logits: Tensor, told: Tensor, known: Tensor, outputs: LabelSpace, temperature: float) -> Tensor:

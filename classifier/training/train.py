@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from classifier.network import MEAN, SIZE_PX, STD, STEM_PX, Classifier
 from classifier.patches import CONTEXT_W
 from classifier.spec import CONTEXT_PX, MPP, PATCH_PX, TWO_VIEWS
 from classifier.training.agreement import agreement
-from classifier.training.augmentation import augment, augment_views
+from classifier.training.augmentation import Views, augment, augment_views
 from classifier.training.batches import LibrarySampler, SamplePixels
 from classifier.training.calibration import calibrate
 from classifier.training.config import ClassifierTraining
-from classifier.training.distillation import Teachers, add_teacher_labels, distillation_loss
+from classifier.training.distillation import Teachers, add_teacher_labels, distillation_loss, within_groups
 from classifier.training.losses import LOSSES, JointLoss
 from classifier.training.model_card import model_card
 from classifier.training.projection import Projection, add_projection
@@ -70,7 +70,9 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
         DataError: a data set is incomplete or has other labels, or the checkpoint has other settings.
     """
     matching = make_matching(libraries_of(config.libraries), config.match, config.similarity, config.match_table)
-    factors = _factors(config, matching)
+    weighted = _places("library_weights", [name for name, _ in config.library_weights], matching)
+    factors = dict(zip(weighted, (factor for _, factor in config.library_weights), strict=True))
+    exchanged = frozenset(_places("always_exchanged", config.always_exchanged, matching))
     data = open_libraries(config)
     train, held = _gather(data, matching)
     outputs = LabelSpace(matching.libraries, tuple(bool(n) for n in matching.taught(train.targets)))
@@ -85,7 +87,7 @@ def train_classifier(config: ClassifierTraining, say: Callable[[str], None] = pr
             train, outputs, config.complete, config.complete_above, config.device, config.computed_in, say
         )
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    tensors, steps = fit(config, train, held, outputs, say, factors)
+    tensors, steps = fit(config, train, held, outputs, say, factors, exchanged)
     header = _header(config, data, train, held, outputs, matching, steps)
     save_model(config.out, header, tensors)
     made = add_projection(config.out, config.out, train, held, config.seed, config.device, config.computed_in)
@@ -157,17 +159,16 @@ def finish_again(
     return made
 
 
-def _factors(config: ClassifierTraining, matching: Matching) -> dict[int, float]:
-    """``config.library_weights`` by the place of each library.
+def _places(setting: str, names: Iterable[str], matching: Matching) -> list[int]:
+    """Return the places of the libraries that a setting names.
 
     Raises:
-        UsageError: one is of a library that is not trained on.
+        UsageError: one is none of the training's.
     """
     places = {library.name.lower(): place for place, library in enumerate(matching.sources)}
-    unknown = [name for name, _ in config.library_weights if name.lower() not in places]
-    if unknown:
-        raise UsageError(f"library_weights: {unknown[0]} is none of the training's libraries.")
-    return {places[name.lower()]: factor for name, factor in config.library_weights}
+    if unknown := [name for name in names if name.lower() not in places]:
+        raise UsageError(f"{setting}: {unknown[0]} is none of the training's libraries.")
+    return [places[name.lower()] for name in names]
 
 
 def open_libraries(config: ClassifierTraining) -> list[LibraryData]:
@@ -231,6 +232,7 @@ def fit(
     outputs: LabelSpace,
     say: Callable[[str], None],
     factors: Mapping[int, float] | None = None,
+    exchanged: frozenset[int] = frozenset(),
 ) -> tuple[dict[str, torch.Tensor], int]:
     """Train a network on gathered samples, with a checkpoint beside ``config.out``.
 
@@ -240,6 +242,7 @@ def fit(
         outputs: the columns of ``samples.targets``.
         say: receives progress messages, a line each.
         factors: how much more often than ``config.balance`` says a library, by its place, is drawn.
+        exchanged: places of the libraries of which every sample is given another one's look.
 
     Returns:
         The averaged model's tensors, and after how many steps they were taken.
@@ -261,12 +264,16 @@ def fit(
         pixels = SamplePixels(samples, config.context, device)
         if pixels.fit_on_gpu():
             pixels.keep()
-        teachers = Teachers(config.distil, outputs, config.device, config.computed_in) if config.distil else None
+        teachers = (
+            Teachers(config.distil, outputs, config.device, config.computed_in, config.distil_turns)
+            if config.distil
+            else None
+        )
         watched = held.select(np.random.default_rng(0).permutation(len(held))[:WATCHED])
         step = trainer_loop.start
         with trainer_loop:
             while step < config.steps and not early_stopping.converged(config):
-                loss = _step(model, optimization.optimizer, config, pixels, sampler, outputs, teachers, step)
+                loss = _step(model, optimization.optimizer, config, pixels, sampler, outputs, teachers, exchanged, step)
                 optimization.advance(step)
                 total, parts_of = float(loss.total.detach()), loss.per_library.tolist()
                 step += 1
@@ -301,6 +308,7 @@ def _step(
     sampler: LibrarySampler,
     outputs: LabelSpace,
     teachers: Teachers | None,
+    exchanged: frozenset[int],
     step: int,
 ) -> JointLoss:
     """Return one step; all its random numbers follow from the seed and the step, so that a resumed training repeats
@@ -312,25 +320,27 @@ def _step(
     torch.manual_seed(seed)  # dropout; the caller forked the global state
     generator = torch.Generator().manual_seed(seed)
     chosen = sampler(step, generator)
-    views = _views(config, pixels, chosen, step, generator)
-    mixed = [(1.0, chosen)]
+    shown, plain = _views(config, pixels, exchanged, chosen, step, generator)
+    views = [view for view in shown if view is not None]
+    targets = torch.from_numpy(pixels.samples.targets[chosen]).to(device)
+    told = None if teachers is None else within_groups(teachers(*plain), targets, teachers.known, outputs)
+    mixed = [(1.0, torch.arange(len(chosen), device=device))]
     if config.mixup:
         # One share for the batch; every patch is mixed with another one of it.
         share = float(np.random.default_rng(seed).beta(config.mixup, config.mixup))
-        partner = torch.randperm(len(chosen), generator=generator)
-        views = [share * view + (1 - share) * view[partner.to(device)] for view in views]
-        mixed = [(share, chosen), (1 - share, chosen[partner.numpy()])]
+        partner = torch.randperm(len(chosen), generator=generator).to(device)
+        views = [share * view + (1 - share) * view[partner] for view in views]
+        mixed = [(share, mixed[0][1]), (1 - share, partner)]
     cast = autocast_type(config.computed_in)
     with torch.autocast(device.type, cast or torch.bfloat16, enabled=cast is not None):
-        logits = model(*views).float()
+        logits = model(*(view.contiguous(memory_format=torch.channels_last) for view in views)).float()
     total, per_library = logits.new_zeros(()), logits.new_zeros(len(outputs.libraries))
-    for share, places in mixed:
-        targets = torch.from_numpy(pixels.samples.targets[places]).to(device)
-        loss = LOSSES[config.loss](logits, targets, outputs, SMOOTHING)
+    for share, rows in mixed:
+        loss = LOSSES[config.loss](logits, targets[rows], outputs, SMOOTHING)
         total, per_library = total + share * loss.total, per_library + share * loss.per_library
-    if teachers is not None:
-        soft = distillation_loss(logits, teachers(*views), teachers.known, outputs, config.distil_temperature)
-        total = total + config.distil_weight * soft
+        if told is not None and teachers is not None:
+            soft = distillation_loss(logits, told[rows], teachers.known, outputs, config.distil_temperature)
+            total = total + config.distil_weight * share * soft
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -341,18 +351,29 @@ def _step(
 def _views(
     config: ClassifierTraining,
     pixels: SamplePixels,
+    exchanged: frozenset[int],
     chosen: npt.NDArray[np.int64],
     step: int,
     generator: torch.Generator,
-) -> list[torch.Tensor]:
-    """Return what the network sees of a batch: patches, and contexts for one that looks at them too."""
-    stored = pixels(chosen)
-    if config.context:
-        patches, contexts = stored
-        views = list(augment_views(patches, contexts, config.context_dropout, config.colour_exchange, generator))
-    else:
-        views = [augment(stored[0], PATCH_PX, config.size_px(step), generator)]
-    return [view.contiguous(memory_format=torch.channels_last) for view in views]
+) -> tuple[Views, Views]:
+    """Return what the network and its teachers see of a batch: patches, and contexts for one that looks at them too.
+
+    Args:
+        config: of the training.
+        pixels: of its samples.
+        exchanged: places of the libraries of which every sample is given another one's look.
+        chosen: places of the batch's samples.
+        step: its number.
+        generator: of the random changes.
+    """
+    patches, *contexts = pixels(chosen)
+    if not contexts:
+        return augment(patches, PATCH_PX, config.size_px(step), generator)
+    always = torch.from_numpy(np.isin(pixels.samples.library[chosen], list(exchanged)))
+    colours, sharpness = (
+        torch.where(always, 1.0, share) for share in (config.colour_exchange, config.sharpness_exchange)
+    )
+    return augment_views(patches, contexts[0], config.context_dropout, colours, sharpness, generator)
 
 
 def _counts(samples: PatchDataset, place: int, labels: tuple[str, ...]) -> dict[str, int]:

@@ -161,7 +161,7 @@ def test_patches_are_enlarged_bilinearly(side: int) -> None:
 
 def test_augmentation_repeats_with_its_seed_and_keeps_the_range() -> None:
     patches = torch.from_numpy(crops(8)).permute(0, 3, 1, 2)
-    first, again, other = (augment(patches, 48, 32, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    first, again, other = (augment(patches, 48, 32, torch.Generator().manual_seed(s))[0].patches for s in (1, 1, 2))
     assert first.shape == (8, 3, 32, 32)
     assert first.dtype == torch.float32
     assert torch.equal(first, again)
@@ -195,7 +195,8 @@ class Drawn(AnnotatedImage):
 @pytest.mark.parametrize("mpp", [0.25, 0.125, 0.5])
 def test_patches_have_the_working_pixel_size_whatever_the_image_has(mpp: float) -> None:
     library = next(lib for lib in LIBRARIES if lib.name == "PanNuke")
-    samples = extract_patches(library, [Drawn("a", "dead", mpp)], make_matching(LIBRARIES))
+    files = Path("a.png"), Path("a.csv")
+    samples = extract_patches(library, [Drawn("a", "dead", mpp, *files)], make_matching(LIBRARIES))
     patches = samples.patches(np.array([0]))
     assert patches.shape == (1, 96, 96, 3)
     dark = np.argwhere(patches[0, :, :, 0] < 128)
@@ -211,7 +212,7 @@ def test_patches_have_the_working_pixel_size_whatever_the_image_has(mpp: float) 
     assert np.flatnonzero(samples.targets[0, 30:]).tolist() == [3]
     assert samples.label.tolist() == [3]
     with pytest.raises(DataError, match="its nuclei have no labels"):
-        extract_patches(library, [Drawn("a", "", mpp)], make_matching(LIBRARIES))
+        extract_patches(library, [Drawn("a", "", mpp, *files)], make_matching(LIBRARIES))
 
 
 def test_rare_labels_and_small_libraries_are_drawn_more_often_than_they_occur() -> None:
@@ -383,7 +384,10 @@ def test_both_views_are_turned_and_moved_alike() -> None:
     n = 16
     patches = torch.from_numpy(np.stack([np.stack([patch] * 3)] * n)).byte()
     around_all = torch.from_numpy(np.stack([around] * n)).byte()
-    turned, moved = augment_views(patches, around_all, 0.0, 0.0, torch.Generator().manual_seed(0))
+    (turned, moved), _ = augment_views(
+        patches, around_all, 0.0, torch.zeros(n), torch.zeros(n), torch.Generator().manual_seed(0)
+    )
+    assert moved is not None
     assert turned.shape == (n, 3, 64, 64)
     assert moved.shape == (n, 4, 64, 64)
     checked = 0
@@ -404,7 +408,9 @@ def test_contexts_are_cut_to_tiles_or_left_out_at_random() -> None:
     around = torch.full((64, 4, 96, 96), 120, dtype=torch.uint8)
     around[:, 3] = 255
     around[32:, 3, :, :40] = 0
-    runs = [augment_views(patches, around, 0.25, 0.0, torch.Generator().manual_seed(s))[1] for s in (1, 1, 2)]
+    none = torch.zeros(64)
+    seeds = [torch.Generator().manual_seed(s) for s in (1, 1, 2)]
+    runs = [augment_views(patches, around, 0.25, none, none, seed)[0].contexts for seed in seeds]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
     known = runs[0][:, 3] > 0
@@ -430,7 +436,7 @@ def test_colours_are_exchanged_between_the_samples_of_a_batch() -> None:
     there[:, :, :20] = False
     contexts = torch.where(there, contexts, UNKNOWN)  # says nothing of the colours
     seeds = [s for s in range(20) if torch.randperm(2, generator=torch.Generator().manual_seed(s)).tolist() == [1, 0]]
-    near, around = exchange_colours(patches, contexts, there, 1.0, torch.Generator().manual_seed(seeds[0]))
+    near, around = exchange_colours(patches, contexts, there, torch.ones(2), torch.Generator().manual_seed(seeds[0]))
 
     def moments(images: torch.Tensor) -> torch.Tensor:
         seen = optical_density(images)[there.expand(2, 3, 64, 64)].view(2, -1)
@@ -440,7 +446,7 @@ def test_colours_are_exchanged_between_the_samples_of_a_batch() -> None:
     for before, after in ((patches, near), (contexts[:, :, 20:], around[:, :, 20:])):
         for k in range(2):
             assert torch.corrcoef(torch.stack([before[k].flatten(), after[k].flatten()]))[0, 1] > 0.98
-    same = exchange_colours(patches, contexts, there, 0.0, torch.Generator().manual_seed(seeds[0]))
+    same = exchange_colours(patches, contexts, there, torch.zeros(2), torch.Generator().manual_seed(seeds[0]))
     assert torch.equal(same[0], patches)
     assert torch.equal(same[1], contexts)
 

@@ -9,7 +9,7 @@ import torch
 from classifier.labels.libraries import LabelSpace, Library
 from classifier.network import JointClassifier, TwoViewClassifier, load_classifier, of_patches
 from classifier.spec import TWO_VIEWS
-from classifier.training.distillation import Teachers, add_teacher_labels
+from classifier.training.distillation import Teachers, add_teacher_labels, within_groups
 from nucpipe.backends.model_file import ModelHeader, save_model
 from nucpipe.errors import DataError
 
@@ -64,3 +64,35 @@ def test_teachers_without_a_label_in_common_are_refused(tmp_path: Path) -> None:
         Teachers((first, second), pupil, "cpu", "fp32")
     with pytest.raises(DataError, match="none of its labels is taught"):
         Teachers((first, second), LabelSpace((A,), (True, True)), "cpu", "fp32")
+
+
+def test_teachers_tell_the_mean_over_quarter_turns(tmp_path: Path) -> None:
+    outputs = LabelSpace((A,), (True, True))
+    path = saved(tmp_path / "turned.safetensors", outputs, True)
+    one, four = (Teachers((path,), outputs, "cpu", "fp32", turns) for turns in (1, 4))
+    rng = np.random.default_rng(3)
+    patches = torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64))).float()
+    contexts = torch.cat(
+        [torch.from_numpy(rng.integers(0, 256, (2, 3, 64, 64))).float(), torch.full((2, 1, 64, 64), 255.0)], 1
+    )
+    told = [one(patches.rot90(k, (2, 3)), contexts.rot90(k, (2, 3))) for k in range(4)]
+    torch.testing.assert_close(four(patches, contexts), torch.stack(told).mean(0))
+    assert not torch.allclose(told[0], told[1])
+
+
+def test_teachers_are_kept_to_the_group_of_labels_that_a_nucleus_may_have() -> None:
+    outputs, known = LabelSpace((A, B), (True,) * 5), torch.tensor([True, True, True, True, True])
+    told = torch.tensor([[0.0, 1.0, 5.0, 1.0, 0.0]] * 4)
+    targets = torch.tensor(
+        [
+            [False, True, False, True, True],  # b1 cannot be: told b2 rather than b3
+            [False, False, False, False, True],  # one label: the teachers keep their doubts
+            [False, False, True, True, True],  # all labels: nothing is left out
+            [False, False, False, False, False],
+        ]
+    )
+    kept = within_groups(told, targets, known, outputs)
+    assert kept[0, 2:].softmax(0)[0] < 1e-9
+    assert kept[0, 2:].argmax() == 1
+    assert torch.equal(kept[0, [0, 1, 3, 4]], told[0, [0, 1, 3, 4]])
+    assert torch.equal(kept[1:], told[1:])

@@ -384,6 +384,7 @@ def test_two_views_and_a_library_that_only_teaches(config: ClassifierTraining, t
         libraries=(*config.libraries, ("cells", cells)),
         hold_out=(*config.hold_out, "q"),
         library_weights=(("Cells", 0.5),),
+        always_exchanged=("cells",),
         out=tmp_path / "m.safetensors",
         steps=3,
         context=True,
@@ -429,8 +430,15 @@ def test_a_weight_of_an_unknown_library_is_refused(config: ClassifierTraining, t
     config = dataclasses.replace(config, out=tmp_path / "m.safetensors", library_weights=(("x", 2.0),))
     with pytest.raises(UsageError, match="library_weights: x is none of"):
         train_classifier(config, quiet)
+    config = dataclasses.replace(config, library_weights=(), always_exchanged=("consep", "y"))
+    with pytest.raises(UsageError, match="always_exchanged: y is none of"):
+        train_classifier(config, quiet)
     with pytest.raises(UsageError, match="factors above 0"):
         dataclasses.replace(config, library_weights=(("consep", 0.0),))
+    with pytest.raises(UsageError, match=r"sharpness_exchange = 1\.5: expected 0 to 1"):
+        dataclasses.replace(config, sharpness_exchange=1.5)
+    with pytest.raises(UsageError, match="distil_turns = 5: expected 1 to 4"):
+        dataclasses.replace(config, distil_turns=5)
     with pytest.raises(UsageError, match="context_dropout = 1"):
         dataclasses.replace(config, context_dropout=1.0)
 
