@@ -30,7 +30,7 @@ def served(
 ) -> Iterator[httpx.Client]:
     """A client of a service that runs in this process, behind a real socket."""
     listener = listen("127.0.0.1", 0)
-    app = service_app(with_models, config or ServeConfig(), "PanNuke")
+    app = service_app(with_models, config or ServeConfig(), "PanNuke", with_models.classifier.batch_size)
     server = Server(app, limits=limits)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

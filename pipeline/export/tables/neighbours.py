@@ -75,7 +75,8 @@ def find_neighbours(store: Store, library: str, radius_um: float) -> Neighbours:
 def write_neighbours(store: Store, found: Neighbours, path: Path) -> None:
     """Write a CSV with a line a nucleus: its id, its place, its label, its region if ``store`` has regions, neighbours.
 
-    Columns ``<label>_um``, the distance to the nearest nucleus of that label, and ``<label>_within_<radius>um``.
+    Columns ``<label>_um``, the distance to the nearest nucleus of that label, and ``<label>_within_<radius>um``, both
+    empty for a label that nothing taught the classifier.
 
     Args:
         store: the nuclei that ``found`` speaks of, in the same order.
@@ -90,6 +91,7 @@ def write_neighbours(store: Store, found: Neighbours, path: Path) -> None:
 
 def _frames(store: Store, found: Neighbours) -> Iterator[pd.DataFrame]:
     labels, radius = found.library.labels, f"{found.radius_um:g}"
+    trained = np.array(store.info.outputs.trained)[store.info.outputs.slices[found.library.name]]
     kept = ["id", "x_l0", "y_l0", *(["region"] if store.regions is not None else []), found.library.name]
     start = 0
     for part in store.batches(LINES, at_least_one=True):
@@ -98,5 +100,6 @@ def _frames(store: Store, found: Neighbours) -> Iterator[pd.DataFrame]:
         frame = pd.DataFrame({name: columns[name] for name in kept})
         nearest = pd.DataFrame(found.nearest_um[start:stop], columns=[f"{label}_um" for label in labels])
         within = pd.DataFrame(found.within[start:stop], columns=[f"{label}_within_{radius}um" for label in labels])
+        within = within.astype("Int64").where(np.tile(trained, (len(within), 1)))  # 0 would be an answer
         yield pd.concat([frame, nearest, within], axis=1)
         start = stop

@@ -150,7 +150,7 @@ class Service:
             raise
 
 
-def service_app(models: Models, config: ServeConfig, primary: str, batch_size: int = 64) -> FastAPI:
+def service_app(models: Models, config: ServeConfig, primary: str, batch_size: int) -> FastAPI:
     """Return the web application.
 
     Args:

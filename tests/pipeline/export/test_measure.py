@@ -180,6 +180,12 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     left = store.centroids_l0[:, 0] < 2000
     np.testing.assert_array_equal(table["region"], np.where(left, "left", "right"))
     np.testing.assert_array_equal(table["neoplastic_within_40um"], find_neighbours(store, "PanNuke", 40).within[:, 0])
+    library, label = UNTRAINED[0].split(":")
+    of = ("measure", folder, "--neighbours", "--primary", library, "--radius", 40, "--out", tmp_path / "untaught")
+    assert invoke(*of).exit_code == 0
+    table = pd.read_csv(tmp_path / "untaught" / "neighbours.csv")
+    assert table[[f"{label}_um", f"{label}_within_40um"]].isna().all(axis=None)  # 0 would be an answer
+    assert table.filter(like="_within_").notna().any().sum() == len(store.info.outputs.library(library).labels) - 1
     assert pd.read_csv(tmp_path / "out" / "regions.csv")["nuclei"].max() == 500
     again = invoke(*measured)
     assert again.exit_code == 1
