@@ -31,7 +31,7 @@ REGION = "Region*"
 def write_tiles(root: Path, slide_file: Path, annotations: Path) -> int:
     regions = [one for one in read_annotations(annotations) if one.label == REGION]
     outlines = [(class_name(feature.get("properties") or {}), ring) for feature, ring in read_nuclei(annotations)]
-    outlines = [(label, ring) for label, ring in outlines if not label.endswith("*")]
+    outlines = [(label, ring) for label, ring in outlines if not label.split(":")[0].endswith("*")]
     for part in ("images", "labels"):
         (root / part / slide_file.stem).mkdir(parents=True, exist_ok=True)
     with open_slide(slide_file) as slide:

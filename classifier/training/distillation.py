@@ -36,7 +36,7 @@ def add_teacher_labels(paths: Sequence[Path], outputs: LabelSpace) -> LabelSpace
     return dataclasses.replace(outputs, trained=trained)
 
 
-NEVER = -30.0
+NEVER = -1e4
 """A logit without probability at any temperature in use; of an infinite one the divergence would be no number."""
 
 

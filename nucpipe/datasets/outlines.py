@@ -57,10 +57,11 @@ class OutlinesImage(AnnotatedImage):
             raise DataError(
                 f"{self.label_path}: expected GeoJSON with outlines; it cannot be read ({error})."
             ) from error
-        nuclei = [(label, ring) for label, ring in nuclei if not label.endswith("*")]
+        nuclei = [(label, ring) for label, ring in nuclei if not label.split(":")[0].endswith("*")]
         for _, ring in nuclei:
             (left, top), (right, bottom) = ring.min(0), ring.max(0)
-            if right <= 0 or bottom <= 0 or left >= width or top >= height:
+            far = left < -width or top < -height or right > 2 * width or bottom > 2 * height  # no nucleus at the edge
+            if far or right <= 0 or bottom <= 0 or left >= width or top >= height:
                 raise DataError(
                     f"{self.label_path}: an outline at ({left:.0f}, {top:.0f}) lies outside its image of {width} x "
                     f"{height} pixels; expected outlines in pixels of the image, not of the slide."

@@ -105,6 +105,9 @@ def lr_factor(step: int, steps: int) -> float:
 
 
 CHECKPOINT_SECONDS = 180
+OTHER_RELEASE = (
+    "this checkpoint is of another release of nucpipe; finish the training there, or delete it to start again."
+)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -127,6 +130,8 @@ def load_checkpoint(path: Path, settings: dict[str, Any]) -> dict[str, Any] | No
         raise DataError(
             f"{path}: the checkpoint cannot be read ({why_not_unpickled(error)}); delete it to start again."
         ) from error
+    if not settings.keys() <= state["settings"].keys():
+        raise DataError(f"{path}: {OTHER_RELEASE}")
     changed = [k for k, v in settings.items() if state["settings"].get(k) != v]
     if changed:
         raise DataError(
@@ -242,10 +247,7 @@ class Trainer:
                 for name, part in parts.items():
                     part.load_state_dict(state[name])
             except (KeyError, RuntimeError, ValueError) as error:
-                raise DataError(
-                    f"{self._checkpoint}: this checkpoint is of another release of nucpipe; finish the training there, "
-                    "or delete it to start again."
-                ) from error
+                raise DataError(f"{self._checkpoint}: {OTHER_RELEASE}") from error
             say(f"going on from step {self.start}")
 
     def __enter__(self) -> Self:

@@ -109,10 +109,12 @@ class _Exported:
         Args:
             has: label, "" for none, and probability in each set of labels of the result.
         """
-        if self.metadata is not None:
-            return self.metadata
         p = self.probability
-        return {label for label, its in has if p is None or abs(its - p) <= PROBABILITY_TOLERANCE} or None
+        likely = {label for label, its in has if p is None or abs(its - p) <= PROBABILITY_TOLERANCE}
+        if self.metadata is None:
+            return likely or None
+        # Of several labels that reach a threshold one was the class.
+        return self.metadata & likely or self.metadata
 
 
 def _exported(feature: dict[str, object], library: Library, outputs: LabelSpace) -> _Exported | None:

@@ -290,6 +290,8 @@ def test_what_is_wrong_with_a_users_outlines_is_told(tmp_path: Path) -> None:
     assert "lies outside its image of 50 x 40 pixels; expected outlines in pixels of the image" in told(
         "labels/patient 1/slide 1.geojson", far.encode()
     )
+    whole = '{"type": "Polygon", "coordinates": [[[0, 0], [900000, 0], [900000, 700000], [0, 700000], [0, 0]]]}'
+    assert "lies outside its image of 50 x 40 pixels" in told("labels/patient 1/slide 1.geojson", whole.encode())
     flat = '{"type": "Polygon", "coordinates": [[[1, 1], [9, 1], [5, 1], [1, 1]]]}'
     assert "slide 1.geojson: the outline at (1, 1) encloses nothing" in told(
         "labels/patient 1/slide 1.geojson", flat.encode()
@@ -397,6 +399,7 @@ SPOTS = np.arange(40)[:, None] % 8 // 4 * (np.arange(50) % 10 // 5)
         ({"inst_map": SPOTS * (1 + np.arange(50) // 20)}, "found a mask with 3 numbers for 25 areas"),
         ({"inst_map": SPOTS * 0.5}, "inst_map: expected whole numbers, one for each nucleus; found 0.5"),
         ({"inst_map": SPOTS * np.nan}, "expected whole numbers"),
+        ({"inst_map": np.where(SPOTS, np.inf, 0)}, "expected whole numbers, one for each nucleus; found inf"),
         ({"inst_map": -SPOTS}, "expected 0 for the background and numbers above it for nuclei; found -1"),
         ({"inst_map": np.zeros((40, 50, 3))}, "inst_map: expected a map of numbers, found 3 dimensions"),
         (
@@ -418,11 +421,34 @@ def test_numbers_of_nuclei_may_be_large_and_few_nuclei_in_pieces(tmp_path: Path)
     make_consep(tmp_path)
     instances = np.zeros((40, 50))
     instances[5:10, 5:10], instances[5:10, 12:15], instances[20:25, 5:10] = 70000, 70000, 5
+    instances[20:25, 12:15] = 5
+    for k in range(9):  # specks, as of a tool's post-processing
+        instances[30, 4 * k] = 5
     scipy.io.savemat(tmp_path / "Train/Labels/train_1.mat", {"inst_map": instances})
     annotation = open_dataset(tmp_path)[0].annotation()
     assert annotation.instances is not None
-    assert np.bincount(annotation.instances.ravel())[1:].tolist() == [25, 40]
-    np.testing.assert_allclose(annotation.centroids[0], [7.5, 22.5])
+    assert np.bincount(annotation.instances.ravel())[1:].tolist() == [49, 40]
+    np.testing.assert_allclose(annotation.centroids[1], [(7.5 * 25 + 13.5 * 15) / 40, 7.5])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".npy", ".png"])
+def test_a_broken_label_image_is_told_in_one_line(tmp_path: Path, suffix: str) -> None:
+    make_outlines(tmp_path, ".png")
+    (tmp_path / "labels/patient 1/slide 1.png").unlink()
+    file = tmp_path / f"labels/patient 1/slide 1{suffix}"
+    image = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50)
+    if suffix == ".tif":
+        tifffile.imwrite(file, image, compression="zlib")
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2] + b"x" * (len(content) - len(content) // 2))
+    elif suffix == ".npy":
+        with file.open("wb") as archive:
+            np.savez(archive, image)
+    else:
+        file.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(DataError, match=r"slide 1\.\w+: expected a label image") as caught:
+        open_dataset(tmp_path)[0].annotation()
+    assert "\n" not in str(caught.value)
 
 
 def test_a_split_never_divides_a_group(tmp_path: Path) -> None:

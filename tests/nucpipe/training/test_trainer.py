@@ -28,6 +28,8 @@ def test_a_checkpoint_of_other_objects_is_refused(tmp_path: Path) -> None:
     path.unlink()
     save_checkpoint(path, {"settings": {"steps": 3}, "step": 1})
     assert load_checkpoint(path, {"steps": 3}) == {"settings": {"steps": 3}, "step": 1}
+    with pytest.raises(DataError, match="of another release of nucpipe; finish the training there"):
+        load_checkpoint(path, {"steps": 3, "a newer setting": 0})
 
 
 def test_no_refusal_of_pytorch_hands_on_its_advice() -> None:

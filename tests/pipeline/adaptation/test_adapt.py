@@ -363,6 +363,26 @@ def test_labels_of_an_export_are_no_corrections_whatever_became_of_the_result(tm
     assert imported(path) == expected
 
 
+def test_another_of_several_labels_that_an_export_gave_is_a_correction(tmp_path: Path) -> None:
+    slide(tmp_path / "r")
+    path = tmp_path / "several.geojson"
+    options = ("--decide", "threshold", "--threshold", "0.05", "--primary", "PanNuke", "--out", path)
+    assert call("export", tmp_path / "r", "--to", "geojson", *options)[0] == 0
+    content = json.loads(path.read_text("utf-8"))
+    expected = set()
+    for feature in content["features"]:
+        given, name = feature["properties"]["metadata"]["PanNuke"].split("; "), feature["properties"]["classification"]
+        assert name["name"] in given
+        if len(given) > 1 and len(expected) < 5:
+            name["name"] = next(label for label in given if label != name["name"])
+            expected.add((feature["id"], name["name"]))
+    assert len(expected) == 5
+    path.write_text(json.dumps(content), "utf-8")
+    status, said = call("corrections", "import", path, tmp_path / "r", "--library", "PanNuke")
+    assert status == 0, said
+    assert {(c.id, c.label) for c in read_corrections(tmp_path / "r" / "corrections.csv")} == expected
+
+
 def test_exports_and_reports_show_either_set(tmp_path: Path) -> None:
     store, truth = slide(tmp_path / "r")
     folder = store.path.parent
