@@ -31,15 +31,14 @@ def read_label_image(path: Path) -> npt.NDArray[Any]:
     suffix = path.suffix.lower()
     try:
         if suffix == ".npy":
-            image = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:  # np.load would leave an archive of several open
+                image = np.lib.format.read_array(file, allow_pickle=False)
         elif suffix in (".tif", ".tiff"):
             image = _read_tiff(path)
         else:
             image = _read_png(path)
     except Exception as error:  # broken files make the decoders raise nearly anything
         raise ValueError(f"expected a label image; it cannot be read ({error})") from error
-    if not isinstance(image, np.ndarray):
-        raise ValueError("expected a label image, one array; found an archive of several")
     if image.ndim != 2 or image.dtype.kind not in "biuf":
         found = f"{' x '.join(map(str, image.shape))} of {image.dtype}"
         raise ValueError(f"expected a label image, whole numbers in one channel; found {found}")
