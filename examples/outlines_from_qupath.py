@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from nucpipe.geojson import class_name, read_annotations, read_nuclei
+from nucpipe.geojson import class_name, is_no_nucleus, read_annotations, read_nuclei
 from pipeline.slide.open import open_slide
 
 MPP = 0.25
@@ -31,7 +31,7 @@ REGION = "Region*"
 def write_tiles(root: Path, slide_file: Path, annotations: Path) -> int:
     regions = [one for one in read_annotations(annotations) if one.label == REGION]
     outlines = [(class_name(feature.get("properties") or {}), ring) for feature, ring in read_nuclei(annotations)]
-    outlines = [(label, ring) for label, ring in outlines if not label.split(":")[0].endswith("*")]
+    outlines = [(label, ring) for label, ring in outlines if not is_no_nucleus(label)]
     for part in ("images", "labels"):
         (root / part / slide_file.stem).mkdir(parents=True, exist_ok=True)
     with open_slide(slide_file) as slide:

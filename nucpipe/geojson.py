@@ -122,6 +122,11 @@ def class_name(properties: dict[str, Any]) -> str:
     return _writable(classification)
 
 
+def is_no_nucleus(name: str) -> bool:
+    """Tell whether the name of a class, or of what it is derived from, ends in ``*``, as QuPath's ``Ignore*`` does."""
+    return name.split(":")[0].endswith("*")
+
+
 def _writable(name: Any) -> str:
     """Return a name as text; half a character, which JSON may hold, could be written to no file."""
     return str(name or "").encode("utf-8", "replace").decode("utf-8")

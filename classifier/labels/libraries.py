@@ -203,6 +203,10 @@ class LabelSpace:
         known = ", ".join(library.name for library in self.libraries)
         raise UsageError(f"unknown library '{name}'; this classifier has {known}.")
 
+    def trained_in(self, name: str) -> tuple[bool, ...]:
+        """Return which labels of the library of that very name were taught, in its order."""
+        return self.trained[self.slices[name]]
+
     def best(self, probabilities: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.int8]]:
         """Return the label number of the largest probability in each library.
 

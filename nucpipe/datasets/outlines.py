@@ -23,7 +23,7 @@ from nucpipe.datasets.base import (
     paired_files,
 )
 from nucpipe.errors import DataError
-from nucpipe.geojson import GEOJSON_ERRORS, class_name, read_nuclei
+from nucpipe.geojson import GEOJSON_ERRORS, class_name, is_no_nucleus, read_nuclei
 from nucpipe.label_images import fill_rings, instances_of, read_label_image
 
 
@@ -57,7 +57,7 @@ class OutlinesImage(AnnotatedImage):
             raise DataError(
                 f"{self.label_path}: expected GeoJSON with outlines; it cannot be read ({error})."
             ) from error
-        nuclei = [(label, ring) for label, ring in nuclei if not label.split(":")[0].endswith("*")]
+        nuclei = [(label, ring) for label, ring in nuclei if not is_no_nucleus(label)]
         for _, ring in nuclei:
             (left, top), (right, bottom) = ring.min(0), ring.max(0)
             far = left < -width or top < -height or right > 2 * width or bottom > 2 * height  # no nucleus at the edge

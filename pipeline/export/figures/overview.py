@@ -216,7 +216,7 @@ def _legend_rows(store: Store, library: Library) -> list[tuple[Colour, str, int]
     counts = np.zeros(len(library.labels) + 1, np.int64)  # the last one is number -1
     for part in store.batches():
         np.add.at(counts, part.label_numbers(library.name), 1)
-    trained = store.info.outputs.trained[store.info.outputs.slices[library.name]]
+    trained = store.info.outputs.trained_in(library.name)
     rows = [
         (colour, label.replace("_", " "), int(count))
         for colour, label, count, known in zip(library.colours, library.labels, counts, trained, strict=False)

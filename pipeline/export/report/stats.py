@@ -156,7 +156,7 @@ class ReportStats:
 
     def trained(self, library: Library) -> tuple[bool, ...]:
         """Return which labels of a library the classifier was taught."""
-        return self.outputs.trained[self.outputs.slices[library.name]]
+        return self.outputs.trained_in(library.name)
 
     def contradictions(self) -> list[Contradiction]:
         """Return where libraries contradict each other by the label table, the most nuclei first."""

@@ -91,7 +91,7 @@ def write_neighbours(store: Store, found: Neighbours, path: Path) -> None:
 
 def _frames(store: Store, found: Neighbours) -> Iterator[pd.DataFrame]:
     labels, radius = found.library.labels, f"{found.radius_um:g}"
-    trained = np.array(store.info.outputs.trained)[store.info.outputs.slices[found.library.name]]
+    trained = store.info.outputs.trained_in(found.library.name)
     kept = ["id", "x_l0", "y_l0", *(["region"] if store.regions is not None else []), found.library.name]
     start = 0
     for part in store.batches(LINES, at_least_one=True):

@@ -176,7 +176,7 @@ def describe_libraries(outputs: LabelSpace) -> list[dict[str, Any]]:
             "labels": [
                 {"label": label, "colour": colour, "trained": trained}
                 for label, colour, trained in zip(
-                    library.labels, library.colours, outputs.trained[outputs.slices[library.name]], strict=True
+                    library.labels, library.colours, outputs.trained_in(library.name), strict=True
                 )
             ],
         }

@@ -202,7 +202,7 @@ class Corrector:
     def _alone(self, library: str) -> LabelSpace:
         """Return one library's columns as a label space of their own."""
         outputs = self.store.info.outputs
-        return LabelSpace((outputs.library(library),), outputs.trained[outputs.slices[library]])
+        return LabelSpace((outputs.library(library),), outputs.trained_in(library))
 
     def _show_stored(self) -> None:
         """Show what ``nucpipe adapt`` wrote, as of another slide's corrections."""

@@ -58,7 +58,7 @@ def _describe_library(nuclei: NucleiMap, name: str) -> dict[str, Any]:
     library = outputs.library(name)
     counts = nuclei.counts(Choice(name))
     names, colours = [*library.labels, "no label"], [*library.colours, no_label_colour()]
-    trained = [*outputs.trained[outputs.slices[name]], bool(counts[-1])]
+    trained = [*outputs.trained_in(name), bool(counts[-1])]
     return {
         "name": name,
         "labels": [
