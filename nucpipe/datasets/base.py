@@ -95,7 +95,10 @@ def read_outlined(image: AnnotatedImage) -> tuple[npt.NDArray[np.uint8], Annotat
     """
     annotation, pixels = image.annotation(), image.pixels()
     if annotation.instances is None:
-        raise DataError(f"{image.label_path}: has no outlines; a segmentor needs outlined nuclei.")
+        raise DataError(
+            f"{image.label_path}: has no outlines; a segmentor needs outlined nuclei, or points "
+            "and a model to start from (train segmentor --start-from)."
+        )
     (height, width), (image_height, image_width) = annotation.instances.shape, pixels.shape[:2]
     if (height, width) != (image_height, image_width):
         raise DataError(

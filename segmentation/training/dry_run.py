@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nucpipe.datasets import AnnotatedImage, check_hold_out, open_dataset, split_groups
+from nucpipe.datasets import AnnotatedImage, check_hold_out, is_named, open_dataset, split_groups
 from nucpipe.datasets.base import NOTHING_HELD_OUT, read_outlined
 from nucpipe.errors import DataError, NucpipeError, UsageError
 
@@ -16,7 +16,7 @@ NAMED = 5
 
 
 def look_at_data(
-    data: Sequence[Path], hold_out: Sequence[str], say: Callable[[str], None]
+    data: Sequence[Path], hold_out: Sequence[str], say: Callable[[str], None], takes_points: bool = False
 ) -> tuple[dict[Path, Split], list[NucpipeError]]:
     """Read every image and label of some data sets.
 
@@ -24,6 +24,8 @@ def look_at_data(
         data: their folders.
         hold_out: names of images or groups kept for validation.
         say: told images, groups and nuclei of each set and split, a line each.
+        takes_points: whether images may have points instead of outlines. Such a set teaches whole where none of
+            ``hold_out`` is in it, for outlines are what a model is measured by.
 
     Returns:
         The images of each set that teach and those that are held out, and every problem; none is raised.
@@ -47,23 +49,28 @@ def look_at_data(
     for path, images in sets.items():
         say(f"{path.name}: {path}")
         try:
-            splits[path] = split_groups(images, hold_out)
+            whole = takes_points and not any(is_named(i, hold_out) or _is_outlined(i) for i in images)
+            splits[path] = (images, []) if whole else split_groups(images, hold_out)
         except UsageError as error:
             problems.append(UsageError(f"{path}: {error}"))
             continue
-        for split, some in zip(("training", "held out"), splits[path], strict=True):
-            problems += _look_at(path, split, some, say)
+        for split, some in zip(("training", "held out")[: 1 if whole else 2], splits[path], strict=not whole):
+            problems += _look_at(path, split, some, say, takes_points)
     return splits, problems
 
 
 def _look_at(
-    path: Path, split: str, images: Sequence[AnnotatedImage], say: Callable[[str], None]
+    path: Path, split: str, images: Sequence[AnnotatedImage], say: Callable[[str], None], takes_points: bool
 ) -> list[NucpipeError]:
     problems: list[NucpipeError] = []
-    nuclei, empty = 0, []
+    nuclei, empty, points = 0, [], 0
     for image in images:
         try:
-            count = len(read_outlined(image)[1].centroids)
+            if takes_points and not _is_outlined(image):
+                image.pixels()
+                count, points = len(image.annotation().centroids), points + 1
+            else:
+                count = len(read_outlined(image)[1].centroids)
         except DataError as error:
             problems.append(error)
             continue
@@ -73,7 +80,10 @@ def _look_at(
     groups = len({image.group for image in images})
     mpps = ", ".join(sorted({f"{image.mpp:g}" for image in images})) or "-"
     say(f"  {split}: {len(images)} images in {groups} groups, {nuclei} nuclei, pixels of {mpps} µm")
-    if split == "held out" and not images:
+    if points:
+        whose = "their outlines are made by the model that the training starts from"
+        say(f"    {points} images have points: {whose if split == 'training' else 'they are not measured'}")
+    elif split == "held out" and not images:
         say("    nothing is held out, for all images are of one group: the model will not be measured on them")
     if empty:
         names = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
@@ -82,3 +92,15 @@ def _look_at(
         nothing = f"{path}: none of its training images has a nucleus; outline some."
         problems.append(DataError(nothing if split == "training" else NOTHING_HELD_OUT.format(path=path)))
     return problems
+
+
+def only_outlined(images: Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
+    """Return the images whose nuclei are outlined, and those whose nuclei cannot be read."""
+    return [image for image in images if _is_outlined(image)]
+
+
+def _is_outlined(image: AnnotatedImage) -> bool:
+    try:
+        return image.annotation().instances is not None
+    except DataError:  # whoever reads it for its nuclei is told
+        return True

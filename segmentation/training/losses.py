@@ -33,18 +33,20 @@ BETWEEN = 3.0
 
 
 def hovernet_loss(
-    maps: torch.Tensor, nuclear: torch.Tensor, hv: torch.Tensor, between: torch.Tensor
+    maps: torch.Tensor, nuclear: torch.Tensor, hv: torch.Tensor, between: torch.Tensor, known: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Return the four terms; their weighted sum is trained.
 
     Pixels between neighbouring nuclei weigh more in the cross-entropy (after Ronneberger et al. 2015, "U-Net") and in
     the gradients, by whose fall nuclei are parted: they are few and decide whether two nuclei are found or one.
+    Pixels of which nothing is known count nowhere.
 
     Args:
         maps: (N, 3, H, W) float32, the network's output.
         nuclear: (N, H, W) float32, 1 inside a nucleus.
         hv: (N, 2, H, W) float32, the true distances.
         between: (N, H, W) float32, 1 where two nuclei are near.
+        known: (N, H, W) float32, 1 where it is known whether a pixel is nuclear; 0 in no nucleus.
 
     Returns:
         ``cross_entropy`` and ``dice`` of the nuclear-pixel branch, ``mse`` and ``gradient_mse`` of the
@@ -52,14 +54,15 @@ def hovernet_loss(
     """
     logit, predicted = maps[:, 0], maps[:, 1:]
     p = torch.sigmoid(logit)
-    dice = 1 - (2 * (p * nuclear).sum() + 1) / (p.sum() + nuclear.sum() + 1)
-    weight = 1 + (BETWEEN - 1) * between
+    dice = 1 - (2 * (p * nuclear).sum() + 1) / ((p * known).sum() + nuclear.sum() + 1)
+    weight = (1 + (BETWEEN - 1) * between) * known
     inside = (nuclear * weight)[:, None]
     difference = hv_gradients(predicted) - hv_gradients(hv)
     terms = {
-        "cross_entropy": F.binary_cross_entropy_with_logits(logit, nuclear, weight, reduction="sum") / weight.sum(),
+        "cross_entropy": F.binary_cross_entropy_with_logits(logit, nuclear, weight, reduction="sum")
+        / weight.sum().clamp(min=1),
         "dice": dice,
-        "mse": F.mse_loss(predicted, hv),
+        "mse": ((predicted - hv).square() * known[:, None]).sum() / (2 * known.sum().clamp(min=1)),
         "gradient_mse": (difference.square() * inside).sum() / (2 * inside.sum() + 1e-6),
     }
     terms["total"] = terms["cross_entropy"] + terms["dice"] + 2 * terms["mse"] + 2 * terms["gradient_mse"]

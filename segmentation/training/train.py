@@ -27,14 +27,15 @@ from nucpipe.training.augmentation import jitter_focus, jitter_stain
 from nucpipe.training.depthwise import use_fast_depthwise
 from nucpipe.training.lineage import all_licences, earlier_models
 from nucpipe.training.pretrained import starting_weights
-from segmentation.dataset import TILE_PX, TileBatch, TileDataset
+from segmentation.dataset import TILE_PX, TileBatch, TileDataset, read_labelled
 from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
 from segmentation.nuclei import NucleusFilter
 from segmentation.registry import default_filter, load_detector
-from segmentation.training.dry_run import look_at_data
+from segmentation.training.dry_run import look_at_data, only_outlined
 from segmentation.training.losses import hovernet_loss
 from segmentation.training.model_card import model_card
+from segmentation.training.points import PointOutliner
 
 WEIGHT_DECAY = 1e-4
 LOSSES = ("total", "cross_entropy", "dice", "mse", "gradient_mse")
@@ -47,7 +48,8 @@ class SegmentorTraining:
     """Settings of a training.
 
     Attributes:
-        data: folders of outlined nuclei, in any layout that ``nucpipe.datasets`` reads.
+        data: folders of outlined nuclei, in any layout that ``nucpipe.datasets`` reads; with ``start_from`` also of
+            points, at which the (first) model that the training starts from outlines nuclei.
         out: the model file to write; checkpoint, losses and model card stand beside it.
         hold_out: names of images or groups kept for validation.
         steps: number of batches.
@@ -105,6 +107,11 @@ class SegmentorTraining:
         return settings | {n: getattr(self, n) for n in names}
 
     @property
+    def takes_points(self) -> bool:
+        """Whether points are enough: a model outlines the nuclei there."""
+        return bool(self.start_from)
+
+    @property
     def computed_in(self) -> str:
         """The precision of the convolutions: ``fp32`` or ``bf16``."""
         return training_precision(self.precision, self.device)
@@ -123,12 +130,12 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     from segmentation.evaluation.evaluate import evaluate_segmentor
     from segmentation.evaluation.scores import figure_lines
 
-    sets, problems = look_at_data(config.data, config.hold_out, say)
+    sets, problems = look_at_data(config.data, config.hold_out, say, config.takes_points)
     if problems:
         more = f" --check names all {len(problems)} problems." if len(problems) > 1 else ""
         raise type(problems[0])(f"{problems[0]}{more}")
     train = [images for images, _ in sets.values()]
-    held = {path.name: images for path, (_, images) in sets.items()}
+    held = {path.name: outlined for path, (_, images) in sets.items() if (outlined := only_outlined(images))}
     say(f"training on {sum(map(len, train))} images, {sum(map(len, held.values()))} held out")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     model = _fit(config, train, say)
@@ -155,7 +162,7 @@ def check_training(config: SegmentorTraining, say: Callable[[str], None] = print
     Returns:
         The number of problems.
     """
-    _, problems = look_at_data(config.data, config.hold_out, say)
+    _, problems = look_at_data(config.data, config.hold_out, say, config.takes_points)
     try:
         _new_network(config, say)
     except NucpipeError as error:
@@ -187,7 +194,9 @@ class HoVerNetTask:
 
     def __init__(self, config: SegmentorTraining, sets: list[list[AnnotatedImage]]) -> None:
         self.config = config
-        self.source = TileDataset(sets, config.seed, config.batch_size)
+        # Without a model to start from there are no points (`look_at_data` refuses them).
+        read = PointOutliner(config.start_from[0], config.device) if config.start_from else read_labelled
+        self.source = TileDataset(sets, config.seed, config.batch_size, read)
 
     def batch(self, step: int) -> TileBatch:  # noqa: D102
         return self.source.batch(step)
@@ -297,7 +306,9 @@ def _step(
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None):
         maps = model(pixels)
-    truth = (torch.from_numpy(part).to(device).float() for part in (batch.nuclear, batch.hv, batch.between))
+    truth = (
+        torch.from_numpy(part).to(device).float() for part in (batch.nuclear, batch.hv, batch.between, batch.known)
+    )
     losses = hovernet_loss(maps.float(), *truth)
     optimizer.zero_grad(set_to_none=True)
     losses["total"].backward()  # type: ignore[no-untyped-call]

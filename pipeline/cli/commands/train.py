@@ -78,7 +78,8 @@ def _chosen(options: dict[str, Any], config: dict[str, Any] | None = None) -> di
     required=True,
     type=click.Path(path_type=Path),
     help="Folder of outlined nuclei: images/ with label images or GeoJSON in labels/ and library.toml (mpp), or a "
-    "published set (CoNSeP, Kumar, PanNuke); repeat it.",
+    "published set (CoNSeP, Kumar, PanNuke); with --start-from also of points (labels/*.csv, OCELOT, BreCaHAD); "
+    "repeat it.",
 )
 @click.option("--licence", default="", help="Licence of the data, for the model card.  [default: of library.toml]")
 @train_options(steps=4300, batch_size="16 tiles of 256 px; of an R-CNN 4 of 320 px", learning_rate=0.001)

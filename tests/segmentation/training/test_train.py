@@ -209,7 +209,9 @@ def test_wrong_pixels_between_nuclei_cost_more() -> None:
     between[:, :, :2] = 1
     plain, near, far = (torch.full((1, 3, 8, 8), 2.0) for _ in range(3))
     near[:, 0, :, :2], far[:, 0, :, 6:] = -2.0, -2.0
-    losses = [hovernet_loss(maps, nuclear, hv, between)["cross_entropy"] for maps in (plain, near, far)]
+    losses = [
+        hovernet_loss(maps, nuclear, hv, between, torch.ones(1, 8, 8))["cross_entropy"] for maps in (plain, near, far)
+    ]
     assert losses[0] < losses[2] < losses[1]
     # Four rows of eight weigh 3 + 3 + six times 1.
     wrong, right = np.log1p(np.exp(2.0)), np.log1p(np.exp(-2.0))
