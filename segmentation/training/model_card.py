@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from nucpipe.backends.model_file import ModelHeader
 from nucpipe.training.lineage import lineage_lines
 from segmentation.nuclei import NucleusFilter
@@ -44,10 +46,7 @@ def model_card(header: ModelHeader) -> str:
         "",
         "| set | images learnt from | images held out | groups held out |",
         "|---|---|---|---|",
-        *(
-            f"| {d['name']} | {d['images']} | {d['held_out_images']} | {', '.join(d['held_out']) or '-'} |"
-            for d in header.data
-        ),
+        *map(_row, header.data),
         "",
         *lineage_lines(header),
         *([""] if header.made_from else []),
@@ -65,3 +64,8 @@ def model_card(header: ModelHeader) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _row(data: dict[str, Any]) -> str:
+    name = f"{data['name']}{' (points)' if data.get('points') else ''}"
+    return f"| {name} | {data['images']} | {data['held_out_images']} | {', '.join(data['held_out']) or '-'} |"

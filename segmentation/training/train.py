@@ -375,6 +375,7 @@ def _header(
             "images": len(train),
             "held_out": sorted({image.group for image in held}),
             "held_out_images": len(held),
+            **({} if only_outlined(train) else {"points": True}),
             **({"licence": licences[path]} if licences[path] else {}),
         }
         for path, (train, held) in sets.items()

@@ -160,6 +160,7 @@ def test_training_from_outlines_and_points(points: Path, outlined: Path, tmp_pat
         points.name: (2, 0),
     }
     assert set(header.figures) == {outlined.name}
+    assert f"| {points.name} (points) | 2 | 0 | - |" in out.with_suffix(".md").read_text(encoding="utf-8")
 
 
 def test_a_broken_image_of_points_is_named_before_the_first_step(points: Path, tmp_path: Path) -> None:
