@@ -6,6 +6,7 @@ there is no nucleus. What neither says is unknown, and teaches nothing.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -13,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nucpipe.datasets import AnnotatedImage
-from nucpipe.errors import ModelError
 from segmentation.dataset import MAP_MPP, UNKNOWN, Outlined, read_labelled
-from segmentation.hovernet.detector import HoVerNetDetector
+from segmentation.detector import Detector
+from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.postprocess import areas_by_number, falls
 from segmentation.hovernet.watershed import flood
-from segmentation.registry import load_detector
 from segmentation.test_time_augmentation import FlipTTA
 
 # All at 0.25 um.
@@ -42,24 +42,28 @@ class PointOutliner:
     """Reads the images of a training; of those with points only the outlines are made.
 
     Args:
-        path: a model file with a HoVer-Net, whose maps (the mean over mirror images) outline.
+        path: a model file with a compact HoVer-Net, whose maps (the mean over mirror images) outline.
         device: on which it runs.
-
-    Raises:
-        ModelError: there is no such model.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
-        detector = load_detector(path, device)
-        if not isinstance(detector, HoVerNetDetector):
-            raise ModelError(f"{path}: expected a compact HoVer-Net, which outlines nuclei at points.")
-        self.detector = FlipTTA(detector)
+        self.path, self.device = path, device
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The network, which is loaded for the first image with points.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        return FlipTTA(load_hovernet(self.path, self.device))
 
     def __call__(self, image: AnnotatedImage) -> Outlined:
         """Return pixels, instances and pixel size of an image, its own, or made here at 0.25 um.
 
         Raises:
             DataError: a file cannot be read, or the outlines are of another size than the image.
+            ModelError: there is no such model.
         """
         annotation = image.annotation()
         if annotation.instances is not None:
