@@ -30,6 +30,7 @@ from pipeline.slide.grid import WorkingGrid
 from pipeline.slide.identity import slide_fingerprint, slide_name
 from pipeline.slide.open import open_slide
 from pipeline.slide.resample import Image
+from pipeline.store.adapted import remove_adapted_report
 from pipeline.store.journal import JOURNAL, Journal, check_unchanged
 from pipeline.store.reader import Store, open_store
 from pipeline.store.run_record import (
@@ -297,6 +298,7 @@ def finalize(
             assert_lock_held()
             if config.overwrite:  # the old results stay until the new ones are ready
                 remove_result(prepared.folder)
+                remove_adapted_report(prepared.folder)
             finish(journal, [region.index for region in prepared.regions], prepared.store_path, prepared.info)
             clock.lap("store")
         assert_lock_held()

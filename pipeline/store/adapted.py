@@ -36,7 +36,7 @@ def write_adapted(
     no_nuclei: npt.NDArray[np.int64],
     made_from: dict[str, Any],
 ) -> None:
-    """Write adapted labels; those of before are replaced.
+    """Write adapted labels; those of before are replaced, and their report is removed.
 
     Args:
         store: the whole store.
@@ -88,6 +88,7 @@ def write_adapted(
         (partial / "X").rename(table / ADAPTED_X)
         (partial / "adaptation").rename(table / MADE_FROM)
         _list_columns(store.path, [*_listed(store.path), *names])
+        remove_adapted_report(store.path.parent)  # it was of other labels
     except OSError as error:
         raise cannot_write(store.path, error) from error
     finally:

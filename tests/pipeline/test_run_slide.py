@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import anndata
@@ -233,8 +234,14 @@ def test_overwrite_keeps_the_old_results_until_the_new_ones_are_ready(tile: Path
     with pytest.raises(SlideError):
         run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue=str(broken), overwrite=True), SilentReporter())
     assert len(open_store(out / "nuclei.zarr")) > 0
+    adapted = out / "report-adapted.html"  # of labels that are gone then
+    shutil.copy(out / "report.html", adapted)
     run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", overwrite=True, geojson=False), SilentReporter())
     assert not (out / "nuclei.geojson").exists()
+    assert not adapted.exists()
+    adapted.write_text("my own words", "utf-8")
+    run_slide(tile, out, models(), RunConfig(mpp=MPP, tissue="none", overwrite=True, geojson=False), SilentReporter())
+    assert adapted.read_text("utf-8") == "my own words"
 
 
 def test_results_are_no_slides_and_odd_names_stop_nothing(tmp_path: Path) -> None:

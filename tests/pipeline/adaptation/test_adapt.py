@@ -417,6 +417,9 @@ def test_exports_and_reports_show_either_set(tmp_path: Path) -> None:
     plain = made_from(store)["libraries"]["PanNuke"]["accuracy"]["plain"]
     assert f"PanNuke {plain[0]:.3f} before and {plain[1]:.3f} after, on 80" in text
     assert "the label of the largest probability. The probabilities are adapted; a corrected nucleus has" in text
+    assert call("adapt", folder)[0] == 0
+    assert not (folder / "report-adapted.html").exists()  # it was of the labels before
+    assert call("report", folder, "--adapted")[0] == 0
     assert "adapted labels and their report removed" in call("adapt", folder, "--undo")[1]
     assert not (folder / "report-adapted.html").exists()
     (folder / "report-adapted.html").write_text("my own words", "utf-8")
