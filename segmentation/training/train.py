@@ -137,6 +137,8 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
     train = [images for images, _ in sets.values()]
     held = {path.name: outlined for path, (_, images) in sets.items() if (outlined := only_outlined(images))}
     say(f"training on {sum(map(len, train))} images, {sum(map(len, held.values()))} held out")
+    if not held:
+        say("no image with outlines is held out: the model will not be measured")
     config.out.parent.mkdir(parents=True, exist_ok=True)
     model = _fit(config, train, say)
     header = _header(config, sets, model)

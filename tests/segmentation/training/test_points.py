@@ -163,6 +163,15 @@ def test_training_from_outlines_and_points(points: Path, outlined: Path, tmp_pat
     assert f"| {points.name} (points) | 2 | 0 | - |" in out.with_suffix(".md").read_text(encoding="utf-8")
 
 
+def test_training_from_points_alone_says_that_nothing_measures_it(points: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    command = ["train", "segmentor", "--data", str(points), "--out", str(out), "--start-from", "hovernet-compact"]
+    done = CliRunner().invoke(main, [*command, "--steps", "1", "--batch-size", "1"])
+    assert done.exit_code == 0, done.output
+    assert "no image with outlines is held out: the model will not be measured" in done.output
+    assert read_header(out).figures == {}
+
+
 def test_a_broken_image_of_points_is_named_before_the_first_step(points: Path, tmp_path: Path) -> None:
     folder = tmp_path / "points"
     shutil.copytree(points, folder)
