@@ -23,6 +23,7 @@ from nucpipe.datasets import AnnotatedImage, open_dataset, split_groups
 from nucpipe.optional.tiatoolbox import import_tiatoolbox, quiet
 from pipeline.config import RunConfig
 from pipeline.inference.models import find_model
+from segmentation.detector import predict_image
 from segmentation.evaluation.metrics import SegmentationCounts
 from segmentation.evaluation.scores import draw_instances
 from segmentation.hovernet.postprocess import find_nuclei
@@ -35,10 +36,7 @@ def maps_of(image: AnnotatedImage, model: Path) -> np.ndarray:
     pixels = image.pixels()
     height, width = pixels.shape[:2]
     small = cv2.resize(pixels, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    detector = load_detector(model)
-    margin = detector.margin_px
-    rims = [(margin, -side % detector.align_px + margin) for side in small.shape[:2]]
-    maps = detector.predict(np.ascontiguousarray(np.pad(small, (*rims, (0, 0)), mode="reflect")))
+    maps = predict_image(load_detector(model), np.asarray(small, np.uint8))
     return np.ascontiguousarray(maps[:, :height, :width])
 
 

@@ -38,3 +38,18 @@ class Detector(Protocol):
 
     def nuclei(self, prediction: npt.NDArray[np.float32], mpp: float) -> Nuclei:
         """Return the nuclei of that read box in pixels of the read box; ``mpp`` is the read box's true pixel size."""
+
+
+def predict_image(detector: Detector, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Return what a detector says of a whole image, which is mirrored at its edges.
+
+    Args:
+        detector: any.
+        pixels: (H, W, 3) uint8 RGB at ``detector.input_mpp``.
+
+    Returns:
+        As of ``detector.predict``, for the image and what fills it up to multiples of ``detector.align_px``.
+    """
+    margin = detector.margin_px
+    rims = [(margin, -side % detector.align_px + margin) for side in pixels.shape[:2]]
+    return detector.predict(np.ascontiguousarray(np.pad(pixels, (*rims, (0, 0)), mode="reflect")))

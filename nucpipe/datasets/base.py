@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -51,8 +51,10 @@ class AnnotatedImage(ABC):
         mpp: pixel size in micrometres.
         image_path: the file of its pixels.
         label_path: the file of its nuclei.
+        outlined: whether the layout publishes outlines, or points alone.
     """
 
+    outlined: ClassVar[bool] = True
     name: str
     group: str
     mpp: float

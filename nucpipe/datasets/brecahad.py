@@ -22,6 +22,8 @@ SUFFIXES = {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 class BrecahadImage(AnnotatedImage):
     """One image with its points; the case (a patient) is the group."""
 
+    outlined = False
+
     def annotation(self) -> Annotation:
         """Return the points; there are no outlines.
 

@@ -24,6 +24,8 @@ CORRECTED = "correction_"
 class NuclsImage(AnnotatedImage):
     """One field of view; the patient is the group."""
 
+    outlined = False
+
     def annotation(self) -> Annotation:
         """Return the nuclei by their finest known class, which may be a main or a super class; those of no class are
         left out.

@@ -28,6 +28,8 @@ from nucpipe.errors import DataError
 class PointsImage(AnnotatedImage):
     """One image with its points."""
 
+    outlined = False
+
     def annotation(self) -> Annotation:
         """Return the points; there are no outlines.
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from nucpipe.datasets import AnnotatedImage
 from nucpipe.datasets.base import read_outlined
-from segmentation.detector import Detector
+from segmentation.detector import Detector, predict_image
 from segmentation.evaluation.scores import ImageScore, figures_of
 from segmentation.hovernet.zoo import CONSEP_GROUPS
 from segmentation.nuclei import Nuclei
@@ -30,11 +30,9 @@ def detect_image(detector: Detector, pixels: npt.NDArray[np.uint8], mpp: float) 
     height, width = (round(side / scale) for side in pixels.shape[:2])
     how = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
     resized = cv2.resize(pixels, (width, height), interpolation=how)
-    align, margin = detector.align_px, detector.margin_px
-    rims = [(margin, -side % align + margin) for side in (height, width)]
-    padded = np.pad(resized, (*rims, (0, 0)), mode="reflect")
-    found = detector.nuclei(detector.predict(np.ascontiguousarray(padded)), detector.input_mpp)
-    found = found.transformed(scale, (-margin * scale, -margin * scale))
+    found = detector.nuclei(predict_image(detector, np.asarray(resized, np.uint8)), detector.input_mpp)
+    margin = detector.margin_px * scale
+    found = found.transformed(scale, (-margin, -margin))
     height_px, width_px = pixels.shape[:2]
     x, y = found.centroids.T
     return found.select((x >= 0) & (y >= 0) & (x < width_px) & (y < height_px))

@@ -49,12 +49,14 @@ def look_at_data(
     for path, images in sets.items():
         say(f"{path.name}: {path}")
         try:
-            whole = takes_points and not any(is_named(i, hold_out) or _is_outlined(i) for i in images)
+            whole = takes_points and not any(image.outlined or is_named(image, hold_out) for image in images)
             splits[path] = (images, []) if whole else split_groups(images, hold_out)
         except UsageError as error:
             problems.append(UsageError(f"{path}: {error}"))
             continue
-        for split, some in zip(("training", "held out")[: 1 if whole else 2], splits[path], strict=not whole):
+        for split, some in zip(("training", "held out"), splits[path], strict=True):
+            if whole and not some:
+                continue
             problems += _look_at(path, split, some, say, takes_points)
     return splits, problems
 
@@ -66,7 +68,7 @@ def _look_at(
     nuclei, empty, points = 0, [], 0
     for image in images:
         try:
-            if takes_points and not _is_outlined(image):
+            if takes_points and not image.outlined:
                 image.pixels()
                 count, points = len(image.annotation().centroids), points + 1
             else:
@@ -92,15 +94,3 @@ def _look_at(
         nothing = f"{path}: none of its training images has a nucleus; outline some."
         problems.append(DataError(nothing if split == "training" else NOTHING_HELD_OUT.format(path=path)))
     return problems
-
-
-def only_outlined(images: Sequence[AnnotatedImage]) -> list[AnnotatedImage]:
-    """Return the images whose nuclei are outlined, and those whose nuclei cannot be read."""
-    return [image for image in images if _is_outlined(image)]
-
-
-def _is_outlined(image: AnnotatedImage) -> bool:
-    try:
-        return image.annotation().instances is not None
-    except DataError:  # whoever reads it for its nuclei is told
-        return True

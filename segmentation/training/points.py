@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from nucpipe.datasets import AnnotatedImage
 from segmentation.dataset import MAP_MPP, UNKNOWN, Outlined, read_labelled
-from segmentation.detector import Detector
+from segmentation.detector import Detector, predict_image
 from segmentation.hovernet.detector import load_hovernet
 from segmentation.hovernet.postprocess import areas_by_number, falls
 from segmentation.hovernet.watershed import flood
@@ -65,23 +65,20 @@ class PointOutliner:
             DataError: a file cannot be read, or the outlines are of another size than the image.
             ModelError: there is no such model.
         """
-        annotation = image.annotation()
-        if annotation.instances is not None:
+        if image.outlined:
             return read_labelled(image)
         scale = image.mpp / MAP_MPP
         pixels = image.pixels()
         if scale != 1:
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
             pixels = np.asarray(cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=how), np.uint8)
-        return Outlined(pixels, outline_points(self.maps(pixels), annotation.centroids * scale), MAP_MPP)
+        return Outlined(pixels, outline_points(self.maps(pixels), image.annotation().centroids * scale), MAP_MPP)
 
     def maps(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the maps (3, H, W) float32 of an image (H, W, 3) uint8 RGB, both at 0.25 um."""
         height, width = pixels.shape[:2]
         halved = cv2.resize(pixels, ((width + 1) // 2, (height + 1) // 2), interpolation=cv2.INTER_AREA)
-        margin, align = self.detector.margin_px, self.detector.align_px
-        rims = [(margin, -side % align + margin) for side in halved.shape[:2]]
-        maps = self.detector.predict(np.ascontiguousarray(np.pad(halved, (*rims, (0, 0)), mode="reflect")))
+        maps = predict_image(self.detector, np.asarray(halved, np.uint8))
         return np.ascontiguousarray(maps[:, :height, :width])
 
 

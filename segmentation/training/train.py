@@ -32,7 +32,7 @@ from segmentation.hovernet.network import WIDTHS, HoVerNet, read_hovernet, widen
 from segmentation.hovernet.spec import INPUT_MPP
 from segmentation.nuclei import NucleusFilter
 from segmentation.registry import default_filter, load_detector
-from segmentation.training.dry_run import look_at_data, only_outlined
+from segmentation.training.dry_run import look_at_data
 from segmentation.training.losses import hovernet_loss
 from segmentation.training.model_card import model_card
 from segmentation.training.points import PointOutliner
@@ -135,7 +135,11 @@ def train_segmentor(config: SegmentorTraining, say: Callable[[str], None] = prin
         more = f" --check names all {len(problems)} problems." if len(problems) > 1 else ""
         raise type(problems[0])(f"{problems[0]}{more}")
     train = [images for images, _ in sets.values()]
-    held = {path.name: outlined for path, (_, images) in sets.items() if (outlined := only_outlined(images))}
+    held = {
+        path.name: outlined
+        for path, (_, held) in sets.items()
+        if (outlined := [image for image in held if image.outlined])
+    }
     say(f"training on {sum(map(len, train))} images, {sum(map(len, held.values()))} held out")
     if not held:
         say("no image with outlines is held out: the model will not be measured")
@@ -377,7 +381,7 @@ def _header(
             "images": len(train),
             "held_out": sorted({image.group for image in held}),
             "held_out_images": len(held),
-            **({} if only_outlined(train) else {"points": True}),
+            **({} if any(image.outlined for image in train) else {"points": True}),
             **({"licence": licences[path]} if licences[path] else {}),
         }
         for path, (train, held) in sets.items()

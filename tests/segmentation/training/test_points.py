@@ -97,17 +97,25 @@ def test_a_tile_says_what_is_unknown(points: Path) -> None:
     assert not np.abs(batch.hv).max(1)[batch.known == 0].any()
 
 
+def draw_images(folder: Path, seeds: dict[str, int], fields: str = "") -> dict[str, npt.NDArray[np.uint8]]:
+    """Make a data set without labels of drawn images, and return by name where each has nuclei, (H, W) 0 or 1."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir()
+    (folder / "library.toml").write_text(f'{fields}mpp = 0.25\nlicence = "CC0"\n')
+    nuclei = {}
+    for name, seed in seeds.items():
+        drawn = draw_slide(280, 264, seed=seed)
+        drawn.save(folder / "images" / f"{name}.png")
+        nuclei[name] = (drawn.image[..., 1] < 110).astype(np.uint8)
+    return nuclei
+
+
 @pytest.fixture(scope="module")
 def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two drawn images with a point a nucleus, and one where there is none."""
     folder = tmp_path_factory.mktemp("points")
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
-    (folder / "library.toml").write_text('name = "Points"\nlabels = ["nucleus"]\nmpp = 0.25\nlicence = "CC0"\n')
-    for seed in range(2):
-        drawn = draw_slide(280, 264, seed=seed)
-        drawn.save(folder / "images" / f"drawn_{seed}.png")
-        dark = (drawn.image[..., 1] < 110).astype(np.uint8)
+    nuclei = draw_images(folder, {"drawn_0": 0, "drawn_1": 1}, 'name = "Points"\nlabels = ["nucleus"]\n')
+    for name, dark in nuclei.items():
         _, _, areas, centres = cv2.connectedComponentsWithStats(dark, connectivity=4)
         rows = [
             f"{x:.1f},{y:.1f},nucleus"
@@ -116,7 +124,7 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         light = np.argwhere(cv2.erode(1 - dark, np.ones((41, 41), np.uint8)))[0]
         rows.append(f"{light[1]},{light[0]},nucleus")
-        (folder / "labels" / f"drawn_{seed}.csv").write_text("\n".join(["x,y,label", *rows]) + "\n")
+        (folder / "labels" / f"{name}.csv").write_text("\n".join(["x,y,label", *rows]) + "\n")
     return folder
 
 
@@ -124,14 +132,9 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outlined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two drawn images with label images."""
     folder = tmp_path_factory.mktemp("outlined")
-    for name in ("images", "labels"):
-        (folder / name).mkdir()
-    (folder / "library.toml").write_text('mpp = 0.25\nlicence = "CC0"\n')
-    for seed in range(2, 4):
-        drawn = draw_slide(280, 264, seed=seed)
-        drawn.save(folder / "images" / f"image_{seed}.png")
-        instances = cv2.connectedComponents((drawn.image[..., 1] < 110).astype(np.uint8), connectivity=4)[1]
-        cv2.imwrite(str(folder / "labels" / f"image_{seed}.png"), instances.astype(np.uint16))
+    for name, dark in draw_images(folder, {"image_2": 2, "image_3": 3}).items():
+        instances = cv2.connectedComponents(dark, connectivity=4)[1]
+        cv2.imwrite(str(folder / "labels" / f"{name}.png"), instances.astype(np.uint16))
     return folder
 
 
