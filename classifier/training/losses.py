@@ -53,7 +53,8 @@ def _log_sum(log_p: Tensor, allowed: Tensor) -> Tensor:
 def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: LabelSpace, smoothing: float = 0.0) -> JointLoss:
     """Return the cross-entropy of each library after a softmax over its trained columns alone.
 
-    A sample that is known by a group of labels has ``-log`` of the group's summed probability.
+    A sample that is known by a group of labels has ``-log`` of the group's summed probability; where the group holds
+    all trained labels of a library the sample says nothing of it and has 0, so that teachers alone can teach it.
 
     Args:
         logits: (N, columns) float.
@@ -63,7 +64,8 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, outputs: LabelSpace, s
     """
 
     def term(log_p: Tensor, allowed: Tensor) -> Tensor:
-        return -(1 - smoothing) * _log_sum(log_p, allowed) - smoothing * log_p.mean(1)
+        spread = log_p.mean(1).masked_fill(allowed.all(1), 0)
+        return -(1 - smoothing) * _log_sum(log_p, allowed) - smoothing * spread
 
     return _joint(logits, targets, outputs, term)
 

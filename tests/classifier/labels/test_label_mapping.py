@@ -312,6 +312,16 @@ def test_a_group_is_taught_by_its_summed_probability() -> None:
     assert masked_cross_entropy(logits, targets, outputs, 0.1).total.item() == pytest.approx(smoothed, abs=1e-6)
 
 
+@pytest.mark.parametrize("loss", [masked_cross_entropy, masked_distance])
+def test_a_group_of_all_labels_says_nothing(loss: object) -> None:
+    outputs = two_libraries((True, True, False, True, True))
+    logits = torch.tensor([[0.0, 3.0, 1.0, 2.0, -1.0]], dtype=torch.float64).requires_grad_()
+    total = loss(logits, torch.tensor([[1, 1, 1, 1, 1]]).bool(), outputs, 0.1).total  # type: ignore[operator]
+    (gradient,) = torch.autograd.grad(total, logits)
+    assert total.item() == pytest.approx(0, abs=1e-12)
+    assert gradient[0].tolist() == pytest.approx([0] * 5, abs=1e-12)
+
+
 def test_distance_equals_a_hand_computed_one() -> None:
     outputs = two_libraries((True,) * 5)
     logits = torch.tensor([[0.0, math.log(2), math.log(5), 0.0, math.log(3)]])  # 1/8, 2/8, 5/8; 1/4, 3/4
