@@ -134,6 +134,9 @@ class ClassifierTraining:
         for name in ("colour_exchange", "sharpness_exchange"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"{name} = {getattr(self, name)}: expected 0 to 1.")
+        for name in ("colour_exchange", "sharpness_exchange", "always_exchanged"):
+            if getattr(self, name) and not self.context:
+                raise UsageError(f"{name} is for two views; expected context = true beside it.")
         if not all(0 < weight < math.inf for _, weight in self.library_weights):
             raise UsageError("library_weights: expected factors above 0.")
         for name in ("mixup", "tolerance"):

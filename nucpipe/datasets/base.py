@@ -306,7 +306,7 @@ def check_hold_out(hold_out: Iterable[str], images: Sequence[AnnotatedImage]) ->
         names = sorted({name for image in images for name in (image.group, image.name)})
         near = difflib.get_close_matches(wrong[0], names, 1) or names[:1]
         such = f"; expected names such as {near[0]}" if near else ""
-        raise UsageError(f"--hold-out {', '.join(wrong)}: no image or group of the data is called that{such}.")
+        raise UsageError(f"hold out {', '.join(wrong)}: no image or group of the data is called that{such}.")
 
 
 def choose_images(images: list[AnnotatedImage], name: str, patterns: Sequence[str]) -> list[AnnotatedImage]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation
+from nucpipe.datasets.base import AnnotatedImage, Annotation, mpp_of
 from nucpipe.errors import DataError
 
 MPP = 0.25
@@ -60,7 +60,8 @@ def read(path: Path) -> list[AnnotatedImage]:
     """Return the images of a folder with ``images`` and ``groundTruth``; empty for another layout.
 
     Raises:
-        DataError: an image has no points, or points have no image.
+        DataError: an image has no points, or points have no image; or ``library.toml`` states a pixel size that cannot
+            be true.
     """
     if not (path / "images").is_dir() or not (path / "groundTruth").is_dir():
         return []
@@ -69,4 +70,5 @@ def read(path: Path) -> list[AnnotatedImage]:
     for stem in sorted(pictures.keys() ^ points.keys()):
         there, missing = (pictures[stem], "groundTruth") if stem in pictures else (points[stem], "image")
         raise DataError(f"{there}: its {missing} is missing; fetch the data set again.")
-    return [BrecahadImage(s, s.rsplit("-", 1)[0], MPP, p, points[s]) for s, p in pictures.items()]
+    mpp = mpp_of(path, MPP)
+    return [BrecahadImage(s, s.rsplit("-", 1)[0], mpp, p, points[s]) for s, p in pictures.items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nucpipe.datasets.base import AnnotatedImage, Annotation
+from nucpipe.datasets.base import AnnotatedImage, Annotation, mpp_of
 from nucpipe.errors import DataError
 
 MPP = 0.2
@@ -77,7 +77,7 @@ def read(path: Path) -> list[AnnotatedImage]:
     """Return the fields of view of a folder with ``rgb`` and ``csv``; empty for another layout.
 
     Raises:
-        DataError: a field has no table, or a table no field.
+        DataError: a field has no table, or a table no field; or ``library.toml`` states a pixel size that cannot be true.
     """
     if not (path / "rgb").is_dir() or not (path / "csv").is_dir():
         return []
@@ -86,7 +86,8 @@ def read(path: Path) -> list[AnnotatedImage]:
     for stem in sorted(pictures.keys() ^ tables.keys()):
         there, missing = (pictures[stem], "table in csv/") if stem in pictures else (tables[stem], "image in rgb/")
         raise DataError(f"{there}: its {missing} is missing; fetch the data set again.")
-    return [NuclsImage(stem, _patient(stem), MPP, picture, tables[stem]) for stem, picture in pictures.items()]
+    mpp = mpp_of(path, MPP)
+    return [NuclsImage(stem, _patient(stem), mpp, picture, tables[stem]) for stem, picture in pictures.items()]
 
 
 def _patient(stem: str) -> str:

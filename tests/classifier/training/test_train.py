@@ -352,7 +352,7 @@ def test_a_held_out_part_without_nuclei_and_a_misspelt_name_are_refused(
     misspelt = dataclasses.replace(config, hold_out=("c", "Case_22"))
     for wrong, error, words in (
         (empty, DataError, f"{folder}: none of its held out images has a nucleus; hold out others (--hold-out)."),
-        (misspelt, UsageError, "--hold-out Case_22: no image or group of the data is called that; expected names such"),
+        (misspelt, UsageError, "hold out Case_22: no image or group of the data is called that; expected names such"),
     ):
         with pytest.raises(error, match=re.escape(words)):
             train_classifier(wrong, quiet)
@@ -412,7 +412,9 @@ def test_two_views_and_a_library_that_only_teaches(config: ClassifierTraining, t
     share = figures["partial"]["CoNSeP"]["accuracy"]
     assert f"Cells: CoNSeP's label may be right for {share:.3f} of 3 nuclei" in told.output
     # Its own view of the patch may come from a network of the patch alone, and the whole from another of two views.
-    alone = dataclasses.replace(config, out=tmp_path / "alone.safetensors", steps=1, context=False, sizes=((1, 64),))
+    alone = dataclasses.replace(
+        config, out=tmp_path / "alone.safetensors", steps=1, context=False, always_exchanged=(), sizes=((1, 64),)
+    )
     train_classifier(alone, quiet)
     for start in (alone.out, config.out):
         second = dataclasses.replace(config, out=tmp_path / f"from-{start.stem}.safetensors", start_from=(start,))
@@ -430,13 +432,16 @@ def test_a_weight_of_an_unknown_library_is_refused(config: ClassifierTraining, t
     config = dataclasses.replace(config, out=tmp_path / "m.safetensors", library_weights=(("x", 2.0),))
     with pytest.raises(UsageError, match="library_weights: x is none of"):
         train_classifier(config, quiet)
-    config = dataclasses.replace(config, library_weights=(), always_exchanged=("consep", "y"))
+    config = dataclasses.replace(config, library_weights=(), context=True, always_exchanged=("consep", "y"))
     with pytest.raises(UsageError, match="always_exchanged: y is none of"):
         train_classifier(config, quiet)
     with pytest.raises(UsageError, match="factors above 0"):
         dataclasses.replace(config, library_weights=(("consep", 0.0),))
     with pytest.raises(UsageError, match=r"sharpness_exchange = 1\.5: expected 0 to 1"):
         dataclasses.replace(config, sharpness_exchange=1.5)
+    for setting in ({"colour_exchange": 0.5}, {"sharpness_exchange": 0.5}, {"always_exchanged": ("consep",)}):
+        with pytest.raises(UsageError, match=f"{next(iter(setting))} is for two views; expected context = true"):
+            dataclasses.replace(config, context=False, **setting)
     with pytest.raises(UsageError, match="distil_turns = 5: expected 1 to 4"):
         dataclasses.replace(config, distil_turns=5)
     with pytest.raises(UsageError, match="context_dropout = 1"):

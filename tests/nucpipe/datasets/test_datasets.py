@@ -314,13 +314,19 @@ def test_what_is_wrong_with_a_users_outlines_is_told(tmp_path: Path) -> None:
     assert told("library.toml", b"").endswith("found none.")
 
 
-def test_a_users_pixel_size_holds_in_a_published_layout_and_folders_may_be_small_letters(tmp_path: Path) -> None:
-    make_consep(tmp_path)
-    for name in ("Images", "Labels"):
-        (tmp_path / "Train" / name).rename(tmp_path / "Train" / name.lower())
+@pytest.mark.parametrize("layout", ["consep", "pannuke", "brecahad", "nucls"])
+def test_a_users_pixel_size_holds_in_a_published_layout(layout: str, tmp_path: Path) -> None:
+    LAYOUTS[layout][0](tmp_path)
     (tmp_path / "library.toml").write_text("mpp = 0.5\n")
     (image,) = open_dataset(tmp_path)
     assert image.mpp == 0.5
+
+
+def test_folders_of_a_published_layout_may_be_small_letters(tmp_path: Path) -> None:
+    make_consep(tmp_path)
+    for name in ("Images", "Labels"):
+        (tmp_path / "Train" / name).rename(tmp_path / "Train" / name.lower())
+    (image,) = open_dataset(tmp_path)
     assert image.annotation().labels == ("malignant_epithelial", "endothelial")
 
 
@@ -488,7 +494,7 @@ def test_a_name_to_hold_out_that_is_nowhere_is_refused(tmp_path: Path) -> None:
     check_hold_out(("Case_3", "*-02"), images)
     tile = dataclasses.replace(images[0], name="slide [x=0,y=0]", group="slide [x=0,y=0]")
     check_hold_out(("slide [x=0,y=0]",), [tile])
-    with pytest.raises(UsageError, match=r"--hold-out Cas_3, x: no image or group .* such as Case_3"):
+    with pytest.raises(UsageError, match=r"hold out Cas_3, x: no image or group .* such as Case_3"):
         check_hold_out(("Cas_3", "Case_*", "x"), images)
 
 

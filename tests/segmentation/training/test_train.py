@@ -95,7 +95,7 @@ def test_check_reads_everything_and_trains_nothing(data: Path, tmp_path: Path) -
     said = CliRunner().invoke(main, [*command, "--check", "--encoder", "nosuch", "--hold-out", "imagee_2"])
     assert said.exit_code == 1
     for words in (
-        "problem: --hold-out imagee_2: no image or group of the data is called that; expected names such as image_2.",
+        "problem: hold out imagee_2: no image or group of the data is called that; expected names such as image_2.",
         f"problem: {folder}: none of its training images has a nucleus; outline some.",
         f"problem: {folder}: none of its held out images has a nucleus; hold out others (--hold-out).",
         "problem: --encoder nosuch: cannot be used here",
@@ -115,7 +115,7 @@ def test_a_broken_label_of_a_held_out_image_is_found_before_the_first_step(data:
     with pytest.raises(DataError, match=r"image_0\.mat: expected the array inst_map.* --check names all 2"):
         train_segmentor(config(folder, out, 1), lambda _: None)
     assert not list(tmp_path.glob("m.*"))
-    with pytest.raises(UsageError, match="--hold-out nosuch: no image or group of the data is called that"):
+    with pytest.raises(UsageError, match="hold out nosuch: no image or group of the data is called that"):
         train_segmentor(dataclasses.replace(config(data, out, 1), hold_out=("image_2", "nosuch")), lambda _: None)
 
 
