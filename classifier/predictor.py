@@ -14,7 +14,15 @@ import numpy.typing as npt
 from classifier.labels.libraries import LabelSpace
 from classifier.out_of_distribution import OodModel, read_ood
 from classifier.predictions import Predictions, probabilities
-from classifier.spec import CONTEXT_PX, PATCH_PX, TWO_VIEWS, read_features, read_outputs
+from classifier.spec import (
+    BATCH_SIZE,
+    CONTEXT_PX,
+    GPU_BATCH_SIZE,
+    PATCH_PX,
+    TWO_VIEWS,
+    read_features,
+    read_outputs,
+)
 from nucpipe.backends.base import Backend, Input
 from nucpipe.backends.conversion_cache import network_key
 from nucpipe.backends.model_file import read_header
@@ -26,9 +34,6 @@ if TYPE_CHECKING:
 
 ROWS = 8
 """Patches that OpenVINO computes at a time: their maps fit a core's cache."""
-
-BATCH_SIZE, GPU_BATCH_SIZE = 64, 1024
-"""Nuclei at a time: on an H100 1024 are classified more than twice as fast as 256 at a time (docs/speed.md)."""
 
 QUARTER_TURNS = 4
 

@@ -77,7 +77,7 @@ def read(path: Path) -> list[AnnotatedImage]:
     """Return the fields of view of a folder with ``rgb`` and ``csv``; empty for another layout.
 
     Raises:
-        DataError: a field has no table, or a table no field; or ``library.toml`` states a pixel size that cannot be true.
+        DataError: a field has no table, or a table no field; ``library.toml`` states a pixel size that cannot be true.
     """
     if not (path / "rgb").is_dir() or not (path / "csv").is_dir():
         return []

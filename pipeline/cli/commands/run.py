@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from classifier.spec import BATCH_SIZE, GPU_BATCH_SIZE
 from pipeline.cli.demo_slide import fetch_demo_slide
 from pipeline.cli.options import (
     DEFAULT,
@@ -70,7 +71,7 @@ run_options = together(
         "--batch-size",
         type=int,
         metavar="N",
-        help="Nuclei classified at a time.  [default: 64, on a GPU 1024]",
+        help=f"Nuclei classified at a time.  [default: {BATCH_SIZE}, on a GPU {GPU_BATCH_SIZE}]",
     ),
     click.option(
         "--region-size",

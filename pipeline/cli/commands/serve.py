@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from classifier.spec import BATCH_SIZE, GPU_BATCH_SIZE
 from nucpipe.errors import UsageError
 from nucpipe.optional.extras import install_command
 from pipeline.cli.options import DEFAULT, classifier_option, device_option, precision_option, segmentor_option
@@ -45,7 +46,7 @@ TOKEN_VARIABLE = "NUCPIPE_TOKEN"
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Nuclei classified at a time.  [default: 64, on a GPU 1024]",
+    help=f"Nuclei classified at a time.  [default: {BATCH_SIZE}, on a GPU {GPU_BATCH_SIZE}]",
 )
 @click.option("--max-mb", type=float, default=64, show_default=True, help="Largest request, in megabytes.")
 @click.option(
