@@ -328,6 +328,7 @@ def test_info_models_and_export(tmp_path: Path, demo_slide: Path) -> None:
     expect(call("info", demo_slide), 0, "0.499")
     expect(call("models"), 0, "hovernet-compact", "segmentor")
     expect(call("models"), 0, "joint-context", "classifier")
+    expect(call("models", "hovernet_fast-pannuke"), 0, "hovernet_fast-pannuke", "trained on PanNuke")
     assert call("run", white(tmp_path / "w.png"), "--mpp", 0.25, "--out", tmp_path / "o").exit_code == 0
     again = ("export", tmp_path / "o" / "w", "--to", "geojson", "--primary", "nucls")
     expect(call(*again), 1, "nuclei.geojson: already exists", "--overwrite")

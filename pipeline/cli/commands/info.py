@@ -33,10 +33,13 @@ def models(asked: tuple[str, ...]) -> None:
     from pipeline.inference.models import describe_models, published_models
     from segmentation.nuclei import NucleusFilter
 
-    bundled = describe_models()
-    paths = {path.stem: path for path, _ in bundled}
-    files = [paths.get(name, Path(name)) for name in asked]
-    for path, header in [(path, read_header(path)) for path in files] if files else bundled:
+    bundled = {path.stem: (path, header) for path, header in describe_models()}
+    published = {name: f"trained on {taught}; {place}" for name, taught, place in published_models()}
+    for name in asked or (*bundled, *published):
+        if name in published:
+            click.echo(f"{name:<25} segmentor  0.25 µm  HoVer-Net as published, {published[name]}")
+            continue
+        path, header = bundled.get(name) or (Path(name), read_header(Path(name)))
         click.echo(
             f"{path.stem:<25} {header.kind:<11} {header.mpp} µm  {header.date}  {path.stat().st_size / 1e6:.1f} MB"
         )
@@ -46,9 +49,5 @@ def models(asked: tuple[str, ...]) -> None:
             click.echo(f"{'':<25} made from {model['name']}")
         for data in (one for one in header.all_data if one["images"]):
             click.echo(f"{'':<25} trained on {data['name']} ({data['images']} images)")
-        if files:
+        if asked:
             click.echo(f"{'':<25} licences: {header.licence or 'none stated'}")
-    if files:
-        return
-    for name, taught, place in published_models():
-        click.echo(f"{name:<25} segmentor  0.25 µm  HoVer-Net as published, trained on {taught}; {place}")
