@@ -266,7 +266,8 @@ def partial_figures(
     figures: dict[str, Any] = {"nuclei": len(mine), "partial": {}}
     for name, columns in outputs.slices.items():
         allowed, own = samples.targets[mine, columns], samples.label[mine]
-        rows = np.flatnonzero(allowed.any(1) & (own >= 0))
+        everything = allowed[:, np.array(outputs.trained)[columns]].all(1)  # says nothing, so it measures nothing
+        rows = np.flatnonzero(allowed.any(1) & ~everything & (own >= 0))
         if not len(rows):
             continue
         right = allowed[rows, best[name][rows]]

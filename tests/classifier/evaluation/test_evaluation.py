@@ -13,9 +13,9 @@ import torch
 from click.testing import CliRunner
 
 from classifier.dataset import PatchDataset
-from classifier.evaluation.metrics import auroc, calibration_error, label_figures, library_figures
+from classifier.evaluation.metrics import auroc, calibration_error, label_figures, library_figures, partial_figures
 from classifier.labels.label_mapping import make_matching
-from classifier.labels.libraries import LabelSpace, published_libraries
+from classifier.labels.libraries import LabelSpace, Library, published_libraries
 from classifier.network import MEAN, STD, JointClassifier
 from classifier.spec import MPP
 from classifier.training.calibration import calibrate, fit_temperature
@@ -58,6 +58,23 @@ def test_figures_are_those_of_the_confusion_matrix() -> None:
     assert figures["labels"]["a"] == {"count": 4, "precision": 1.0, "recall": 0.75, "f1": 0.8571}
     assert figures["labels"]["c"] == {"count": 0, "precision": 0.0, "recall": None, "f1": 0.0}
     assert "accuracy_95" not in figures
+
+
+def test_labels_that_say_a_part_are_measured_where_they_say_something() -> None:
+    """Of four cells two are tumour or not by PanNuke's label, as said; of CoNSeP's they may be anything."""
+    pannuke, consep = OUTPUTS.slices["PanNuke"], OUTPUTS.slices["CoNSeP"]
+    targets = np.zeros((4, 35), bool)
+    targets[:, consep] = True
+    targets[:2, pannuke.start], targets[2:, pannuke.start + 1 : pannuke.stop] = True, True
+    p = np.zeros((4, 35))
+    p[[0, 1, 2, 3], pannuke.start + np.array([0, 1, 1, 0])] = 1
+    label, none = np.array([0, 0, 1, 1]), np.zeros(4, np.int64)
+    samples = PatchDataset((), np.zeros((4, 2)), none + 5, label, targets, none, (("g", "i"),), np.zeros((4, 2)))
+    cells = Library("Cells", ("tumor", "other"), ((0, 0, 0), (255, 255, 255)), 0.25, "ours", "")
+    figures = partial_figures(p, samples, OUTPUTS, cells, 5)
+    assert list(figures["partial"]) == ["PanNuke"]
+    assert figures["partial"]["PanNuke"]["nuclei"] == 4
+    assert figures["partial"]["PanNuke"]["accuracy"] == 0.5
 
 
 def test_auroc_counts_pairs_and_halves_ties() -> None:
