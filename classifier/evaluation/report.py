@@ -121,6 +121,8 @@ def _chosen(
 
 
 def _tell_partial(name: str, figures: dict[str, Any], say: Callable[[str], None]) -> None:
+    if not figures["partial"]:
+        say(f"{name}: the labels of its {figures['nuclei']} nuclei say nothing that could be measured.")
     for other, of in figures["partial"].items():
         own = ", ".join(f"{label} {row['recall']:.3f} of {row['count']}" for label, row in of["labels"].items())
         say(
