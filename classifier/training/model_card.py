@@ -44,7 +44,8 @@ def _figures(name: str, figures: dict[str, Any]) -> list[str]:
         own = ", ".join(f"{label} {row['recall']:.3f} of {row['count']}" for label, row in of["labels"].items())
         lines += [f"- {other}'s label may be right for {of['accuracy']:.3f} of {of['nuclei']} nuclei ({own})."]
     if "partial" in figures:
-        lines += [] if figures["partial"] else ["Its labels say nothing that could be measured."]
+        if not figures["partial"]:
+            lines.append("Its labels say nothing that could be measured.")
         lines.append("")
     for grouping, coarse in figures.get("groups", {}).items():
         lines += [f"In the classes of `{grouping}`:", "", *_table(coarse)]
